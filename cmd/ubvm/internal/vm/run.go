@@ -1,0 +1,204 @@
+// Package vm boots the integration VM and runs one job in it.
+package vm
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ubcache/cmd/ubvm/internal/frame"
+	"ubcache/cmd/ubvm/internal/recipe"
+)
+
+// outBytes is the room for result files.
+const outBytes = 256 << 20
+
+// Config is one run. Kernel, Modules, BootModules, Rootfs and Init are files.
+type Config struct {
+	Kernel, Modules, Rootfs, Init string
+	BootModules                   []string
+	Accel                         Accel
+	MemoryMiB                     int
+	Disks                         []Disk
+	Job                           frame.Job
+	Files                         map[string]string // path on the job disk → file or folder of the host
+	OutDir                        string            // receives the guest's /out; may be empty
+	Timeout                       time.Duration     // of the whole run
+	MaxBoots                      int               // more than 1: a reset of the guest boots it again
+	Scratch                       string            // folder for what lives as long as the run
+	Stdout, Stderr                io.Writer
+	Stdin                         io.Reader                      // nil: the steps read nothing
+	Resizes                       <-chan [2]uint16               // rows and columns of the terminal
+	OnReady                       func(frame.Boot, int)          // after each boot, with its number
+	OnExit                        func(frame.Step, frame.Status) // after each step
+}
+
+// A GuestError is a run that did not come to its end; the tail of the console is part of it.
+type GuestError struct {
+	What    string
+	Console string
+}
+
+func (e *GuestError) Error() string { return "guest " + e.What }
+
+type run struct {
+	config *Config
+	dir    string
+	disks  []Disk
+	status []frame.Status // of the steps that have ended
+}
+
+func (r *run) path(name string) string { return filepath.Join(r.dir, name) }
+
+// Run boots a guest, runs the job's steps and returns how each ended.
+func Run(ctx context.Context, c *Config) ([]frame.Status, error) {
+	r := &run{config: c}
+	removeStale(c.Scratch)
+	if err := os.MkdirAll(c.Scratch, 0o755); err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp(c.Scratch, "run")
+	if err != nil {
+		return nil, fmt.Errorf("prepare run: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	r.dir = dir
+	alive, err := os.Create(r.path("alive"))
+	if err != nil {
+		return nil, err
+	}
+	defer alive.Close()
+	if err := unix.Flock(int(alive.Fd()), unix.LOCK_EX); err != nil {
+		return nil, err
+	}
+	if err := r.prepare(ctx); err != nil {
+		return nil, fmt.Errorf("prepare run: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
+	defer cancel()
+	err = r.bootAll(ctx)
+	if c.OutDir != "" {
+		err = errors.Join(err, r.collect())
+	}
+	return r.status, err
+}
+
+// removeStale removes the folders of runs that died without doing so; a living one holds a lock.
+func removeStale(scratch string) {
+	dirs, _ := filepath.Glob(filepath.Join(scratch, "run*"))
+	for _, dir := range dirs {
+		info, err := os.Stat(dir)
+		if err != nil || time.Since(info.ModTime()) < time.Minute {
+			continue // perhaps not locked yet
+		}
+		f, err := os.Open(filepath.Join(dir, "alive"))
+		if err == nil {
+			err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+			f.Close()
+		}
+		if err == nil || errors.Is(err, os.ErrNotExist) {
+			os.RemoveAll(dir)
+		}
+	}
+}
+
+func (r *run) prepare(ctx context.Context) error {
+	if err := writeInitrd(r.path("initrd"), r.config.Init, r.config.BootModules); err != nil {
+		return err
+	}
+	job := r.path("job")
+	if err := os.MkdirAll(filepath.Join(job, "bin"), 0o755); err != nil {
+		return err
+	}
+	text, err := json.Marshal(r.config.Job)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(job, "job.json"), text, 0o644); err != nil {
+		return err
+	}
+	for to, from := range r.config.Files {
+		if err := copyAny(from, filepath.Join(job, to)); err != nil {
+			return err
+		}
+	}
+	err = recipe.MakeImage(ctx, r.path("job.img"), job, recipe.ImageOptions{Label: "job"})
+	if err != nil {
+		return err
+	}
+	if err := os.RemoveAll(job); err != nil {
+		return err
+	}
+	if err := os.Mkdir(r.path("empty"), 0o755); err != nil {
+		return err
+	}
+	err = recipe.MakeImage(ctx, r.path("out.img"), r.path("empty"),
+		recipe.ImageOptions{Label: "out", FreeBytes: outBytes, Journal: true})
+	if err != nil {
+		return err
+	}
+	for _, d := range r.config.Disks {
+		if err := d.create(r.dir); err != nil {
+			return err
+		}
+		r.disks = append(r.disks, d)
+	}
+	return nil
+}
+
+func copyAny(from, to string) error {
+	info, err := os.Stat(from)
+	if err != nil {
+		return err
+	}
+	if info.IsDir() {
+		return os.CopyFS(to, os.DirFS(from))
+	}
+	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+		return err
+	}
+	data, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(to, data, 0o755)
+}
+
+// bootAll boots until the job is done, again after each reset if that is wanted.
+func (r *run) bootAll(ctx context.Context) error {
+	for boot := 1; ; boot++ {
+		done, err := r.bootOnce(ctx, boot)
+		if done || err != nil {
+			return err
+		}
+		if boot >= max(1, r.config.MaxBoots) {
+			return r.guestError(fmt.Sprintf("reset in boot %d, before the job was done", boot))
+		}
+	}
+}
+
+func (r *run) guestError(what string) error {
+	return &GuestError{What: what, Console: tail(r.path("console"))}
+}
+
+// collect copies the guest's /out, as far as it got, to the host.
+func (r *run) collect() error {
+	if err := os.MkdirAll(r.config.OutDir, 0o755); err != nil {
+		return fmt.Errorf("collect results: %w", err)
+	}
+	// Replay the journal of a guest that did not unmount; exit status 1 means repaired.
+	_ = exec.Command("e2fsck", "-fy", r.path("out.img")).Run()
+	cmd := exec.Command("debugfs", "-R", `rdump / "`+r.config.OutDir+`"`, r.path("out.img"))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("collect results: %w: %s", err, out)
+	}
+	return os.RemoveAll(filepath.Join(r.config.OutDir, "lost+found"))
+}
