@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -128,7 +129,11 @@ func (m *machine) goTool(ctx context.Context, output string, args ...string) (st
 	args = append(args[:len(args)-1:len(args)-1], "-o", tmp, pkg)
 	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Dir = m.source
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
+	cgo := "0"
+	if slices.Contains(args, "-race") {
+		cgo = "1"
+	}
+	cmd.Env = append(os.Environ(), "CGO_ENABLED="+cgo, "GOOS=linux", "GOARCH=amd64")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("go %s %s: %w\n%s", args[0], pkg, err, out)
 	}

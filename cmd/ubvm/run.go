@@ -139,13 +139,16 @@ func runCommand() *cobra.Command {
 
 // boot runs the job and turns its first failed step into an exit status.
 func boot(ctx context.Context, c *vm.Config) error {
-	start := time.Now()
+	start, onReady := time.Now(), c.OnReady
 	c.OnReady = func(b frame.Boot, n int) {
 		again := ""
 		if n > 1 {
 			again = fmt.Sprintf(" (boot %d)", n)
 		}
 		progress.Note("Linux %s up in %.1f s%s", b.Kernel, time.Since(start).Seconds(), again)
+		if onReady != nil {
+			onReady(b, n)
+		}
 	}
 	statuses, err := vm.Run(ctx, c)
 	if err != nil {

@@ -1,0 +1,126 @@
+//go:build vm
+
+package vmtest
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// Disk returns the device of a test disk (ssd, ssd4k, slow, slow4k or one of ubvm's --disk),
+// discarded as a whole, so that a test does not find what another has left there.
+func Disk(t testing.TB, name string) string {
+	t.Helper()
+	dev := RawDisk(t, name)
+	if QueueLimit(t, dev, "discard_max_bytes") > 0 {
+		Run(t, "blkdiscard", "-f", dev)
+	}
+	Run(t, "wipefs", "-q", "-a", "-f", dev)
+	return dev
+}
+
+// RawDisk is [Disk] with the content left alone, for tests that go on after a power cut.
+func RawDisk(t testing.TB, name string) string {
+	t.Helper()
+	dev := os.Getenv("UBVM_" + strings.ToUpper(name))
+	if dev == "" {
+		t.Fatalf("no test disk %s: run ubvm with --disk %s,size=…", name, name)
+	}
+	real, err := filepath.EvalSymlinks(dev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return real
+}
+
+// QueueLimit reads a number from a block device's queue folder in sysfs.
+func QueueLimit(t testing.TB, dev, name string) int64 {
+	t.Helper()
+	real, err := filepath.EvalSymlinks(dev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join("/sys/class/block", filepath.Base(real), "queue", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// SizeBytes returns the size of a block device.
+func SizeBytes(t testing.TB, dev string) int64 {
+	t.Helper()
+	n, err := strconv.ParseInt(Run(t, "blockdev", "--getsize64", dev), 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// RamDisk loads brd with one RAM disk of this size and returns it. It is the fastest device there
+// is here; brd has no write cache and no throttle. One test at a time can have it.
+func RamDisk(t testing.TB, sizeMiB int) string {
+	t.Helper()
+	_, _ = Try(t, "modprobe", "-r", "brd")
+	Run(t, "modprobe", "brd", "rd_nr=1", fmt.Sprintf("rd_size=%d", sizeMiB<<10))
+	t.Cleanup(func() { _, _ = Try(t, "modprobe", "-r", "brd") })
+	return "/dev/ram0"
+}
+
+// Delays are what [DelayDevice] adds to each request of a kind, in milliseconds.
+type Delays struct{ ReadMs, WriteMs, FlushMs int }
+
+// DelayDevice puts dm-delay over a device, which then behaves like a slow disk, and removes it at
+// the end of the test.
+func DelayDevice(t testing.TB, dev string, d Delays) string {
+	t.Helper()
+	sectors := SizeBytes(t, dev) / 512
+	table := fmt.Sprintf("0 %d delay %s 0 %d %s 0 %d %s 0 %d", sectors,
+		dev, d.ReadMs, dev, d.WriteMs, dev, d.FlushMs)
+	return Mapper(t, "delay", table)
+}
+
+// Mapper makes a device-mapper device with this table and removes it at the end of the test. The
+// name is made unique with the test's.
+func Mapper(t testing.TB, name, table string) string {
+	t.Helper()
+	name += "-" + strings.NewReplacer("/", "-", " ", "-").Replace(t.Name())
+	Run(t, "dmsetup", "create", name, "--table", table)
+	t.Cleanup(func() {
+		t.Helper()
+		// Whoever scans new devices may hold it for a moment.
+		Wait(t, 30*time.Second, "removal of device-mapper device "+name, func() bool {
+			_, err := Try(t, "dmsetup", "remove", name)
+			return err == nil
+		})
+	})
+	dev := "/dev/mapper/" + name
+	if _, err := os.Stat(dev); err != nil {
+		Run(t, "dmsetup", "mknodes", name)
+	}
+	return dev
+}
+
+// Mount mounts a device on a new folder, with options such as "discard", and unmounts it at the
+// end of the test.
+func Mount(t testing.TB, dev, options string) string {
+	t.Helper()
+	dir := t.TempDir()
+	Run(t, "mount", "-o", "defaults,"+options, dev, dir)
+	t.Cleanup(func() {
+		t.Helper()
+		if _, err := Try(t, "mountpoint", "-q", dir); err == nil {
+			Run(t, "umount", dir)
+		}
+	})
+	return dir
+}
