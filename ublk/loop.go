@@ -1,0 +1,313 @@
+package ublk
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"runtime/debug"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ubcache/internal/uring"
+	"ubcache/ublk/internal/sys"
+)
+
+// serve is the body of a queue's thread: set up, report to ready, loop, tear down. The thread is
+// locked and ends with it, taking its affinity and its IO_FLUSHER state along.
+func (q *Queue) serve(charFD int, o *Options, info *sys.DevInfo, ready chan<- error) error {
+	runtime.LockOSThread()
+	// The thread's own allocations must not start writeback to a device that it serves itself.
+	// Without CAP_SYS_RESOURCE there is no way to say so.
+	_ = unix.Prctl(unix.PR_SET_IO_FLUSHER, 1, 0, 0, 0)
+	err := q.init(charFD, o, info)
+	if err == nil {
+		q.aff.init(q, o.Affinity)
+		err = q.h.Start(q)
+	}
+	if err == nil {
+		err = q.fetchAll()
+	}
+	if err != nil {
+		err = fmt.Errorf("ublk%d: start queue %d: %w", q.dev.id, q.id, err)
+		q.release(true)
+		ready <- err
+		return err
+	}
+	ready <- nil
+	err = q.loop()
+	return errors.Join(err, q.finish())
+}
+
+// fetchAll asks the driver for requests on all tags. The driver answers a fetch that it refuses at
+// once, so that START_DEV, which waits for all tags, is sent only if it can succeed.
+func (q *Queue) fetchAll() error {
+	q.armWake()
+	for i := range q.reqs {
+		q.reqs[i].state = tagFetched
+		q.fetched++
+		q.command(sys.IOFetchReq, uint16(i), 0, q.reqs[i].addr, kindTag)
+	}
+	for q.ring.Pending() > 0 {
+		if err := q.ring.Submit(); err != nil {
+			return err
+		}
+	}
+	if q.ring.Ready() > 0 {
+		q.reap()
+	}
+	return q.startErr
+}
+
+func (q *Queue) armWake() {
+	s := q.ring.NextSQE()
+	// Multishot polls are edge-triggered: each write to the eventfd completes once, unread.
+	s.PrepPollAdd(uring.FD(q.wakeFD), unix.POLLIN, true)
+	s.UserData = ownUserData | kindWake<<kindShift
+}
+
+// loop serves until the driver has given back all tags.
+func (q *Queue) loop() error {
+	idle := 0
+	for {
+		if q.pending.Load() != 0 && q.pending.Swap(0) != 0 {
+			q.guard(q.h.Woken)
+		}
+		if q.killed.Load() || q.aborted == q.depth {
+			return nil
+		}
+		timeout := time.Duration(0)
+		if q.aborted > 0 && q.owned == 0 {
+			// After STOP_DEV the remaining tags come at once. After QUIESCE_DEV those that were
+			// with the server at that time stay fetched for ever: nothing will come on them.
+			if q.quiesced.Load() && idle > 0 || idle > quiesceRounds {
+				return nil
+			}
+			timeout = quiesceRound
+		}
+		err := q.round(timeout)
+		switch {
+		case errors.Is(err, uring.ErrTimeout):
+			idle++
+		case err != nil:
+			q.fatal(err)
+			return err
+		default:
+			idle = 0
+		}
+		q.reap()
+	}
+}
+
+const (
+	quiesceRound  = 10 * time.Millisecond
+	quiesceRounds = 50
+)
+
+// round submits and waits for at least one completion.
+func (q *Queue) round(timeout time.Duration) error {
+	q.guard(q.h.BeforeWait)
+	q.sleeping.Store(1)
+	n := uint32(1)
+	if q.pending.Load() != 0 {
+		n = 0
+	}
+	err := q.ring.SubmitAndWait(n, timeout)
+	q.sleeping.Store(0)
+	return err
+}
+
+// reap delivers the completions that are there. A panic in Handle costs one request, and the rest
+// is delivered in another pass.
+func (q *Queue) reap() {
+	for !q.reapSome() {
+		continue
+	}
+}
+
+func (q *Queue) reapSome() (done bool) {
+	defer q.recovered()
+	for n := q.ring.Ready(); n > 0; n-- {
+		c := q.ring.Peek()
+		if c == nil {
+			break
+		}
+		userData, res, flags := c.UserData, c.Res, c.Flags
+		q.ring.Advance(1)
+		if userData&ownUserData == 0 {
+			if flags&uring.CQEMore == 0 {
+				q.own--
+			}
+			q.h.Completion(q, userData, res, flags)
+			continue
+		}
+		q.driverEvent(userData, res, flags)
+	}
+	return true
+}
+
+// recovered turns a panic in Handle into EIO for that request. A panic anywhere else leaves unknown
+// requests unanswered, which would hang for ever, so it is fatal.
+func (q *Queue) recovered() {
+	p := recover()
+	if p == nil {
+		return
+	}
+	err := fmt.Errorf("ublk%d: queue %d: panic: %v\n%s", q.dev.id, q.id, p, debug.Stack())
+	tag := q.current
+	q.current = -1
+	if tag < 0 {
+		q.fatal(err)
+		return
+	}
+	if q.reqs[tag].state == tagOwned {
+		q.Complete(uint16(tag), -int32(unix.EIO))
+	}
+	q.dev.onError(err)
+}
+
+// guard runs a hook of the handler whose panic is fatal.
+func (q *Queue) guard(hook func(*Queue)) {
+	defer q.recovered()
+	hook(q)
+}
+
+// fatal reports that the queue cannot go on. It returns only if Options.OnFatal does.
+func (q *Queue) fatal(err error) {
+	q.killed.Store(true)
+	q.dev.onFatal(err)
+}
+
+// driverEvent handles a completion of this package's own submissions.
+func (q *Queue) driverEvent(userData uint64, res int32, flags uint32) {
+	tag := uint16(userData)
+	switch userData >> kindShift & 0xff {
+	case kindWake:
+		if flags&uring.CQEMore == 0 && q.wakeFD >= 0 && !q.stopped() {
+			q.armWake()
+		}
+	case kindTag:
+		q.tagEvent(&q.reqs[tag], res)
+	case kindBuffer:
+		q.bufferEvent(&q.reqs[tag], res)
+	}
+}
+
+func (q *Queue) stopped() bool { return q.aborted == q.depth || q.killed.Load() }
+
+// tagEvent handles the end of a fetch: a request, or the end.
+func (q *Queue) tagEvent(r *Request, res int32) {
+	if r.state != tagFetched {
+		panic(fmt.Sprintf("ublk: queue %d tag %d: the driver completed a fetch it did not have",
+			q.id, r.Tag))
+	}
+	q.fetched--
+	if res != sys.ResOK {
+		r.state = tagIdle
+		q.aborted++
+		if res != sys.ResAbort && res != -int32(unix.ECANCELED) {
+			q.fetchFailed(r, res)
+		}
+		return
+	}
+	r.load(q.descs.At(r.Tag))
+	q.owned++
+	q.aff.arrived(r.Tag)
+	if r.Flags&sys.IONeedRegBuf != 0 {
+		r.Flags &^= sys.IONeedRegBuf
+		r.state = tagRegistering
+		q.command(sys.IORegisterBuf, r.Tag, 0, uint64(r.BufIndex), kindBuffer)
+		return
+	}
+	q.handle(r)
+}
+
+func (q *Queue) handle(r *Request) {
+	r.state = tagOwned
+	if q.mode == Copy && r.HasData() && r.Flags&InShared == 0 {
+		r.Data = q.buffer(r, r.Bytes())
+	}
+	q.current = int(r.Tag)
+	q.h.Handle(q, r)
+	q.current = -1
+}
+
+// bufferEvent handles the registration of a request's buffer by command, after which the request
+// goes its usual way.
+func (q *Queue) bufferEvent(r *Request, res int32) {
+	if res < 0 {
+		r.state = tagOwned
+		q.Complete(r.Tag, -int32(unix.EIO))
+		q.dev.onError(fmt.Errorf("ublk%d: queue %d: register buffer of tag %d: %w", q.dev.id, q.id,
+			r.Tag, unix.Errno(-res)))
+		return
+	}
+	r.manual = true
+	q.handle(r)
+}
+
+// fetchFailed: a refused FETCH fails the start. A refused COMMIT leaves a request unanswered, and
+// there is no second way to answer it.
+func (q *Queue) fetchFailed(r *Request, res int32) {
+	err := fmt.Errorf("ublk%d: queue %d: fetch tag %d: %w", q.dev.id, q.id, r.Tag, unix.Errno(-res))
+	if !q.dev.live.Load() {
+		q.startErr = errors.Join(q.startErr, err)
+		return
+	}
+	q.fatal(err)
+}
+
+// finish ends the queue: no request is left.
+func (q *Queue) finish() error {
+	q.guard(q.h.Stop)
+	drained := q.drain()
+	q.release(drained)
+	if !drained {
+		return fmt.Errorf("ublk%d: queue %d: %d submissions of the handler did not end in %v; "+
+			"their memory is leaked", q.dev.id, q.id, q.own, drainLimit)
+	}
+	return nil
+}
+
+// drain waits for the handler's own submissions. Reads and writes end by themselves, timeouts and
+// polls are cancelled.
+func (q *Queue) drain() bool {
+	deadline := time.Now().Add(drainLimit)
+	for q.own > 0 {
+		for _, op := range []uint8{uring.OpTimeout, uring.OpPollAdd} {
+			s := q.ring.NextSQE()
+			s.PrepCancel(0, op, uring.CancelOp|uring.CancelAll)
+			s.UserData = ownUserData | kindIgnore<<kindShift
+		}
+		if q.ring.SubmitAndWait(3, 50*time.Millisecond) != nil && time.Now().After(deadline) {
+			return false
+		}
+		q.reap()
+		if q.own > 0 && !time.Now().Before(deadline) {
+			return false
+		}
+	}
+	return true
+}
+
+// release gives everything back. The order matters: registered files before the ring, so that the
+// driver sees /dev/ublkcN released at once, and memory last.
+func (q *Queue) release(free bool) {
+	if q.ring != nil {
+		if free {
+			_ = q.ring.UnregisterFiles()
+			_ = q.ring.UnregisterBuffers()
+		}
+		_ = q.ring.Close()
+	}
+	_ = q.descs.Unmap()
+	if free {
+		_ = q.mem.Free()
+	}
+	q.wakeMu.Lock()
+	if q.wakeFD >= 0 {
+		_ = unix.Close(q.wakeFD)
+		q.wakeFD = -1
+	}
+	q.wakeMu.Unlock()
+}
