@@ -25,43 +25,61 @@ type machine struct {
 	source string // root of the module
 	apt    *debian.Apt
 	index  debian.Index
+	built  *vm.Scratch // programs compiled for this run
+	unlock func()      // gives up the cache's lock, once nothing is left to build in the cache
 }
 
 // openMachine installs what the host lacks and reads the package lists, refreshed if older than
-// age. Call unlock when nothing is left to build.
-func openMachine(ctx context.Context, age time.Duration) (m *machine, unlock func(), err error) {
-	m = &machine{}
+// age. The caller must close it.
+func openMachine(ctx context.Context, age time.Duration) (*machine, error) {
+	m := &machine{}
+	var err error
 	if m.source, err = moduleRoot(); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if m.cache, err = recipe.CacheDir(); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	unlock, err = recipe.Lock(ctx, m.cache)
+	if m.built, err = vm.NewScratch(m.runs()); err != nil {
+		return nil, err
+	}
+	if m.unlock, err = recipe.Lock(ctx, m.cache); err != nil {
+		m.built.Close()
+		return nil, err
+	}
+	if err := m.prepare(ctx, age); err != nil {
+		m.close()
+		return nil, err
+	}
+	return m, nil
+}
+
+func (m *machine) prepare(ctx context.Context, age time.Duration) error {
+	err := debian.EnsureHostTools(ctx, filepath.Join(m.cache, "host-packages"))
 	if err != nil {
-		return nil, nil, err
-	}
-	defer func() {
-		if err != nil {
-			unlock()
-		}
-	}()
-	if err = debian.EnsureHostTools(ctx, filepath.Join(m.cache, "host-packages")); err != nil {
-		return nil, nil, err
+		return err
 	}
 	mirror, err := debian.Mirror("/etc/apt")
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
 	if m.apt, err = debian.NewApt(filepath.Join(m.cache, "apt"), mirror); err != nil {
-		return nil, nil, err
+		return err
 	}
-	if err = m.apt.UpdateIfOlder(ctx, age); err != nil {
-		return nil, nil, err
+	if err := m.apt.UpdateIfOlder(ctx, age); err != nil {
+		return err
 	}
 	m.index, err = m.apt.Packages(ctx)
-	return m, unlock, err
+	return err
 }
+
+func (m *machine) close() {
+	m.unlock()
+	m.built.Close()
+}
+
+// runs is the folder for what lives as long as a run.
+func (m *machine) runs() string { return filepath.Join(m.cache, "runs") }
 
 // moduleRoot finds the source tree that the working directory is in.
 func moduleRoot() (string, error) {
@@ -83,8 +101,8 @@ func moduleRoot() (string, error) {
 // config builds what a run with this kernel needs and returns a configuration without a job.
 func (m *machine) config(ctx context.Context, series string) (vm.Config, error) {
 	c := vm.Config{
-		MemoryMiB: 2048, Scratch: filepath.Join(m.cache, "runs"), MaxBoots: 1,
-		Stdout: os.Stdout, Stderr: os.Stderr,
+		MemoryMiB: 2048, Scratch: m.runs(), MaxBoots: 1,
+		Stdout: os.Stdout, Stderr: os.Stderr, Files: map[string]string{},
 	}
 	chosen, err := m.index.ResolveKernel(series)
 	if err != nil {
@@ -99,7 +117,7 @@ func (m *machine) config(ctx context.Context, series string) (vm.Config, error) 
 	if err != nil {
 		return c, err
 	}
-	if c.Init, err = m.goBuild(ctx, "guest", "./cmd/ubvm/guest"); err != nil {
+	if c.Init, err = m.goTool(ctx, "guest-init", "build", "./cmd/ubvm/guest"); err != nil {
 		return c, err
 	}
 	c.Accel, err = vm.ChooseAccel(ctx, m.cache, c)
@@ -110,38 +128,24 @@ func (m *machine) recipe(name string) string {
 	return filepath.Join(m.source, "testdata", "vm", name)
 }
 
-// goBuild compiles one command for the guest, statically, and returns its path. The Go build cache
-// makes this quick when nothing has changed.
-func (m *machine) goBuild(ctx context.Context, name, pkg string) (string, error) {
-	dir := filepath.Join(m.cache, "bin")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return "", err
-	}
-	return m.goTool(ctx, filepath.Join(dir, name), "build", pkg)
-}
-
-// goTool runs go build or go test -c with output to a file.
-func (m *machine) goTool(ctx context.Context, output string, args ...string) (string, error) {
-	// Build beside and rename: another run may be reading the old file.
-	tmp := fmt.Sprintf("%s.%d", output, os.Getpid())
-	defer os.Remove(tmp)
+// goTool runs go build or go test -c, statically linked but for the race detector, and returns the
+// path of the result. The Go build cache makes this quick when nothing has changed.
+func (m *machine) goTool(ctx context.Context, name string, args ...string) (string, error) {
+	output := filepath.Join(m.built.Dir, name)
 	pkg := args[len(args)-1]
-	args = append(args[:len(args)-1:len(args)-1], "-o", tmp, pkg)
-	cmd := exec.CommandContext(ctx, "go", args...)
-	cmd.Dir = m.source
+	args = append(args[:len(args)-1:len(args)-1], "-o", output, pkg)
 	cgo := "0"
 	if slices.Contains(args, "-race") {
 		cgo = "1"
 	}
+	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd.Dir = m.source
 	cmd.Env = append(os.Environ(), "CGO_ENABLED="+cgo, "GOOS=linux", "GOARCH=amd64")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("go %s %s: %w\n%s", args[0], pkg, err, out)
 	}
-	if err := os.Rename(tmp, output); err != nil {
-		if errors.Is(err, os.ErrNotExist) {
-			return "", errNoTests
-		}
-		return "", err
+	if _, err := os.Stat(output); err != nil {
+		return "", errNoTests
 	}
 	return output, nil
 }

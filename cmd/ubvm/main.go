@@ -42,7 +42,8 @@ func main() {
 		os.Exit(int(status))
 	default:
 		if errors.As(err, &guest) {
-			fmt.Fprintf(os.Stderr, "--- end of the guest's console ---\n%s\n---\n", guest.Console)
+			fmt.Fprintf(os.Stderr, "--- end of the guest's console, all of it in %s ---\n%s\n---\n",
+				guest.Log, guest.Console)
 		}
 		fmt.Fprintln(os.Stderr, "ubvm:", err)
 		os.Exit(125)

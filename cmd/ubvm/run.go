@@ -26,6 +26,7 @@ type runFlags struct {
 	bare      bool
 	env       []string
 	bins      []string
+	kublk     bool
 	out       string
 	onReset   string
 	maxBoots  int
@@ -40,6 +41,7 @@ func (f *runFlags) add(fs *pflag.FlagSet, timeout time.Duration) {
 	fs.BoolVar(&f.bare, "bare", false, "no disks but those of --disk")
 	fs.StringArrayVar(&f.env, "env", nil, "set a variable for the command: NAME=VALUE")
 	fs.StringArrayVar(&f.bins, "bin", nil, "put a program on the guest's PATH: FILE[:NAME]")
+	fs.BoolVar(&f.kublk, "kublk", false, "build the kernel's kublk and put it on the guest's PATH")
 	fs.StringVar(&f.out, "out", "", "folder of the host that receives the guest's /out")
 	fs.StringVar(&f.onReset, "on-reset", "fail",
 		"what to do when the guest resets: fail, or reboot and run the step again with UBVM_BOOT raised")
@@ -61,9 +63,6 @@ func (f *runFlags) apply(c *vm.Config) (err error) {
 		c.MaxBoots = f.maxBoots
 	default:
 		return fmt.Errorf("--on-reset %s: want fail or reboot", f.onReset)
-	}
-	if c.Files == nil {
-		c.Files = map[string]string{}
 	}
 	for _, bin := range f.bins {
 		file, name, ok := strings.Cut(bin, ":")
@@ -95,23 +94,32 @@ func replaceDisk(disks []vm.Disk, d vm.Disk) []vm.Disk {
 	return append(disks, d)
 }
 
-// configure builds everything and gives up the cache lock, so that runs go on side by side.
-func (f *runFlags) configure(ctx context.Context, use func(*machine, *vm.Config) error) (vm.Config, error) {
-	m, unlock, err := openMachine(ctx, listAge)
+// boot builds everything, gives up the cache's lock, so that runs go on side by side, and boots.
+func (f *runFlags) boot(ctx context.Context, add func(*machine, *vm.Config) error,
+	boot func(context.Context, *vm.Config) error,
+) error {
+	m, err := openMachine(ctx, listAge)
 	if err != nil {
-		return vm.Config{}, err
+		return err
 	}
-	defer unlock()
+	defer m.close()
 	c, err := m.config(ctx, f.kernel)
 	if err != nil {
-		return c, err
+		return err
 	}
-	if use != nil {
-		if err := use(m, &c); err != nil {
-			return c, err
+	if f.kublk {
+		if c.Files["bin/kublk"], err = m.kublk(ctx); err != nil {
+			return err
 		}
 	}
-	return c, f.apply(&c)
+	if err := add(m, &c); err != nil {
+		return err
+	}
+	if err := f.apply(&c); err != nil {
+		return err
+	}
+	m.unlock()
+	return boot(ctx, &c)
 }
 
 func runCommand() *cobra.Command {
@@ -121,15 +129,13 @@ func runCommand() *cobra.Command {
 		Short: "Boot, run one command as root, pass on its output and exit status",
 		Args:  cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := f.configure(cmd.Context(), nil)
-			if err != nil {
-				return err
-			}
-			c.Job.Steps = []frame.Step{{Name: args[0], Args: args}}
-			if info, err := os.Stdin.Stat(); err == nil && info.Mode()&os.ModeCharDevice == 0 {
-				c.Stdin = os.Stdin
-			}
-			return boot(cmd.Context(), &c)
+			return f.boot(cmd.Context(), func(_ *machine, c *vm.Config) error {
+				c.Job.Steps = []frame.Step{{Name: args[0], Args: args}}
+				if info, err := os.Stdin.Stat(); err == nil && info.Mode()&os.ModeCharDevice == 0 {
+					c.Stdin = os.Stdin
+				}
+				return nil
+			}, boot)
 		},
 	}
 	f.add(cmd.Flags(), 15*time.Minute)

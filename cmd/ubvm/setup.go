@@ -19,11 +19,11 @@ func setupCommand() *cobra.Command {
 		Short: "Fetch kernels and build the root image, so that runs start at once",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			m, unlock, err := openMachine(cmd.Context(), 0)
+			m, err := openMachine(cmd.Context(), 0)
 			if err != nil {
 				return err
 			}
-			defer unlock()
+			defer m.close()
 			series := []string{kernel}
 			if kernel == "all" {
 				series = debian.Series
@@ -48,11 +48,11 @@ func kernelsCommand() *cobra.Command {
 		Short: "Print the newest kernel of each series",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			m, unlock, err := openMachine(cmd.Context(), 0)
+			m, err := openMachine(cmd.Context(), 0)
 			if err != nil {
 				return err
 			}
-			defer unlock()
+			defer m.close()
 			for _, s := range debian.Series {
 				k, err := m.index.ResolveKernel(s)
 				if err != nil {

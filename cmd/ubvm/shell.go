@@ -23,17 +23,12 @@ func shellCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx := cmd.Context()
-			c, err := f.configure(ctx, func(m *machine, c *vm.Config) error {
+			return f.boot(ctx, func(m *machine, c *vm.Config) error {
 				if err := m.addUbcache(ctx, c, false); err != nil {
 					progress.Note("%v\ngoing on without ubcache", err)
 				}
 				return nil
-			})
-			if err != nil {
-				return err
-			}
-			progress.Note("disks are in /dev/vmdisk; exit or Ctrl-D powers the guest off")
-			return openShell(ctx, &c)
+			}, openShell)
 		},
 	}
 	f.add(cmd.Flags(), 12*time.Hour)
@@ -41,6 +36,7 @@ func shellCommand() *cobra.Command {
 }
 
 func openShell(ctx context.Context, c *vm.Config) error {
+	progress.Note("disks are in /dev/vmdisk; exit or Ctrl-D powers the guest off")
 	stdin := int(os.Stdin.Fd())
 	old, err := unix.IoctlGetTermios(stdin, unix.TCGETS)
 	if err != nil {

@@ -34,16 +34,12 @@ func testCommand() *cobra.Command {
 			if len(tf.packages) == 0 {
 				return errors.New("no package: give at least one --pkg ./PACKAGE")
 			}
-			c, err := f.configure(cmd.Context(), func(m *machine, c *vm.Config) error {
+			return f.boot(cmd.Context(), func(m *machine, c *vm.Config) error {
 				if err := m.addUbcache(cmd.Context(), c, tf.race); err != nil {
 					progress.Note("%v\ngoing on without ubcache; tests that need it will fail", err)
 				}
 				return m.addTests(cmd.Context(), c, &f, &tf, extra)
-			})
-			if err != nil {
-				return err
-			}
-			return bootTests(cmd.Context(), &c)
+			}, bootTests)
 		},
 	}
 	f.add(cmd.Flags(), 30*time.Minute)
@@ -62,12 +58,9 @@ func (m *machine) addUbcache(ctx context.Context, c *vm.Config, race bool) error
 	if race {
 		args = append(args, "-race")
 	}
-	file, err := m.goTool(ctx, filepath.Join(m.cache, "bin", "ubcache"), append(args, pkg)...)
+	file, err := m.goTool(ctx, "ubcache", append(args, pkg)...)
 	if err != nil {
 		return err
-	}
-	if c.Files == nil {
-		c.Files = map[string]string{}
 	}
 	c.Files["bin/ubcache"] = file
 	return nil
@@ -76,9 +69,6 @@ func (m *machine) addUbcache(ctx context.Context, c *vm.Config, race bool) error
 // addTests compiles each package's tests and adds a step for it. A test runs, as with go test, in
 // its package's folder, of which the guest has the testdata.
 func (m *machine) addTests(ctx context.Context, c *vm.Config, f *runFlags, tf *testFlags, extra []string) error {
-	if c.Files == nil {
-		c.Files = map[string]string{}
-	}
 	for _, pkg := range tf.packages {
 		rel := filepath.Clean(pkg)
 		name := strings.ReplaceAll(rel, "/", "-") + ".test"
@@ -87,7 +77,7 @@ func (m *machine) addTests(ctx context.Context, c *vm.Config, f *runFlags, tf *t
 			build = append(build, "-race")
 		}
 		done := progress.Start("compiling tests of " + pkg)
-		file, err := m.goTool(ctx, filepath.Join(m.cache, "bin", name), append(build, "./"+rel)...)
+		file, err := m.goTool(ctx, name, append(build, "./"+rel)...)
 		if errors.Is(err, errNoTests) {
 			return fmt.Errorf("%s: no test files with the build tag vm", pkg)
 		}

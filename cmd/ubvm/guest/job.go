@@ -31,8 +31,11 @@ type runner struct {
 	pid atomic.Int64 // of the running step, or 0
 	mu  struct {
 		sync.Mutex
-		stdin *os.File // the step's input: a pipe or a terminal's master; nil between steps
+		stdin   *os.File // the step's input: a pipe or a terminal's master; nil between steps
+		winsize unix.Winsize
 	}
+	started chan struct{} // closed when the first step has its input
+	input   chan []byte   // an empty slice is the end
 }
 
 func (r *runner) runAll(first int) error {
@@ -143,6 +146,17 @@ func (r *runner) setStdin(f *os.File) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.mu.stdin = f
+	if f == nil {
+		return
+	}
+	if r.job.TTY {
+		_ = unix.IoctlSetWinsize(int(f.Fd()), unix.TIOCSWINSZ, &r.mu.winsize)
+	}
+	select {
+	case <-r.started:
+	default:
+		close(r.started)
+	}
 }
 
 // reap waits for one process and for every orphan that dies before it.
@@ -174,31 +188,49 @@ func (r *runner) listen() {
 		if err != nil {
 			return
 		}
-		r.mu.Lock()
-		stdin := r.mu.stdin
-		r.mu.Unlock()
 		switch {
 		case t == frame.Quit:
 			r.showStuck()
-		case stdin == nil:
 		case t == frame.Resize && len(payload) == 4:
-			_ = unix.IoctlSetWinsize(int(stdin.Fd()), unix.TIOCSWINSZ, &unix.Winsize{
+			r.resize(unix.Winsize{
 				Row: binary.LittleEndian.Uint16(payload), Col: binary.LittleEndian.Uint16(payload[2:]),
 			})
-		case t == frame.Stdin && len(payload) == 0:
-			if !r.job.TTY {
-				stdin.Close()
-			}
 		case t == frame.Stdin:
-			_, _ = stdin.Write(payload)
+			r.input <- payload
 		}
 	}
 }
 
-// showStuck prints blocked tasks and CPU stacks on the console and makes a Go test dump its
+func (r *runner) resize(ws unix.Winsize) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.mu.winsize = ws
+	if r.mu.stdin != nil {
+		_ = unix.IoctlSetWinsize(int(r.mu.stdin.Fd()), unix.TIOCSWINSZ, &ws)
+	}
+}
+
+// feed passes input on to the running step; a step that does not read holds up only this.
+func (r *runner) feed() {
+	<-r.started
+	for p := range r.input {
+		r.mu.Lock()
+		stdin := r.mu.stdin
+		r.mu.Unlock()
+		switch {
+		case stdin == nil:
+		case len(p) > 0:
+			_, _ = stdin.Write(p)
+		case !r.job.TTY:
+			stdin.Close()
+		}
+	}
+}
+
+// showStuck prints CPU stacks and blocked tasks, which matter most, on the console and makes a Go test dump its
 // goroutines.
 func (r *runner) showStuck() {
-	for _, key := range []string{"w", "l"} {
+	for _, key := range []string{"l", "w"} {
 		_ = os.WriteFile("/proc/sysrq-trigger", []byte(key), 0)
 	}
 	if pid := int(r.pid.Load()); pid != 0 {

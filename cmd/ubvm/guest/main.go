@@ -84,8 +84,12 @@ func work(port *os.File, out *frame.Writer) error {
 	if err := out.WriteJSON(frame.Ready, bootReport()); err != nil {
 		return fmt.Errorf("report to host: %w", err)
 	}
-	r := &runner{port: port, out: out, job: job}
+	r := &runner{
+		port: port, out: out, job: job,
+		started: make(chan struct{}), input: make(chan []byte, 64),
+	}
 	go r.listen()
+	go r.feed()
 	if err := r.runAll(cmdlineInt("ubvm.step")); err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package debian
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -39,6 +40,10 @@ func NewApt(dir, mirror string) (*Apt, error) {
 	}
 	sources := fmt.Sprintf("Types: deb\nURIs: %s\nSuites: %s\nComponents: main\nSigned-By: %s\n",
 		mirror, strings.Join(Suites, " "), Keyring)
+	// Lists of another mirror are no good.
+	if old, err := os.ReadFile(filepath.Join(dir, "ubvm.sources")); err == nil && string(old) != sources {
+		_ = os.Remove(filepath.Join(dir, "updated"))
+	}
 	for name, text := range map[string]string{"ubvm.sources": sources, "status": "", "empty": ""} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 			return nil, fmt.Errorf("prepare private apt: %w", err)
@@ -82,6 +87,9 @@ func (a *Apt) Update(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("refresh package lists from %s: %w: %s", a.Mirror, err, lastLine(out))
 	}
+	if err := os.RemoveAll(filepath.Join(a.Dir, "index.json")); err != nil {
+		return err
+	}
 	return os.WriteFile(filepath.Join(a.Dir, "updated"), nil, 0o644)
 }
 
@@ -101,8 +109,16 @@ func (a *Apt) UpdateIfOlder(ctx context.Context, age time.Duration) error {
 	return uerr
 }
 
-// Packages returns every package version in the lists.
+// Packages returns the newest version of every package in the lists. Reading the lists takes
+// seconds, so the answer is kept beside them until the next update.
 func (a *Apt) Packages(ctx context.Context) (Index, error) {
+	kept := filepath.Join(a.Dir, "index.json")
+	if text, err := os.ReadFile(kept); err == nil {
+		var index Index
+		if json.Unmarshal(text, &index) == nil && len(index) > 0 {
+			return index, nil
+		}
+	}
 	var stderr bytes.Buffer
 	cmd := a.command(ctx, "apt-cache", "dumpavail")
 	cmd.Stderr = &stderr
@@ -114,7 +130,11 @@ func (a *Apt) Packages(ctx context.Context) (Index, error) {
 	if len(index) == 0 {
 		return nil, fmt.Errorf("package lists of %s are empty: run ubvm setup again", a.Mirror)
 	}
-	return index, nil
+	text, err := json.Marshal(index)
+	if err != nil {
+		return nil, err
+	}
+	return index, os.WriteFile(kept, text, 0o644)
 }
 
 // Download fetches packages into dir and returns their file names.

@@ -5,7 +5,7 @@ import "strings"
 // A Package is one version of a binary package.
 type Package struct {
 	Name, Version string
-	Depends       []string // names only, first alternative
+	Depends       []string `json:",omitempty"` // names only, first alternative; of kernels only
 }
 
 // Index holds the packages by name; of several versions the first listed, which apt-cache
@@ -22,12 +22,20 @@ func parseIndex(text string) Index {
 		if _, seen := index[p.Name]; seen {
 			continue
 		}
-		for dep := range strings.SplitSeq(s["depends"], ",") {
-			if f := strings.Fields(dep); len(f) > 0 {
-				p.Depends = append(p.Depends, f[0])
-			}
+		if strings.HasPrefix(p.Name, "linux-image-") {
+			p.Depends = dependencies(s["depends"])
 		}
 		index[p.Name] = p
 	}
 	return index
+}
+
+func dependencies(field string) []string {
+	var names []string
+	for dep := range strings.SplitSeq(field, ",") {
+		if f := strings.Fields(dep); len(f) > 0 {
+			names = append(names, f[0])
+		}
+	}
+	return names
 }

@@ -65,7 +65,8 @@ func ChooseAccel(ctx context.Context, cache string, trial Config) (Accel, error)
 		if errors.As(err, &guest) {
 			progress.Note("KVM does not work here (%s): using emulation", guest.What)
 		} else {
-			progress.Note("KVM does not work here (%.120s): using emulation", err.Error())
+			first, _, _ := strings.Cut(err.Error(), "\n")
+			progress.Note("KVM does not work here (%s): using emulation", first)
 		}
 	}
 	return verdict, os.WriteFile(note, []byte(id+" "+string(verdict)+"\n"), 0o644)

@@ -12,8 +12,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"ubcache/cmd/ubvm/internal/frame"
 	"ubcache/cmd/ubvm/internal/recipe"
 )
@@ -33,7 +31,7 @@ type Config struct {
 	OutDir                        string            // receives the guest's /out; may be empty
 	Timeout                       time.Duration     // of the whole run
 	MaxBoots                      int               // more than 1: a reset of the guest boots it again
-	Scratch                       string            // folder for what lives as long as the run
+	Scratch                       string            // parent of the folder for what lives as long as the run
 	Stdout, Stderr                io.Writer
 	Stdin                         io.Reader                      // nil: the steps read nothing
 	Resizes                       <-chan [2]uint16               // rows and columns of the terminal
@@ -44,7 +42,8 @@ type Config struct {
 // A GuestError is a run that did not come to its end; the tail of the console is part of it.
 type GuestError struct {
 	What    string
-	Console string
+	Console string // the last lines
+	Log     string // file with all of them
 }
 
 func (e *GuestError) Error() string { return "guest " + e.What }
@@ -61,24 +60,12 @@ func (r *run) path(name string) string { return filepath.Join(r.dir, name) }
 // Run boots a guest, runs the job's steps and returns how each ended.
 func Run(ctx context.Context, c *Config) ([]frame.Status, error) {
 	r := &run{config: c}
-	removeStale(c.Scratch)
-	if err := os.MkdirAll(c.Scratch, 0o755); err != nil {
-		return nil, err
-	}
-	dir, err := os.MkdirTemp(c.Scratch, "run")
-	if err != nil {
-		return nil, fmt.Errorf("prepare run: %w", err)
-	}
-	defer os.RemoveAll(dir)
-	r.dir = dir
-	alive, err := os.Create(r.path("alive"))
+	scratch, err := NewScratch(c.Scratch)
 	if err != nil {
 		return nil, err
 	}
-	defer alive.Close()
-	if err := unix.Flock(int(alive.Fd()), unix.LOCK_EX); err != nil {
-		return nil, err
-	}
+	defer scratch.Close()
+	r.dir = scratch.Dir
 	if err := r.prepare(ctx); err != nil {
 		return nil, fmt.Errorf("prepare run: %w", err)
 	}
@@ -89,25 +76,6 @@ func Run(ctx context.Context, c *Config) ([]frame.Status, error) {
 		err = errors.Join(err, r.collect())
 	}
 	return r.status, err
-}
-
-// removeStale removes the folders of runs that died without doing so; a living one holds a lock.
-func removeStale(scratch string) {
-	dirs, _ := filepath.Glob(filepath.Join(scratch, "run*"))
-	for _, dir := range dirs {
-		info, err := os.Stat(dir)
-		if err != nil || time.Since(info.ModTime()) < time.Minute {
-			continue // perhaps not locked yet
-		}
-		f, err := os.Open(filepath.Join(dir, "alive"))
-		if err == nil {
-			err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-			f.Close()
-		}
-		if err == nil || errors.Is(err, os.ErrNotExist) {
-			os.RemoveAll(dir)
-		}
-	}
 }
 
 func (r *run) prepare(ctx context.Context) error {
@@ -186,7 +154,12 @@ func (r *run) bootAll(ctx context.Context) error {
 }
 
 func (r *run) guestError(what string) error {
-	return &GuestError{What: what, Console: tail(r.path("console"))}
+	e := &GuestError{What: what, Console: tail(r.path("console"))}
+	log := filepath.Join(r.config.Scratch, "console-of-last-failure")
+	if os.Rename(r.path("console"), log) == nil {
+		e.Log = log
+	}
+	return e
 }
 
 // collect copies the guest's /out, as far as it got, to the host.
