@@ -1,0 +1,150 @@
+package cache
+
+import (
+	"time"
+
+	"ubcache/policy"
+)
+
+// background is the work that no request waits for: commits by time, cleaning, eviction,
+// checkpoints, writeback. One lane of the cache does it; its state belongs to that lane.
+type background struct {
+	l          *Lane
+	lastCommit int64
+	evictor    policy.Evictor
+	evict      eviction
+	ckpt       checkpoint
+	wb         writeback
+	flushes    [MaxBackings + 1]*backingFlush
+	pressed    bool // eviction found only dirty buckets
+}
+
+const (
+	// commitEvery bounds how long an acknowledged write without a flush can be lost to a power
+	// cut.
+	commitEvery = int64(time.Second)
+	// tickEvery is how often the background looks at its work while there is some.
+	tickEvery = 50 * time.Millisecond
+	idleEvery = time.Second
+)
+
+// StartBackground makes l the lane that does the background work. Its loop calls Tick after
+// every Driver.Wake and whenever the time that Tick returned has passed.
+func (c *Cache) StartBackground(l *Lane) {
+	bg := &background{l: l, evictor: policy.SecondChance{Keep: 0.25}, lastCommit: l.d.Now()}
+	bg.evict.bg, bg.ckpt.bg, bg.wb.bg = bg, bg, bg
+	for i := range bg.flushes {
+		bg.flushes[i] = &backingFlush{id: BackingID(i)}
+	}
+	l.bg = bg
+	c.bgLane.Store(l)
+}
+
+// Tick starts what background work there is and returns when to call it again.
+func (l *Lane) Tick() time.Duration {
+	bg := l.bg
+	now := l.d.Now()
+	pending, limit := l.c.journal.pendingRecords()
+	if pending > 0 && (l.c.closing.Load() || now-bg.lastCommit >= commitEvery || pending > limit/2) {
+		bg.lastCommit = now
+		l.c.journal.kick(l)
+	}
+	bg.clean(now)
+	bg.evict.start()
+	bg.ckpt.start()
+	bg.wb.tick(now)
+	if l.runTasks() || pending > 0 || bg.busy() {
+		return tickEvery
+	}
+	return idleEvery
+}
+
+func (bg *background) busy() bool {
+	return bg.evict.running || bg.ckpt.running || bg.wb.flying > 0 || bg.l.c.dirty.Load() > 0
+}
+
+// backingFlush is a flush of a backing device for the sake of its pending slots.
+type backingFlush struct {
+	id      BackingID
+	covers  uint64
+	running bool
+	last    int64 // when the last one began
+}
+
+// pendingAge is how long slots stay pending before the backing device is flushed for them, and
+// pendingMany how many are too many to wait.
+const (
+	pendingAge  = int64(time.Second)
+	pendingMany = 4096
+)
+
+func (f *backingFlush) opDone(l *Lane, _ *Op, err error) {
+	f.running = false
+	if b := l.c.backing(f.id); b != nil && err == nil {
+		b.flushDone(f.covers)
+		l.bg.cleanBacking(b)
+	}
+}
+
+// clean makes clean what the flushes of backing devices have covered, and flushes those that have
+// pending slots for long or many.
+func (bg *background) clean(now int64) {
+	for _, b := range bg.l.c.backings.Load() {
+		if b == nil {
+			continue
+		}
+		bg.cleanBacking(b)
+		f := bg.flushes[b.id]
+		b.mu.Lock()
+		n := len(b.mu.pending)
+		b.mu.Unlock()
+		if n == 0 || f.running {
+			continue
+		}
+		if n < pendingMany && now-f.last < pendingAge && !b.draining.Load() && !bg.l.c.closing.Load() {
+			continue
+		}
+		f.running, f.last, f.covers = true, now, b.wrote.Load()
+		op := bg.l.newOp(f)
+		op.Kind, op.Dev = OpFlush, b.id
+		bg.l.d.Submit(op)
+	}
+}
+
+// cleanBacking turns the pending slots that a flush has covered into clean ones.
+func (bg *background) cleanBacking(b *Backing) {
+	c := bg.l.c
+	for c.journal.reserve(1) {
+		b.mu.Lock()
+		ok := len(b.mu.pending) > 0 && b.mu.pending[0].wrote <= b.flushed.Load()
+		var p pendingSlot
+		if ok {
+			p = b.mu.pending[0]
+			b.mu.pending = b.mu.pending[1:]
+		}
+		b.mu.Unlock()
+		if !ok || !c.cleanSlot(b, p) {
+			c.journal.unreserve(1)
+		}
+		if !ok {
+			return
+		}
+	}
+}
+
+// cleanSlot makes a slot clean if it still holds the block that it did; journal room for it is
+// reserved, and used if it reports true.
+func (c *Cache) cleanSlot(b *Backing, p pendingSlot) bool {
+	s := c.index.stripeOf(p.k.backing(), p.k.block())
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e, ok := c.index.find(p.k)
+	if !ok || e.slot != p.slot || e.st&stPending == 0 {
+		return false
+	}
+	c.setState(b, e, e.st&^(stDirty|stPending))
+	c.journal.append(record{
+		kind: recClean, backing: p.k.backing(), block: p.k.block(), slot: uint32(p.slot),
+	}, c.bucketOf(p.slot))
+	return true
+}

@@ -1,0 +1,268 @@
+package cache
+
+import (
+	"fmt"
+	"sync"
+	"sync/atomic"
+)
+
+// Options are for Open. The zero value is usable.
+type Options struct {
+	// Pending is memory of PendingBytes that outlives the process but not the machine, for
+	// instance a mapped file on tmpfs; see pendingRing. Where it is nil a killed process loses
+	// the writes that no flush covered.
+	Pending []byte
+	// Discard tells the SSD about every bucket that becomes free.
+	Discard bool
+	// Progress is told how much of the index has been loaded, from 0 to 1.
+	Progress func(share float64)
+}
+
+// Cache is a running cache: an SSD and the backing devices it serves.
+//
+// Lock order: stripe.mu, then journal.mu. allocator.mu, Lane.mail and Backing.mu are leaves. None
+// is held across I/O. control orders the operations of the control path and may be.
+type Cache struct {
+	geo       Geometry
+	checksums bool
+	epoch     uint64
+	opts      Options
+	ssd       Storage
+	reserve   int // buckets that eviction keeps free
+
+	index   *index
+	buckets []bucket
+	alloc   allocator
+	journal journal
+
+	lanes    atomic.Pointer[[]*Lane]
+	backings atomic.Pointer[[MaxBackings + 1]*Backing]
+	bgLane   atomic.Pointer[Lane]
+	dirty    atomic.Int64 // blocks, of all backing devices; pending ones not counted
+
+	closing atomic.Bool // everything is to be written: the cache stops
+
+	control sync.Mutex // guards sb
+	sb      *Superblock
+	tasks   struct {
+		sync.Mutex
+		list []*task // for the background lane
+	}
+	ringMem []byte // our own pending ring, if none was given
+}
+
+// Backing is a backing device of a running cache.
+type Backing struct {
+	id        BackingID
+	name      string
+	size      int64 // bytes of the cached device
+	dataOff   int64 // where they begin on the backing device
+	lbs       int64
+	mode      atomic.Uint32
+	discards  atomic.Bool // it can discard; zeroes likewise
+	zeroes    atomic.Bool
+	draining  atomic.Bool // detach or flush: write back everything at full speed
+	detaching atomic.Bool
+
+	cutoff      atomic.Int64
+	dirtyTarget atomic.Int64 // blocks
+	dirtyMax    atomic.Int64 // blocks
+	delay       atomic.Int64 // nanoseconds
+
+	cached atomic.Int64 // blocks
+	dirty  atomic.Int64 // blocks, pending ones not counted
+	bad    atomic.Int64 // dirty blocks that the SSD cannot return
+	lastIO atomic.Int64 // Driver.Now of the newest request
+	// dirtySince is when the oldest of the present dirty data was written, 0 if none.
+	dirtySince atomic.Int64
+
+	// wrote counts changes of the backing device; flushed is the count that its last flush
+	// covers. direct is the newest change that a request made past the cache, and recent has the
+	// newest of those by a hash of the region.
+	wrote   atomic.Uint64
+	flushed atomic.Uint64
+	direct  atomic.Uint64
+	recent  [1024]atomic.Uint64
+
+	mu struct {
+		sync.Mutex
+		pending []pendingSlot // a queue: the oldest first
+	}
+}
+
+// pendingSlot is a slot whose block the backing device has, but may still lose.
+type pendingSlot struct {
+	k     key
+	slot  Slot
+	wrote uint64 // a flush that covers this change makes the slot clean
+}
+
+// maxPendingSlots bounds Backing.mu.pending.
+const maxPendingSlots = 64 << 10
+
+// ID is the number of the backing device in its cache.
+func (b *Backing) ID() BackingID { return b.id }
+
+// Size is the size of the cached device in bytes.
+func (b *Backing) Size() int64 { return b.size }
+
+// DataOff is where its data begins on the backing device, in bytes; drivers add it.
+func (b *Backing) DataOff() int64 { return b.dataOff }
+
+// LBS is the logical block size of the cached device in bytes.
+func (b *Backing) LBS() int64 { return b.lbs }
+
+// Mode is the present mode.
+func (b *Backing) Mode() Mode { return Mode(b.mode.Load()) }
+
+// SetAbilities says what the backing device can do besides reading and writing.
+func (b *Backing) SetAbilities(discard, writeZeroes bool) {
+	b.discards.Store(discard)
+	b.zeroes.Store(writeZeroes)
+}
+
+func (c *Cache) backing(id BackingID) *Backing {
+	if int(id) > MaxBackings {
+		return nil
+	}
+	return c.backings.Load()[id]
+}
+
+// Checksums reports whether data checksums are kept and verified.
+func (c *Cache) Checksums() bool { return c.checksums }
+
+// Geometry is the layout of the SSD.
+func (c *Cache) Geometry() Geometry { return c.geo }
+
+// blockBytes is the length of a block: BlockSize, but for the last one of the device.
+func (b *Backing) blockBytes(blk Block) int {
+	return int(min(BlockSize, b.size-int64(blk)*BlockSize))
+}
+
+// changed counts a change of the backing device that a request made past the cache and that has
+// completed. The range lock of the blocks is still held, so that no fill has read it yet.
+func (b *Backing) changed(first, last Block) uint64 {
+	n := b.wrote.Add(1)
+	b.direct.Store(n)
+	regions := min(last>>regionShift-first>>regionShift, Block(len(b.recent)))
+	for r := first >> regionShift; r <= first>>regionShift+regions; r++ {
+		b.recent[mix(uint64(r))%uint64(len(b.recent))].Store(n)
+	}
+	return n
+}
+
+// unflushed is the newest change near the block that a backing flush has not covered, or 0.
+func (b *Backing) unflushed(blk Block) uint64 {
+	n := b.recent[mix(uint64(blk>>regionShift))%uint64(len(b.recent))].Load()
+	if n <= b.flushed.Load() {
+		return 0
+	}
+	return n
+}
+
+// flushDone notes that a flush covers all changes up to n.
+func (b *Backing) flushDone(n uint64) {
+	for {
+		old := b.flushed.Load()
+		if old >= n || b.flushed.CompareAndSwap(old, n) {
+			return
+		}
+	}
+}
+
+// addPending queues a slot for cleaning after the next backing flush; false if too many wait.
+func (b *Backing) addPending(p pendingSlot) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.mu.pending) >= maxPendingSlots {
+		return false
+	}
+	b.mu.pending = append(b.mu.pending, p)
+	return true
+}
+
+// mapBlock makes the slot the block's place and appends the record, which was reserved; what the
+// block had is dead. The stripe is locked.
+func (c *Cache) mapBlock(b *Backing, k key, e entry) {
+	c.account(b, e.st, 1, e.slot)
+	touched := [2]BucketID{c.bucketOf(e.slot)}
+	n := 1
+	if old, ok := c.index.find(k); ok {
+		touched[1], n = c.bucketOf(old.slot), 2
+		c.index.remove(k, old.slot)
+		c.account(b, old.st, -1, old.slot)
+	}
+	c.index.insert(k, e)
+	c.journal.append(mapRecord(k, e), touched[:n]...)
+}
+
+func mapRecord(k key, e entry) record {
+	r := record{
+		kind: recMap, mask: uint8(e.st & stMask), backing: k.backing(), sum: e.sum,
+		slot: uint32(e.slot), block: k.block(),
+	}
+	if e.st&stDirty != 0 {
+		r.flags = recDirty
+	}
+	return r
+}
+
+// unmapEntry takes an entry out of the index; the record is the caller's. The stripe is locked.
+func (c *Cache) unmapEntry(b *Backing, k key, e entry) {
+	c.index.remove(k, e.slot)
+	c.account(b, e.st, -1, e.slot)
+}
+
+// setState changes the state of an entry and what is counted of it. The stripe is locked.
+func (c *Cache) setState(b *Backing, e entry, st state) {
+	c.account(b, e.st, -1, e.slot)
+	c.account(b, st, 1, e.slot)
+	c.index.setState(e.slot, st)
+}
+
+// account adds or takes an entry to and from the counters.
+func (c *Cache) account(b *Backing, st state, n int64, s Slot) {
+	k := &c.buckets[c.bucketOf(s)]
+	k.live.Add(int32(n))
+	b.cached.Add(n)
+	if st&stDirty == 0 {
+		return
+	}
+	k.dirty.Add(int32(n))
+	if st&stPending != 0 {
+		return
+	}
+	c.dirty.Add(n)
+	b.dirty.Add(n)
+	if st&stBad != 0 {
+		b.bad.Add(n)
+	}
+}
+
+// pokeBackground makes the background lane look at its work soon.
+func (c *Cache) pokeBackground() {
+	if l := c.bgLane.Load(); l != nil {
+		l.d.Wake()
+	}
+}
+
+// saveSuper writes the superblock. c.control is held.
+func (c *Cache) saveSuper() error { return writeSuper(c.ssd, c.sb) }
+
+// Super is a copy of the superblock as it is on the SSD.
+func (c *Cache) Super() Superblock {
+	c.control.Lock()
+	defer c.control.Unlock()
+	sb := *c.sb
+	sb.Backings = append([]BackingRecord(nil), sb.Backings...)
+	return sb
+}
+
+func (c *Cache) record(id BackingID) (*BackingRecord, error) {
+	for i := range c.sb.Backings {
+		if c.sb.Backings[i].ID == id {
+			return &c.sb.Backings[i], nil
+		}
+	}
+	return nil, fmt.Errorf("%w: %d", ErrNoBacking, id)
+}

@@ -1,0 +1,432 @@
+package cache
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// AttachOptions describe a new backing device.
+type AttachOptions struct {
+	Name     string // for people; unique in the cache
+	Mode     Mode
+	LBS      int   // logical block size in bytes, 512 or 4096
+	DataOff  int64 // bytes at the start of the backing device that the cached device leaves out
+	Identity Identity
+	Tunables Tunables
+	UUID     UUID // zero: a random one
+}
+
+// Attach adds a backing device. Its data becomes visible through the cache as it is.
+func (c *Cache) Attach(o AttachOptions) (*Backing, error) {
+	if o.LBS != 512 && o.LBS != 4096 {
+		return nil, fmt.Errorf("logical block size %d is neither 512 nor 4096", o.LBS)
+	}
+	size := (o.Identity.Size - o.DataOff) / int64(o.LBS) * int64(o.LBS)
+	if size <= 0 {
+		return nil, fmt.Errorf("%w: backing device of %d bytes", ErrTooSmall, o.Identity.Size)
+	}
+	if size > (maxBlock+1)*BlockSize {
+		return nil, fmt.Errorf("backing device of %d bytes is larger than 256 TiB", size)
+	}
+	if err := o.Tunables.Validate(); err != nil {
+		return nil, err
+	}
+	if o.UUID == (UUID{}) {
+		o.UUID = newUUID()
+	}
+	c.control.Lock()
+	defer c.control.Unlock()
+	if len(c.sb.Backings) == MaxBackings {
+		return nil, fmt.Errorf("%w: a cache has at most %d", ErrTooMany, MaxBackings)
+	}
+	for i := range c.sb.Backings {
+		if r := &c.sb.Backings[i]; r.Name == o.Name || r.UUID == o.UUID {
+			return nil, fmt.Errorf("%w: %s", ErrExists, o.Name)
+		}
+	}
+	id := c.sb.NextID
+	for id == 0 || id > MaxBackings || c.backing(id) != nil {
+		id = id%MaxBackings + 1
+	}
+	r := BackingRecord{
+		ID: id, Mode: o.Mode, LBS: int32(o.LBS), UUID: o.UUID, Size: size, DataOff: o.DataOff,
+		Name: o.Name, Identity: o.Identity, Tunables: o.Tunables,
+	}
+	old, oldNext := c.sb.Backings, c.sb.NextID
+	c.sb.Backings = append(slices.Clone(old), r)
+	c.sb.NextID = id%MaxBackings + 1
+	if err := c.saveSuper(); err != nil {
+		c.sb.Backings, c.sb.NextID = old, oldNext
+		return nil, err
+	}
+	return c.addBacking(&r), nil
+}
+
+// Backing returns an attached backing device.
+func (c *Cache) Backing(id BackingID) (*Backing, error) {
+	if b := c.backing(id); b != nil {
+		return b, nil
+	}
+	return nil, fmt.Errorf("%w: %d", ErrNoBacking, id)
+}
+
+// change alters the record of a backing device on the SSD, and then in memory with apply.
+func (c *Cache) change(id BackingID, edit func(*BackingRecord), apply func(*Backing)) error {
+	c.control.Lock()
+	defer c.control.Unlock()
+	r, err := c.record(id)
+	if err != nil {
+		return err
+	}
+	old := *r
+	edit(r)
+	if err := c.saveSuper(); err != nil {
+		*r = old
+		return err
+	}
+	apply(c.backing(id))
+	c.pokeBackground()
+	return nil
+}
+
+// SetMode switches the mode of a backing device, under load if need be. Dirty data that the new
+// mode would not have made is written back at full speed.
+func (c *Cache) SetMode(id BackingID, m Mode) error {
+	return c.change(id, func(r *BackingRecord) { r.Mode = m }, func(b *Backing) {
+		if !b.detaching.Load() {
+			b.mode.Store(uint32(m))
+		}
+	})
+}
+
+// SetTunables replaces the tunables of a backing device.
+func (c *Cache) SetTunables(id BackingID, t Tunables) error {
+	if err := t.Validate(); err != nil {
+		return err
+	}
+	return c.change(id, func(r *BackingRecord) { r.Tunables = t },
+		func(b *Backing) { c.applyTunables(b, t) })
+}
+
+// SetDrain makes writeback run at full speed until it is reset, for a flush of the whole device.
+func (c *Cache) SetDrain(id BackingID, on bool) error {
+	b, err := c.Backing(id)
+	if err != nil {
+		return err
+	}
+	b.draining.Store(on || b.detaching.Load())
+	c.pokeBackground()
+	return nil
+}
+
+// Remaining is how many blocks a drain has left: dirty ones, and those that the backing device
+// has but was not flushed for. Blocks that the SSD cannot return are not among them.
+func (b *Backing) Remaining() int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.dirty.Load() - b.bad.Load() + int64(len(b.mu.pending))
+}
+
+// BeginDetach makes the backing device write back everything and cache nothing new. It goes on
+// after a restart, until CancelDetach or FinishDetach.
+func (c *Cache) BeginDetach(id BackingID) error {
+	return c.change(id, func(r *BackingRecord) { r.Detaching = true }, func(b *Backing) {
+		b.detaching.Store(true)
+		b.mode.Store(uint32(None))
+		b.draining.Store(true)
+	})
+}
+
+// CancelDetach puts the backing device back in service in its mode.
+func (c *Cache) CancelDetach(id BackingID) error {
+	var m Mode
+	return c.change(id, func(r *BackingRecord) { r.Detaching, m = false, r.Mode }, func(b *Backing) {
+		b.detaching.Store(false)
+		b.draining.Store(false)
+		b.mode.Store(uint32(m))
+	})
+}
+
+// FinishDetach forgets a backing device, which takes no requests any more. Dirty data makes it
+// fail with ErrNotFinished unless force is set; that data is lost then.
+func (c *Cache) FinishDetach(ctx context.Context, id BackingID, force bool) error {
+	b, err := c.Backing(id)
+	if err != nil {
+		return err
+	}
+	if n := b.dirty.Load() + b.Remaining(); n > 0 && !force {
+		return fmt.Errorf("detach %s: %w (%d blocks; flush first, or force and lose them)",
+			b.name, ErrNotFinished, n)
+	}
+	lsn, err := c.dropBacking(ctx, b)
+	if err != nil {
+		return err
+	}
+	if err := c.waitControl(ctx, lsn); err != nil {
+		return err
+	}
+	c.control.Lock()
+	defer c.control.Unlock()
+	i := slices.IndexFunc(c.sb.Backings, func(r BackingRecord) bool { return r.ID == id })
+	old := c.sb.Backings
+	c.sb.Backings = slices.Delete(slices.Clone(old), i, i+1)
+	if err := c.saveSuper(); err != nil {
+		c.sb.Backings = old
+		return err
+	}
+	all := *c.backings.Load()
+	all[id] = nil
+	c.backings.Store(&all)
+	return nil
+}
+
+// dropBacking takes all blocks of a backing device out of the index under one record.
+func (c *Cache) dropBacking(ctx context.Context, b *Backing) (LSN, error) {
+	var lsn LSN
+	err := c.onBackground(ctx, func(l *Lane) bool {
+		if !c.journal.reserve(1) {
+			c.journal.kick(l)
+			return false
+		}
+		var touched []BucketID
+		for i := range c.buckets {
+			found := false
+			c.slotsOf(BucketID(i), func(s Slot) {
+				k, _ := c.index.at(s)
+				found = found || k.backing() == b.id
+			})
+			if found {
+				touched = append(touched, BucketID(i))
+			}
+		}
+		lsn = c.journal.append(record{kind: recDrop, backing: b.id}, touched...)
+		for _, id := range touched {
+			c.locked(id, func(st *stripe, k key, e entry) {
+				if k.backing() == b.id {
+					c.unmapEntry(b, k, e)
+					st.lastUnmap = max(st.lastUnmap, lsn)
+				}
+			})
+		}
+		b.mu.Lock()
+		b.mu.pending = nil
+		b.mu.Unlock()
+		return true
+	})
+	return lsn, err
+}
+
+// task is work of the control path for the background lane; it runs at every Tick until it
+// reports that it is done.
+type task struct {
+	do   func(l *Lane) bool
+	done chan struct{}
+}
+
+// onBackground runs do on the background lane until it reports true.
+func (c *Cache) onBackground(ctx context.Context, do func(l *Lane) bool) error {
+	t := &task{do: do, done: make(chan struct{})}
+	c.tasks.Lock()
+	c.tasks.list = append(c.tasks.list, t)
+	c.tasks.Unlock()
+	c.pokeBackground()
+	select {
+	case <-t.done:
+		return nil
+	case <-ctx.Done():
+	}
+	c.tasks.Lock()
+	defer c.tasks.Unlock()
+	c.tasks.list = slices.DeleteFunc(c.tasks.list, func(o *task) bool { return o == t })
+	return ctx.Err()
+}
+
+func (l *Lane) runTasks() (more bool) {
+	c := l.c
+	c.tasks.Lock()
+	defer c.tasks.Unlock()
+	c.tasks.list = slices.DeleteFunc(c.tasks.list, func(t *task) bool {
+		if !t.do(l) {
+			return false
+		}
+		close(t.done)
+		return true
+	})
+	return len(c.tasks.list) > 0
+}
+
+// waitControl waits until a record is durable.
+func (c *Cache) waitControl(ctx context.Context, lsn LSN) error {
+	return c.onBackground(ctx, func(l *Lane) bool {
+		if c.journal.isDurable(lsn) {
+			return true
+		}
+		c.journal.kick(l)
+		return false
+	})
+}
+
+// Sync makes everything acknowledged so far durable on the SSD.
+func (c *Cache) Sync(ctx context.Context) error {
+	return c.waitControl(ctx, c.journal.nextLSN()-1)
+}
+
+// Settle writes all metadata, so that the next start has nothing to replay. No request may come
+// any more. It needs the background lane, which goes on running.
+func (c *Cache) Settle(ctx context.Context) error {
+	c.closing.Store(true)
+	return c.onBackground(ctx, func(l *Lane) bool { return c.settled(l) })
+}
+
+func (c *Cache) settled(l *Lane) bool {
+	bg := l.bg
+	if bg.ckpt.running || bg.evict.running || bg.wb.flying > 0 || bg.evict.trims > 0 {
+		return false
+	}
+	for _, b := range c.backings.Load() {
+		if b != nil && bg.flushes[b.id].running {
+			return false
+		}
+	}
+	j := &c.journal
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return !j.mu.running && j.mu.next == LSN(j.durableLSN.Load()) &&
+		j.mu.queue.head == noBucket && j.mu.queue.writing == 0
+}
+
+// Close ends a cache whose lanes are closed. After Settle it marks the cache as stopped in order.
+func (c *Cache) Close() error {
+	c.control.Lock()
+	defer c.control.Unlock()
+	j := &c.journal
+	var err error
+	if c.closing.Load() && j.mu.next == LSN(j.durableLSN.Load()) && j.mu.queue.head == noBucket {
+		c.sb.Clean = true
+		err = c.saveSuper()
+	}
+	c.release()
+	return err
+}
+
+// Abandon gives up a cache without writing anything, as if the process had been killed.
+func (c *Cache) Abandon() { c.release() }
+
+// BackingStatus is the present state of a backing device.
+type BackingStatus struct {
+	ID            BackingID `json:"id"`
+	Name          string    `json:"name"`
+	UUID          string    `json:"uuid"`
+	Mode          string    `json:"mode"`
+	State         string    `json:"state"` // clean, dirty, detaching
+	SizeBytes     int64     `json:"size_bytes"`
+	CachedBytes   int64     `json:"cached_bytes"`
+	DirtyBytes    int64     `json:"dirty_bytes"`
+	PendingBytes  int64     `json:"pending_bytes"` // written back, waiting for a flush
+	BadBytes      int64     `json:"bad_bytes"`     // dirty, and lost by the SSD
+	DirtyTarget   int64     `json:"dirty_target_bytes"`
+	DirtyMax      int64     `json:"dirty_max_bytes"`
+	HasHeader     bool      `json:"has_header"`
+	LBS           int       `json:"logical_block_bytes"`
+	SequentialCut int64     `json:"sequential_cutoff_bytes"`
+}
+
+// Status is the present state of a cache.
+type Status struct {
+	UUID         string          `json:"uuid"`
+	Label        string          `json:"label"`
+	Epoch        uint64          `json:"epoch"`
+	Checksums    bool            `json:"checksums"`
+	SizeBytes    int64           `json:"size_bytes"` // for data
+	BucketBytes  int64           `json:"bucket_bytes"`
+	Buckets      int             `json:"buckets"`
+	FreeBuckets  int             `json:"free_buckets"`
+	CachedBytes  int64           `json:"cached_bytes"`
+	DirtyBytes   int64           `json:"dirty_bytes"`
+	JournalPages int             `json:"journal_pages"`
+	JournalUsed  int             `json:"journal_used_pages"`
+	Pending      int             `json:"pending_records"`
+	MemoryBytes  int64           `json:"memory_bytes"` // of index and metadata
+	Backings     []BackingStatus `json:"backings"`
+}
+
+// Status reports the present state.
+func (c *Cache) Status() Status {
+	sb := c.Super()
+	pending, _ := c.journal.pendingRecords()
+	s := Status{
+		UUID: sb.UUID.String(), Label: sb.Label, Epoch: sb.Epoch, Checksums: sb.Checksums,
+		SizeBytes: c.geo.slots() * BlockSize, BucketBytes: c.geo.BucketBytes,
+		Buckets: int(c.geo.Buckets), FreeBuckets: int(c.alloc.freeCount.Load()),
+		DirtyBytes: c.dirty.Load() * BlockSize, JournalPages: int(c.geo.JournalPages),
+		JournalUsed: int(c.journal.usedPages()), Pending: int(pending), MemoryBytes: c.MemoryBytes(),
+	}
+	for i := range sb.Backings {
+		r := &sb.Backings[i]
+		b := c.backing(r.ID)
+		if b == nil {
+			continue
+		}
+		b.mu.Lock()
+		waiting := int64(len(b.mu.pending))
+		b.mu.Unlock()
+		t := BackingStatus{
+			ID: r.ID, Name: r.Name, UUID: r.UUID.String(), Mode: r.Mode.String(), State: "clean",
+			SizeBytes: r.Size, CachedBytes: b.cached.Load() * BlockSize,
+			DirtyBytes: b.dirty.Load() * BlockSize, PendingBytes: waiting * BlockSize,
+			BadBytes:    b.bad.Load() * BlockSize,
+			DirtyTarget: b.dirtyTarget.Load() * BlockSize, DirtyMax: b.dirtyMax.Load() * BlockSize,
+			HasHeader: r.DataOff != 0, LBS: int(r.LBS), SequentialCut: r.Tunables.SequentialCutoff,
+		}
+		switch {
+		case r.Detaching:
+			t.State = "detaching"
+		case t.DirtyBytes > 0:
+			t.State = "dirty"
+		}
+		s.CachedBytes += t.CachedBytes
+		s.Backings = append(s.Backings, t)
+	}
+	return s
+}
+
+// MemoryBytes is what the index and the other metadata take, whether touched or not.
+func (c *Cache) MemoryBytes() int64 {
+	const bucketSize = 48
+	return int64(len(c.index.mem[0])+len(c.index.mem[1])) + int64(len(c.buckets))*bucketSize +
+		int64(len(c.journal.firstLSN))*8 + int64(len(c.journal.mu.ring.mem)) +
+		int64(len(c.index.stripes))*64
+}
+
+// drainPoll is how often WaitDrained reports.
+const drainPoll = 100 * time.Millisecond
+
+// WaitDrained waits until Remaining is 0, telling progress what is left from time to time. It
+// fails if only blocks remain that the SSD cannot return.
+func (c *Cache) WaitDrained(ctx context.Context, id BackingID, progress func(left int64)) error {
+	b, err := c.Backing(id)
+	if err != nil {
+		return err
+	}
+	tick := time.NewTicker(drainPoll)
+	defer tick.Stop()
+	for {
+		left := b.Remaining()
+		if progress != nil {
+			progress(left)
+		}
+		if left == 0 {
+			if n := b.bad.Load(); n > 0 {
+				return fmt.Errorf("%w: %d blocks of %s", ErrDirtyBad, n, b.name)
+			}
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}

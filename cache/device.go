@@ -1,0 +1,127 @@
+package cache
+
+import "io"
+
+// OpKind is what an Op asks a device to do.
+type OpKind uint8
+
+// The kinds of device operations.
+const (
+	OpRead OpKind = iota
+	OpWrite
+	OpFlush
+	OpDiscard
+	OpZero
+)
+
+func (k OpKind) String() string {
+	return [...]string{"read", "write", "flush", "discard", "write zeroes"}[k]
+}
+
+// SSD is the Op.Dev of the cache device; backing device n is n.
+const SSD BackingID = 0
+
+// Op is one asynchronous operation on a device. The engine fills it and hands it to
+// Driver.Submit; the driver calls Lane.Complete on the same lane when it is done. A short
+// transfer is the driver's to continue or to turn into an error.
+type Op struct {
+	Kind OpKind
+	FUA  bool // the write is durable when it completes
+	Dev  BackingID
+	Off  int64 // bytes
+	Len  int64 // bytes
+
+	// Mem is the memory of the transfer, off the Go heap or a request's Data. Where it is nil,
+	// the transfer is between the device and the data of Req, from byte ReqOff of it.
+	Mem    []byte
+	Req    *Request
+	ReqOff int
+
+	// DriverData is for the driver while the operation is in flight.
+	DriverData uint64
+
+	done completer
+	next *Op
+	arg  uint32
+}
+
+// completer is what a finished Op goes back to: a state machine of the engine.
+type completer interface {
+	opDone(l *Lane, op *Op, err error)
+}
+
+// Driver joins a lane to the world: an io_uring loop in the daemon, the simulator in tests. All
+// methods but Wake are called on the lane's thread only.
+type Driver interface {
+	// Submit starts op. It must not call Lane.Complete before it returns.
+	Submit(op *Op)
+	// Finish answers a request; r.Err says how it went. r may be reused by the driver at once.
+	Finish(r *Request)
+	// CopyOut copies request data (of a write) from byte off on to dst.
+	CopyOut(r *Request, off int, dst []byte) error
+	// CopyIn copies src to the request data (of a read) from byte off on.
+	CopyIn(r *Request, off int, src []byte) error
+	// Wake makes the lane's loop call Lane.Run soon. Any thread may call it.
+	Wake()
+	// Now is a monotonic clock in nanoseconds.
+	Now() int64
+}
+
+// Storage is a device as the control path uses it: blocking, whole. Offsets and lengths are
+// multiples of the device's sector size and p is page-aligned.
+type Storage interface {
+	io.ReaderAt
+	io.WriterAt
+	// Sync makes completed writes durable.
+	Sync() error
+	// Size is in bytes.
+	Size() int64
+}
+
+// ReqOp is what a request asks of a cached device.
+type ReqOp uint8
+
+// The requests, as the block layer has them.
+const (
+	ReqRead ReqOp = iota
+	ReqWrite
+	ReqFlush
+	ReqDiscard
+	ReqWriteZeroes
+)
+
+func (o ReqOp) String() string {
+	return [...]string{"read", "write", "flush", "discard", "write zeroes"}[o]
+}
+
+// Request is one I/O on a cached device. The driver owns it and fills the first part; it is the
+// engine's from Lane.Submit to Driver.Finish.
+type Request struct {
+	Backing BackingID
+	Op      ReqOp
+	FUA     bool
+	// NoUnmap asks write zeroes to keep the space allocated.
+	NoUnmap bool
+	// Off and Len are in bytes, multiples of the device's logical block.
+	Off int64
+	Len int64
+	// Data is the request's memory where the driver can show it, page-aligned; nil for
+	// zero-copy requests.
+	Data []byte
+	// Tag is for the driver.
+	Tag uint32
+
+	// Err is the outcome, for Driver.Finish.
+	Err error
+
+	b       *Backing
+	pending int32 // pieces still under way; the lane's thread only
+	touched uint8 // touchedSSD, touchedBacking: what FUA has to make durable
+	next    *Request
+	started int64
+}
+
+const (
+	touchedSSD = 1 << iota
+	touchedBacking
+)

@@ -1,0 +1,210 @@
+package cache
+
+import "fmt"
+
+// edge handles one block whose data has to pass through memory of the engine: it is read in
+// part and verified as a whole, or only part of it is on the SSD, or a write covers only part
+// of it.
+type edge struct {
+	blk   Block
+	b     *Backing
+	r     *Request
+	span  span
+	read  *readPiece  // a read, or
+	write *writePiece // a merge for a write
+	at    int         // index of the block in its piece
+	e     entry
+	page  []byte // the slot's data
+	under []byte // the backing device's data, where the slot lacks some
+	step  edgeStep
+	next  *edge
+}
+
+type edgeStep uint8
+
+const (
+	edgeSlot    edgeStep = iota // the slot is being read
+	edgeBacking                 // the backing device is being read into under
+	edgeDirect                  // the backing device is being read into the request
+	edgeStore                   // the merged page is being written to its new slot
+)
+
+func (l *Lane) newEdge(r *Request, s span, blk Block) *edge {
+	g := l.freeEdges
+	if g == nil {
+		g = &edge{}
+	} else {
+		l.freeEdges = g.next
+	}
+	*g = edge{r: r, b: r.b, span: s, blk: blk}
+	return g
+}
+
+func (l *Lane) startReadEdge(p *readPiece, i int) {
+	g := l.newEdge(p.r, p.span, p.first+Block(i))
+	g.read, g.at = p, i
+	g.lookUp(l)
+}
+
+func (l *Lane) startWriteEdge(p *writePiece, i int) {
+	g := l.newEdge(p.r, p.span, p.first+Block(i))
+	g.write, g.at = p, i
+	g.page = l.page()
+	g.lookUp(l)
+}
+
+func (g *edge) key() key { return makeKey(g.b.id, g.blk) }
+
+// sectors is the mask of the sectors of a part of a block.
+func sectors(from, n int) state {
+	first, last := from/SectorSize, (from+n-1)/SectorSize
+	return state(1<<(last+1) - 1<<first)
+}
+
+// lookUp finds the block and starts to read it.
+func (g *edge) lookUp(l *Lane) {
+	c := l.c
+	s := c.index.stripeOf(g.b.id, g.blk)
+	s.mu.Lock()
+	e, ok := c.index.find(g.key())
+	if ok && e.st&stBad == 0 {
+		c.buckets[c.bucketOf(e.slot)].pins.Add(1)
+	}
+	s.mu.Unlock()
+	g.e = e
+	switch {
+	case ok && e.st&stBad != 0:
+		g.lost(l)
+	case ok:
+		if g.page == nil {
+			g.page = l.page()
+		}
+		g.step = edgeSlot
+		l.move(g, OpRead, SSD, c.geo.slotOff(e.slot), g.page, 0)
+	case g.write != nil:
+		clear(g.page)
+		g.merge(l, 0)
+	default:
+		g.direct(l)
+	}
+}
+
+// direct reads what is wanted straight from the backing device.
+func (g *edge) direct(l *Lane) {
+	from, n, reqOff := blockPart(g.span, g.r, g.blk)
+	g.step = edgeDirect
+	l.transfer(g, OpRead, g.b.id, g.b.dataOff+int64(g.blk)*BlockSize+int64(from), g.r, reqOff, n, 0)
+}
+
+func (g *edge) opDone(l *Lane, _ *Op, err error) {
+	switch g.step {
+	case edgeSlot:
+		l.c.unpin(g.e.slot)
+		if err != nil {
+			l.io[g.b.id].SSDErrors.Add(1)
+		}
+		if err != nil || (l.c.checksums && dataSum(g.page, uint64(g.key())) != g.e.sum) {
+			g.untrusted(l)
+			return
+		}
+		g.haveSlot(l)
+	case edgeBacking:
+		if err != nil {
+			g.finish(l, err)
+			return
+		}
+		overlay(g.under, g.page, g.e.st)
+		g.copyIn(l, g.under)
+	case edgeDirect:
+		g.finish(l, err)
+	case edgeStore:
+		g.finish(l, err)
+	}
+}
+
+// haveSlot goes on with the slot's data in page.
+func (g *edge) haveSlot(l *Lane) {
+	if g.write != nil {
+		g.merge(l, g.e.st&stMask)
+		return
+	}
+	from, n, _ := blockPart(g.span, g.r, g.blk)
+	if sectors(from, n)&^g.e.st == 0 {
+		g.copyIn(l, g.page)
+		return
+	}
+	g.under = l.page()
+	g.step = edgeBacking
+	l.move(g, OpRead, g.b.id, g.b.dataOff+int64(g.blk)*BlockSize,
+		g.under[:g.b.blockBytes(g.blk)], 0)
+}
+
+// overlay copies the valid sectors of src over dst.
+func overlay(dst, src []byte, valid state) {
+	for i := range sectorsPerBlock {
+		if valid&(1<<i) != 0 {
+			copy(dst[i*SectorSize:(i+1)*SectorSize], src[i*SectorSize:])
+		}
+	}
+}
+
+func (g *edge) copyIn(l *Lane, page []byte) {
+	from, n, reqOff := blockPart(g.span, g.r, g.blk)
+	g.finish(l, l.d.CopyIn(g.r, reqOff, page[from:from+n]))
+}
+
+// merge lays the written part over page, of which have is valid, and writes it to its new slot.
+func (g *edge) merge(l *Lane, have state) {
+	from, n, reqOff := blockPart(g.span, g.r, g.blk)
+	if err := l.d.CopyOut(g.r, reqOff, g.page[from:from+n]); err != nil {
+		g.finish(l, err)
+		return
+	}
+	p := g.write
+	p.masks[g.at] = uint8(have | sectors(from, n))
+	if l.c.checksums {
+		p.sums[g.at] = dataSum(g.page, uint64(g.key()))
+	}
+	g.step = edgeStore
+	l.move(g, OpWrite, SSD, l.c.geo.slotOff(p.slot(g.at)), g.page, 0)
+}
+
+// untrusted goes on after the slot was not returned right.
+func (g *edge) untrusted(l *Lane) {
+	switch l.distrust(g.b, g.key(), g.e.slot) {
+	case distrustLost:
+		g.lost(l)
+	case distrustChanged:
+		g.lookUp(l)
+	case distrustDropped:
+		if g.write != nil {
+			clear(g.page)
+			g.merge(l, 0)
+			return
+		}
+		g.direct(l)
+	}
+}
+
+func (g *edge) lost(l *Lane) {
+	g.finish(l, fmt.Errorf("block %d of %s: %w", g.blk, g.b.name, ErrDirtyBad))
+}
+
+func (g *edge) finish(l *Lane, err error) {
+	l.freePage(g.page)
+	l.freePage(g.under)
+	r, w, stored := g.read, g.write, g.step == edgeStore
+	*g = edge{next: l.freeEdges}
+	l.freeEdges = g
+	if r != nil {
+		if err != nil {
+			r.fail(err)
+		}
+		r.opsDone(l)
+		return
+	}
+	if err != nil && !stored {
+		w.lost = err // not for lack of an SSD: the old data is gone
+	}
+	w.opsDone(l, err)
+}

@@ -1,0 +1,193 @@
+package cache
+
+import "ubcache/policy"
+
+// eviction keeps a reserve of free buckets. A bucket is emptied in memory under one record, and
+// becomes free when that is durable and no read of its slots is under way.
+type eviction struct {
+	bg      *background
+	w       waiter
+	running bool
+	freeing []BucketID
+	last    LSN // of the records that emptied them
+	trims   int
+}
+
+const evictBatch = 32
+
+// start empties buckets if too few are free.
+func (v *eviction) start() {
+	c, l := v.bg.l.c, v.bg.l
+	if v.running {
+		return
+	}
+	if len(v.freeing) > 0 { // emptied, but pinned at the time
+		v.release(l)
+	}
+	free := int(c.alloc.freeCount.Load()) + len(v.freeing)
+	if free >= c.reserve {
+		return
+	}
+	var last LSN
+	for range min(evictBatch, 2*c.reserve-free) {
+		b := v.pick()
+		if b == noBucket || !c.journal.reserve(1) {
+			if b != noBucket {
+				c.alloc.pushBack(b)
+			}
+			break
+		}
+		last = v.empty(b)
+		v.freeing = append(v.freeing, b)
+	}
+	if last == 0 {
+		return
+	}
+	v.running, v.last = true, last
+	v.w = waiter{lane: l, owner: v}
+	if c.journal.waitDurable(last, &v.w, false) {
+		v.run(l, nil)
+	}
+}
+
+// pick takes the bucket that the policy wants to go off the FIFO.
+func (v *eviction) pick() BucketID {
+	c := v.bg.l.c
+	c.alloc.mu.Lock()
+	closed := c.alloc.mu.closed
+	c.alloc.mu.Unlock()
+	passed := 0
+	dirty := 0
+	for range 2*closed + 1 {
+		b := c.alloc.popFIFO()
+		if b == noBucket {
+			break
+		}
+		k := &c.buckets[b]
+		if k.dirty.Load() > 0 {
+			c.alloc.pushBack(b)
+			if dirty++; dirty > closed {
+				break
+			}
+			continue
+		}
+		live := int(k.live.Load())
+		view := policy.BucketView{
+			Slots: int(c.geo.slotsPerBucket()), Live: live, Passed: passed, Closed: closed,
+		}
+		if live > 0 {
+			view.Hot = v.hot(b)
+		}
+		if live == 0 || v.bg.evictor.Evict(view) {
+			v.bg.pressed = false
+			return b
+		}
+		passed++
+		v.cool(b)
+		c.alloc.pushBack(b)
+	}
+	v.bg.pressed = true
+	return noBucket
+}
+
+// slots calls f with every slot of the bucket.
+func (c *Cache) slotsOf(b BucketID, f func(Slot)) {
+	per := c.geo.slotsPerBucket()
+	for i := range per {
+		f(Slot(int64(b)*per + i))
+	}
+}
+
+// hot counts the blocks of the bucket that were hit since the last look.
+func (v *eviction) hot(b BucketID) (n int) {
+	c := v.bg.l.c
+	c.slotsOf(b, func(s Slot) {
+		if _, st := c.index.at(s); st&stRefMax != 0 {
+			n++
+		}
+	})
+	return n
+}
+
+// locked calls f with each entry of the bucket, its stripe locked.
+func (c *Cache) locked(b BucketID, f func(st *stripe, k key, e entry)) {
+	c.slotsOf(b, func(s Slot) {
+		k, _ := c.index.at(s)
+		if k == 0 {
+			return
+		}
+		st := c.index.stripeOf(k.backing(), k.block())
+		st.mu.Lock()
+		if now, state := c.index.at(s); now == k {
+			f(st, k, entry{slot: s, st: state, sum: c.index.sumAt(s)})
+		}
+		st.mu.Unlock()
+	})
+}
+
+// cool makes the bucket's blocks count as not hit.
+func (v *eviction) cool(b BucketID) {
+	c := v.bg.l.c
+	c.locked(b, func(_ *stripe, _ key, e entry) {
+		if e.st&stRefMax != 0 {
+			c.index.setState(e.slot, e.st&^stRefMax)
+		}
+	})
+}
+
+// empty takes the bucket's blocks out of the index. The record comes first, so that whoever finds
+// a block gone finds the LSN to wait for; no entry of the bucket can become dirty, for new slots
+// are only handed out of open buckets.
+func (v *eviction) empty(b BucketID) LSN {
+	c, l := v.bg.l.c, v.bg.l
+	lsn := c.journal.append(record{kind: recFree, slot: uint32(b)}, b)
+	c.locked(b, func(st *stripe, k key, e entry) {
+		c.unmapEntry(c.backing(k.backing()), k, e)
+		st.lastUnmap = max(st.lastUnmap, lsn)
+		l.stats.EvictedBlocks.Add(1)
+	})
+	c.alloc.mu.Lock()
+	c.buckets[b].state = bucketFreeing
+	c.alloc.mu.Unlock()
+	l.stats.EvictedBuckets.Add(1)
+	return lsn
+}
+
+// run goes on when the records are durable.
+func (v *eviction) run(l *Lane, err error) {
+	v.running = false
+	if err != nil {
+		return // the next start tries again: release checks that the records are durable
+	}
+	v.release(l)
+}
+
+// release frees the emptied buckets that nobody reads any more.
+func (v *eviction) release(l *Lane) {
+	c := l.c
+	if !c.journal.isDurable(v.last) {
+		return
+	}
+	keep := v.freeing[:0]
+	for _, b := range v.freeing {
+		switch {
+		case c.buckets[b].pins.Load() > 0:
+			keep = append(keep, b)
+		case c.opts.Discard:
+			op := l.newOp(v)
+			op.Kind, op.Dev, op.arg = OpDiscard, SSD, uint32(b)
+			op.Off, op.Len = c.geo.slotOff(Slot(int64(b)*c.geo.slotsPerBucket())), c.geo.BucketBytes
+			v.trims++
+			l.d.Submit(op)
+		default:
+			c.alloc.addFree(b)
+		}
+	}
+	v.freeing = keep
+}
+
+// opDone ends the discard of a bucket, which is free whatever came of it.
+func (v *eviction) opDone(l *Lane, op *Op, _ error) {
+	v.trims--
+	l.c.alloc.addFree(BucketID(op.arg))
+}

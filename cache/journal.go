@@ -1,0 +1,399 @@
+package cache
+
+import (
+	"encoding/binary"
+	"fmt"
+	"sync"
+	"sync/atomic"
+)
+
+// Journal pages, little-endian: magic (4), version (2), count of records (2), first half of the
+// cache UUID (8), epoch (8), sequence (8), own page in the ring (4), 0 (4), LSN of the first
+// record (8), sequence at which replay starts (8), newest sequence known durable (8), checksum
+// (8), records.
+const (
+	journalMagic  = 0x4c4a4255 // "UBJL"
+	jpVersion     = 4
+	jpCount       = 6
+	jpCache       = 8
+	jpEpoch       = 16
+	jpSeq         = 24
+	jpIndex       = 32
+	jpFirst       = 40
+	jpTail        = 48
+	jpDurable     = 56
+	jpSum         = 64
+	journalHeader = 72
+	pageRecords   = (pageSize - journalHeader) / recordBytes
+
+	// commitPages bounds one round of a commit.
+	commitPages = 64
+)
+
+// journal is the log of index changes: a ring of pages on the SSD, each written once per turn,
+// and the pending ring of the records not written yet.
+//
+// A commit makes the records durable: one flush of the SSD, which covers the data that the
+// records speak of, then the pages with FUA. So a record on the SSD never lacks its data. Commits
+// are shared: one runs at a time, on the lane that needed it first, and takes along whatever
+// has been appended by the time it starts.
+type journal struct {
+	c        *Cache
+	pages    uint64 // size of the ring
+	slack    uint64 // pages kept free for the commits of checkpoints
+	cacheID  uint64
+	firstLSN []LSN // per ring page: the first record it holds; guarded by mu
+
+	durableLSN atomic.Uint64 // records before it are durable
+
+	mu struct {
+		sync.Mutex
+		ring     pendingRing
+		next     LSN    // of the next record
+		reserved uint64 // records promised to operations under way
+		pageSeq  uint64 // of the next page
+		tailSeq  uint64 // replay starts there
+		durSeq   uint64 // newest durable page
+		waiting  waitList
+		credits  waitList
+		urgent   bool // a checkpoint waits: the slack may be used
+		running  bool
+		stalled  *Lane // commit stopped for lack of space on that lane, or nil
+		queue    bucketQueue
+	}
+
+	commit commit // the one commit machine; its fields belong to the lane that runs it
+}
+
+// reserve promises room for n records, or reports that there is none now.
+func (j *journal) reserve(n int) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.reserveLocked(n)
+}
+
+func (j *journal) reserveLocked(n int) bool {
+	used := uint64(j.mu.next) - j.durableLSN.Load() + j.mu.reserved
+	if used+uint64(n) > j.mu.ring.cap {
+		return false
+	}
+	j.mu.reserved += uint64(n)
+	return true
+}
+
+// reserveOrWait promises room for n records, or queues w, whose owner then asks again.
+func (j *journal) reserveOrWait(n int, w *waiter) bool {
+	j.mu.Lock()
+	ok := j.reserveLocked(n)
+	if !ok {
+		j.mu.credits.push(w)
+	}
+	start := !ok && !j.mu.running && j.mu.next > LSN(j.durableLSN.Load())
+	j.mu.Unlock()
+	if start {
+		j.start(w.lane)
+	}
+	return ok
+}
+
+// unreserve gives back what was promised and not appended.
+func (j *journal) unreserve(n int) {
+	if n == 0 {
+		return
+	}
+	j.mu.Lock()
+	j.mu.reserved -= uint64(n)
+	wake := j.mu.credits.takeAll()
+	j.mu.Unlock()
+	wake.wakeAll(nil)
+}
+
+// append adds a record that was reserved. The stripe of the block is locked by the caller, so
+// that records of one block are in the order of its changes. The buckets that the change touches
+// are noted for the next checkpoint.
+func (j *journal) append(r record, touched ...BucketID) LSN {
+	j.mu.Lock()
+	l := j.mu.next
+	r.encode(j.mu.ring.at(l))
+	j.mu.next++
+	j.mu.reserved--
+	for _, b := range touched {
+		j.mu.queue.note(j.c.buckets, b, l)
+	}
+	j.mu.ring.publish(j.mu.next)
+	j.mu.Unlock()
+	return l
+}
+
+// nextLSN is the LSN that the next record will get.
+func (j *journal) nextLSN() LSN {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.mu.next
+}
+
+// isDurable reports whether the record, and all before it, are durable.
+func (j *journal) isDurable(l LSN) bool { return l < LSN(j.durableLSN.Load()) }
+
+// waitDurable reports true if all records up to and with l are durable; otherwise w's owner runs
+// when they are, or when the attempt failed. urgent is for checkpoints.
+func (j *journal) waitDurable(l LSN, w *waiter, urgent bool) bool {
+	if l == 0 || j.isDurable(l) {
+		return true
+	}
+	j.mu.Lock()
+	if j.isDurable(l) {
+		j.mu.Unlock()
+		return true
+	}
+	w.lsn = l
+	j.mu.waiting.push(w)
+	j.mu.urgent = j.mu.urgent || urgent
+	start := !j.mu.running
+	resume := j.mu.stalled
+	if resume != nil && urgent {
+		j.mu.stalled = nil
+	} else {
+		resume = nil
+	}
+	j.mu.Unlock()
+	switch {
+	case start:
+		j.start(w.lane)
+	case resume != nil:
+		j.commit.resume.wake(nil)
+	}
+	return false
+}
+
+// kick starts a commit of what is pending, if none runs.
+func (j *journal) kick(l *Lane) {
+	if LSN(j.durableLSN.Load()) < j.nextLSN() {
+		j.start(l)
+	}
+}
+
+// pendingRecords is how many records are not durable, and how many there may be.
+func (j *journal) pendingRecords() (n, limit uint64) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return uint64(j.mu.next) - j.durableLSN.Load(), j.mu.ring.cap
+}
+
+// usedPages is the part of the ring between tail and head.
+func (j *journal) usedPages() uint64 {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.mu.pageSeq - j.mu.tailSeq
+}
+
+// advanceTail moves the start of replay to the page of the oldest change that no durable summary
+// has, and lets a stalled commit go on.
+func (j *journal) advanceTail() {
+	j.mu.Lock()
+	oldest := j.mu.queue.oldest(j.c.buckets, LSN(j.durableLSN.Load()))
+	for j.mu.tailSeq < j.mu.pageSeq {
+		next := j.mu.tailSeq + 1
+		if next == j.mu.pageSeq || j.firstLSN[next%j.pages] > oldest {
+			break
+		}
+		j.mu.tailSeq = next
+	}
+	stalled := j.mu.stalled
+	j.mu.stalled = nil
+	j.mu.urgent = false
+	j.mu.Unlock()
+	if stalled != nil {
+		j.commit.resume.wake(nil)
+	}
+}
+
+// commit is the state of the commit under way.
+type commit struct {
+	j       *journal
+	resume  waiter
+	buf     []byte
+	target  LSN    // what the flush covers
+	upTo    LSN    // what the pages of this round cover
+	first   uint64 // page sequences of this round
+	lastSeq uint64
+	writes  int
+	err     error
+	step    commitStep
+}
+
+type commitStep uint8
+
+const (
+	commitFlush commitStep = iota
+	commitWrite
+)
+
+// start begins a commit on the lane unless one runs.
+func (j *journal) start(l *Lane) {
+	j.mu.Lock()
+	if j.mu.running {
+		j.mu.Unlock()
+		return
+	}
+	j.mu.running = true
+	j.mu.Unlock()
+	j.commit.resume = waiter{lane: l, owner: &j.commit}
+	j.commit.begin(l)
+}
+
+func (k *commit) begin(l *Lane) {
+	j := k.j
+	j.mu.Lock()
+	k.target = j.mu.next
+	j.mu.Unlock()
+	k.step, k.err = commitFlush, nil
+	l.count(&l.stats.JournalFlushes, 1)
+	op := l.newOp(k)
+	op.Kind, op.Dev = OpFlush, SSD
+	l.d.Submit(op)
+}
+
+// run goes on after a stall.
+func (k *commit) run(l *Lane, _ error) { k.writePages(l) }
+
+func (k *commit) opDone(l *Lane, _ *Op, err error) {
+	if err != nil && k.err == nil {
+		k.err = err
+	}
+	if k.step == commitFlush {
+		if k.err != nil {
+			k.finish(l)
+			return
+		}
+		k.step = commitWrite
+		k.writePages(l)
+		return
+	}
+	if k.writes--; k.writes > 0 {
+		return
+	}
+	k.written(l)
+}
+
+// writePages packs the next round of records into pages and writes them, or stalls.
+func (k *commit) writePages(l *Lane) {
+	j := k.j
+	j.mu.Lock()
+	from := LSN(j.durableLSN.Load())
+	n := min((uint64(k.target-from)+pageRecords-1)/pageRecords, commitPages)
+	if n == 0 {
+		j.mu.Unlock()
+		k.finish(l)
+		return
+	}
+	free := j.pages - (j.mu.pageSeq - j.mu.tailSeq)
+	if free < n+1 || (free < n+j.slack && !j.mu.urgent) {
+		j.mu.stalled = l
+		j.mu.Unlock()
+		l.c.pokeBackground()
+		return
+	}
+	first := j.mu.pageSeq
+	k.first = first
+	for i := range n {
+		from = k.pack(k.buf[i*pageSize:][:pageSize], from)
+	}
+	k.upTo, k.lastSeq = from, first+n-1
+	j.mu.pageSeq += n
+	j.mu.Unlock()
+
+	// At most two runs: up to the end of the ring and from its start.
+	k.writes = 0
+	run := min(n, j.pages-first%j.pages)
+	k.submit(l, first, 0, run)
+	if run < n {
+		k.submit(l, first+run, run, n-run)
+	}
+}
+
+// pack fills a page with the records from l on and returns the first that is not in it. j.mu is
+// held.
+func (k *commit) pack(p []byte, l LSN) LSN {
+	j, le := k.j, binary.LittleEndian
+	seq := j.mu.pageSeq + uint64(l-LSN(j.durableLSN.Load()))/pageRecords
+	n := min(uint64(k.target-l), pageRecords)
+	clear(p)
+	le.PutUint32(p, journalMagic)
+	le.PutUint16(p[jpVersion:], formatVersion)
+	le.PutUint16(p[jpCount:], uint16(n))
+	le.PutUint64(p[jpCache:], j.cacheID)
+	le.PutUint64(p[jpEpoch:], j.c.epoch)
+	le.PutUint64(p[jpSeq:], seq)
+	le.PutUint32(p[jpIndex:], uint32(seq%j.pages))
+	le.PutUint64(p[jpFirst:], uint64(l))
+	le.PutUint64(p[jpTail:], j.mu.tailSeq)
+	le.PutUint64(p[jpDurable:], j.mu.durSeq)
+	for i := range n {
+		copy(p[journalHeader+i*recordBytes:], j.mu.ring.at(l+LSN(i)))
+	}
+	j.firstLSN[seq%j.pages] = l
+	le.PutUint64(p[jpSum:], metaSum(p, j.c.geo.journalPageOff(seq)))
+	return l + LSN(n)
+}
+
+func (k *commit) submit(l *Lane, seq, from, n uint64) {
+	op := l.newOp(k)
+	op.Kind, op.Dev, op.FUA = OpWrite, SSD, true
+	op.Off = k.j.c.geo.journalPageOff(seq)
+	op.Mem = k.buf[from*pageSize : (from+n)*pageSize]
+	op.Len = int64(len(op.Mem))
+	k.writes++
+	l.count(&l.stats.MetadataBytes, op.Len)
+	l.d.Submit(op)
+}
+
+// written publishes what became durable and goes on with the next round or ends.
+func (k *commit) written(l *Lane) {
+	j := k.j
+	if k.err != nil {
+		j.mu.Lock()
+		j.mu.pageSeq = k.first // nothing was promised: the next try writes these pages again
+		j.mu.Unlock()
+		k.finish(l)
+		return
+	}
+	j.mu.Lock()
+	j.durableLSN.Store(uint64(k.upTo))
+	j.mu.ring.forget(k.upTo)
+	j.mu.durSeq = k.lastSeq
+	done := j.mu.waiting.takeDurable(k.upTo)
+	credits := j.mu.credits.takeAll()
+	more := k.upTo < k.target
+	j.mu.Unlock()
+	done.wakeAll(nil)
+	credits.wakeAll(nil)
+	if more {
+		k.writePages(l)
+		return
+	}
+	k.finish(l)
+}
+
+// finish ends the commit, or begins the next if somebody waits for more. After an error all who
+// wait are told, and the records stay pending for a later try on new pages.
+func (k *commit) finish(l *Lane) {
+	j := k.j
+	var failed waitList
+	j.mu.Lock()
+	if k.err != nil {
+		failed = j.mu.waiting.takeAll()
+		failed.join(j.mu.credits.takeAll())
+	}
+	again := j.mu.waiting.head != nil || j.mu.credits.head != nil
+	again = again && j.mu.next > LSN(j.durableLSN.Load())
+	j.mu.running = again
+	j.mu.Unlock()
+	if k.err != nil {
+		l.count(&l.stats.JournalErrors, 1)
+		failed.wakeAll(fmt.Errorf("commit journal: %w", k.err))
+	}
+	if again {
+		k.begin(l)
+	}
+}

@@ -1,0 +1,192 @@
+package cache
+
+import (
+	"fmt"
+	"sync"
+
+	"ubcache/policy"
+)
+
+// Lane is one event loop's share of the engine: its pools, open buckets and counters. All
+// methods but post and Close are called on the loop's thread.
+type Lane struct {
+	c *Cache
+	d Driver
+
+	mail struct {
+		sync.Mutex
+		list  waitList // woken by other lanes
+		woken bool
+	}
+
+	open [numStreams]openBucket
+
+	freeOps      *Op
+	freeReads    *readPiece
+	freeWrites   *writePiece
+	freeThroughs *through
+	freeFlushes  *flush
+	freeEdges    *edge
+	freePages    [][]byte // BlockSize each, off the Go heap
+	pageMem      [][]byte
+
+	seq   [MaxBackings + 1]*policy.Sequential
+	stats laneStats
+	io    [MaxBackings + 1]ioStats
+
+	bg *background // of the one lane that does the background work
+}
+
+// NewLane adds an event loop. It is closed with Lane.Close when the loop has ended.
+func (c *Cache) NewLane(d Driver) *Lane {
+	l := &Lane{c: c, d: d}
+	for i := range l.open {
+		l.open[i].id = noBucket
+	}
+	for i := range l.seq {
+		l.seq[i] = &policy.Sequential{}
+	}
+	c.control.Lock()
+	defer c.control.Unlock()
+	old := *c.lanes.Load()
+	lanes := append(old[:len(old):len(old)], l)
+	c.lanes.Store(&lanes)
+	return l
+}
+
+// Close gives back what the lane holds. No request of it may be under way. Its counters stay.
+func (l *Lane) Close() {
+	for i := range l.open {
+		if o := &l.open[i]; o.id != noBucket {
+			l.c.unwriting(o.id, 1)
+			o.id = noBucket
+		}
+	}
+	for _, m := range l.pageMem {
+		freeOffHeap(m)
+	}
+	l.pageMem, l.freePages = nil, nil
+}
+
+// post queues a waiter's owner to run on this lane. Any thread may call it.
+func (l *Lane) post(w *waiter) {
+	l.mail.Lock()
+	l.mail.list.push(w)
+	wake := !l.mail.woken
+	l.mail.woken = true
+	l.mail.Unlock()
+	if wake {
+		l.d.Wake()
+	}
+}
+
+// Run continues what has been woken. The loop calls it after Driver.Wake.
+func (l *Lane) Run() {
+	l.mail.Lock()
+	list := l.mail.list.takeAll()
+	l.mail.woken = false
+	l.mail.Unlock()
+	for w := list.pop(); w != nil; w = list.pop() {
+		w.owner.run(l, w.err)
+	}
+}
+
+// Complete takes the outcome of an operation from the driver.
+func (l *Lane) Complete(op *Op, err error) {
+	if err != nil {
+		err = l.deviceError(op, err)
+	} else if op.Kind == OpRead || op.Kind == OpWrite {
+		l.countTransfer(op)
+	}
+	op.done.opDone(l, op, err)
+	*op = Op{next: l.freeOps}
+	l.freeOps = op
+}
+
+func (l *Lane) countTransfer(op *Op) {
+	var c *counter
+	switch {
+	case op.Dev == SSD && op.Kind == OpRead:
+		c = &l.stats.SSDReadBytes
+	case op.Dev == SSD:
+		c = &l.stats.SSDWriteBytes
+	case op.Kind == OpRead:
+		c = &l.stats.BackingReadBytes
+	default:
+		c = &l.stats.BackingWriteBytes
+	}
+	c.Add(op.Len)
+}
+
+func (l *Lane) deviceError(op *Op, err error) error {
+	name := "ssd"
+	if op.Dev != SSD {
+		name = fmt.Sprintf("backing %d", op.Dev)
+		if b := l.c.backing(op.Dev); b != nil {
+			name = b.name
+		}
+		l.io[op.Dev].BackingErrors.Add(1)
+	}
+	return &DeviceError{Op: op.Kind, Device: name, Off: op.Off, Len: op.Len, Err: err}
+}
+
+// newOp returns a zeroed operation that will complete to done.
+func (l *Lane) newOp(done completer) *Op {
+	op := l.freeOps
+	if op == nil {
+		op = &Op{}
+	} else {
+		l.freeOps = op.next
+		op.next = nil
+	}
+	op.done = done
+	return op
+}
+
+// transfer starts a read or write between a device and the data of a request. devOff is in bytes
+// on the device; reqOff and n are in bytes of the request's data.
+func (l *Lane) transfer(done completer, kind OpKind, dev BackingID, devOff int64,
+	r *Request, reqOff, n int, arg uint32,
+) {
+	op := l.newOp(done)
+	op.Kind, op.Dev, op.Off, op.Len, op.arg = kind, dev, devOff, int64(n), arg
+	if r.Data != nil {
+		op.Mem = r.Data[reqOff : reqOff+n : reqOff+n]
+	} else {
+		op.Req, op.ReqOff = r, reqOff
+	}
+	l.d.Submit(op)
+}
+
+// move starts a read or write between a device and memory of the engine.
+func (l *Lane) move(done completer, kind OpKind, dev BackingID, devOff int64, mem []byte, arg uint32) {
+	op := l.newOp(done)
+	op.Kind, op.Dev, op.Off, op.Len, op.arg = kind, dev, devOff, int64(len(mem)), arg
+	op.Mem = mem
+	l.d.Submit(op)
+}
+
+// page takes a BlockSize buffer from the lane's pool. The pool grows with the requests in
+// flight, which the queue depth bounds.
+func (l *Lane) page() []byte {
+	if len(l.freePages) == 0 {
+		const batch = 64
+		m, err := offHeap(batch * BlockSize)
+		if err != nil {
+			panic(err) // out of address space: the daemon restarts through recovery
+		}
+		l.pageMem = append(l.pageMem, m)
+		for i := range batch {
+			l.freePages = append(l.freePages, m[i*BlockSize:(i+1)*BlockSize:(i+1)*BlockSize])
+		}
+	}
+	p := l.freePages[len(l.freePages)-1]
+	l.freePages = l.freePages[:len(l.freePages)-1]
+	return p
+}
+
+func (l *Lane) freePage(p []byte) {
+	if p != nil {
+		l.freePages = append(l.freePages, p)
+	}
+}

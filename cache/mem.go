@@ -1,0 +1,42 @@
+package cache
+
+import (
+	"fmt"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// offHeap returns zeroed, page-aligned memory that the garbage collector does not see. Pages
+// become resident when they are touched.
+func offHeap(size int64) ([]byte, error) {
+	size = max(roundUp(size, pageSize), pageSize)
+	p, err := unix.Mmap(-1, 0, int(size), unix.PROT_READ|unix.PROT_WRITE,
+		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return nil, fmt.Errorf("allocate %d bytes: %w", size, err)
+	}
+	return p, nil
+}
+
+func freeOffHeap(p []byte) {
+	if p != nil {
+		_ = unix.Munmap(p)
+	}
+}
+
+// wordsOf and halvesOf view off-heap memory as numbers of the machine.
+func wordsOf(p []byte) []uint64 {
+	return unsafe.Slice((*uint64)(unsafe.Pointer(unsafe.SliceData(p))), len(p)/8)
+}
+
+func halvesOf(p []byte) []uint32 {
+	return unsafe.Slice((*uint32)(unsafe.Pointer(unsafe.SliceData(p))), len(p)/4)
+}
+
+// alignedBytes returns heap memory fit for O_DIRECT, for the control path.
+func alignedBytes(size int) []byte {
+	p := make([]byte, size+pageSize)
+	skip := -int(uintptr(unsafe.Pointer(unsafe.SliceData(p)))) & (pageSize - 1)
+	return p[skip : skip+size : skip+size]
+}

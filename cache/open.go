@@ -1,0 +1,150 @@
+package cache
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+)
+
+// Open starts a cache: it loads the index, replays the journal and what a killed daemon left in
+// the pending ring, and marks the cache as running. The caller makes sure that nobody else has
+// the device, then adds lanes, one of them for StartBackground.
+func Open(dev Storage, o Options) (*Cache, error) {
+	sb, err := ReadSuper(dev)
+	if err != nil {
+		return nil, err
+	}
+	c, err := newCache(dev, sb, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.load(); err != nil {
+		c.release()
+		return nil, err
+	}
+	return c, nil
+}
+
+func newCache(dev Storage, sb *Superblock, o Options) (*Cache, error) {
+	c := &Cache{
+		geo: sb.Geometry, checksums: sb.Checksums, epoch: sb.Epoch, opts: o, ssd: dev, sb: sb,
+		buckets: make([]bucket, sb.Geometry.Buckets),
+	}
+	c.lanes.Store(&[]*Lane{})
+	c.backings.Store(&[MaxBackings + 1]*Backing{})
+	c.reserve = int(clamp(int64(c.geo.Buckets)/64, 4, 256))
+	c.alloc.c = c
+	c.alloc.mu.fifoHead, c.alloc.mu.fifoTail = noBucket, noBucket
+	for _, r := range sb.Backings {
+		if r.ID == 0 || r.ID > MaxBackings || r.Size <= 0 || r.LBS < SectorSize {
+			return nil, fmt.Errorf("%w: impossible record of backing device %d", ErrCorrupt, r.ID)
+		}
+		c.addBacking(&r)
+	}
+	if o.Pending == nil {
+		mem, err := offHeap(PendingBytes)
+		if err != nil {
+			return nil, err
+		}
+		c.opts.Pending, c.ringMem = mem, mem
+	} else if len(o.Pending) < PendingBytes {
+		return nil, fmt.Errorf("pending ring has %d bytes, %d needed", len(o.Pending), PendingBytes)
+	}
+	var err error
+	if c.index, err = newIndex(c.geo.slots()); err != nil {
+		return nil, err
+	}
+	return c, c.newJournal()
+}
+
+func (c *Cache) newJournal() error {
+	j := &c.journal
+	j.c, j.pages, j.cacheID = c, uint64(c.geo.JournalPages), cacheID(c.sb.UUID)
+	// The pending ring fits in the slack, so that a checkpoint can always commit it.
+	records := min(maxPendingRecs, j.pages/4*pageRecords)
+	j.slack = records/pageRecords + 2
+	j.firstLSN = make([]LSN, j.pages)
+	j.mu.queue = bucketQueue{head: noBucket, tail: noBucket}
+	j.mu.ring = pendingRing{mem: c.opts.Pending, cap: records}
+	buf, err := offHeap(commitPages * pageSize)
+	j.commit = commit{j: j, buf: buf}
+	return err
+}
+
+func (c *Cache) addBacking(r *BackingRecord) *Backing {
+	b := &Backing{
+		id: r.ID, name: r.Name, size: r.Size, dataOff: r.DataOff, lbs: int64(r.LBS),
+	}
+	b.mode.Store(uint32(r.Mode))
+	if r.Detaching {
+		b.mode.Store(uint32(None))
+		b.draining.Store(true)
+		b.detaching.Store(true)
+	}
+	c.applyTunables(b, r.Tunables)
+	all := *c.backings.Load()
+	all[r.ID] = b
+	c.backings.Store(&all)
+	return b
+}
+
+func (c *Cache) applyTunables(b *Backing, t Tunables) {
+	b.cutoff.Store(t.SequentialCutoff)
+	b.dirtyTarget.Store(c.geo.slots() * int64(t.DirtyTarget) / 100)
+	b.dirtyMax.Store(c.geo.slots() * int64(t.DirtyMax) / 100)
+	b.delay.Store(int64(t.WritebackDelay))
+}
+
+// load brings the state back and begins a new epoch. It can be repeated after a crash at any
+// step: until the superblock says otherwise, the pending ring still counts.
+func (c *Cache) load() error {
+	r := &recovery{c: c}
+	if err := r.run(); err != nil {
+		return err
+	}
+	c.sortBuckets(r.lastLSN)
+	c.epoch = c.sb.Epoch + 1
+	c.sb.Epoch, c.sb.Clean = c.epoch, false
+	if err := c.saveSuper(); err != nil {
+		return err
+	}
+	j := &c.journal
+	j.mu.ring.reset(c.sb.UUID, c.epoch, j.mu.ring.cap, j.mu.next)
+	return nil
+}
+
+// sortBuckets finds out which buckets are free, and puts the others on the FIFO by age.
+func (c *Cache) sortBuckets(lastLSN []LSN) {
+	a := &c.alloc
+	var used []BucketID
+	for i := range c.buckets {
+		b := BucketID(i)
+		if c.buckets[i].live.Load() > 0 {
+			used = append(used, b)
+		} else {
+			a.mu.free = append(a.mu.free, b)
+		}
+	}
+	slices.SortStableFunc(used, func(x, y BucketID) int { return cmp.Compare(lastLSN[x], lastLSN[y]) })
+	for _, b := range used {
+		a.pushFIFO(b)
+	}
+	a.freeCount.Store(int32(len(a.mu.free)))
+}
+
+// release gives the memory back.
+func (c *Cache) release() {
+	if c.index != nil {
+		c.index.free()
+	}
+	freeOffHeap(c.journal.commit.buf)
+	freeOffHeap(c.ringMem)
+	if l := c.bgLane.Load(); l != nil {
+		freeOffHeap(l.bg.ckpt.buf)
+		for _, t := range l.bg.wb.batches {
+			if t != nil {
+				freeOffHeap(t.buf)
+			}
+		}
+	}
+}

@@ -1,0 +1,81 @@
+package cache
+
+import (
+	"encoding/binary"
+	"fmt"
+	"sync/atomic"
+)
+
+// The pending ring holds the journal records that are not on the SSD yet. Its memory is the
+// daemon's to provide (Options.Pending): a file on tmpfs outlives the process, so that a killed
+// daemon loses no acknowledged write, though nothing is written to the SSD for it. A power cut
+// loses the ring, and with it what no FLUSH had covered: that is what a volatile cache may do.
+//
+// First page: magic (8), cache UUID (16), epoch (8), capacity (8), first LSN not on the SSD (8),
+// next LSN (8); then records of 24 bytes at LSN modulo capacity. The next LSN is stored last, by
+// one atomic store, so a record is there as a whole or not at all.
+const (
+	pendingMagic   = "UBCPEND\x01"
+	pendingUUID    = 8
+	pendingEpoch   = 24
+	pendingCap     = 32
+	pendingDurable = 40
+	pendingNext    = 48
+
+	// PendingBytes is the size that Options.Pending must have.
+	PendingBytes   = pageSize + maxPendingRecs*recordBytes
+	maxPendingRecs = 64 << 10
+)
+
+type pendingRing struct {
+	mem   []byte
+	words []uint64
+	cap   uint64
+}
+
+// loadPending returns the records of [durable, next) that an earlier process of this cache and
+// epoch left, and the LSN of the first; none if the memory is not such a ring.
+func loadPending(mem []byte, id UUID, epoch uint64) (first LSN, recs []record, err error) {
+	if len(mem) < PendingBytes || string(mem[:8]) != pendingMagic {
+		return 0, nil, nil
+	}
+	le := binary.LittleEndian
+	if UUID(mem[pendingUUID:pendingUUID+16]) != id || le.Uint64(mem[pendingEpoch:]) != epoch {
+		return 0, nil, nil
+	}
+	durable, next := le.Uint64(mem[pendingDurable:]), le.Uint64(mem[pendingNext:])
+	n := le.Uint64(mem[pendingCap:])
+	if n == 0 || n > maxPendingRecs || next < durable || next-durable > n {
+		return 0, nil, fmt.Errorf("%w: pending ring has records %d to %d in %d places",
+			ErrCorrupt, durable, next, n)
+	}
+	for l := durable; l < next; l++ {
+		recs = append(recs, decodeRecord(mem[pageSize+l%n*recordBytes:]))
+	}
+	return LSN(durable), recs, nil
+}
+
+// reset makes the ring an empty one of this cache and epoch, beginning at next.
+func (p *pendingRing) reset(id UUID, epoch uint64, records uint64, next LSN) {
+	p.words, p.cap = wordsOf(p.mem), records
+	atomic.StoreUint64(&p.words[0], 0) // no magic while it is neither the old nor the new one
+	copy(p.mem[pendingUUID:], id[:])
+	le := binary.LittleEndian
+	le.PutUint64(p.mem[pendingEpoch:], epoch)
+	le.PutUint64(p.mem[pendingCap:], records)
+	le.PutUint64(p.mem[pendingDurable:], uint64(next))
+	le.PutUint64(p.mem[pendingNext:], uint64(next))
+	atomic.StoreUint64(&p.words[0], binary.NativeEndian.Uint64([]byte(pendingMagic)))
+}
+
+func (p *pendingRing) at(l LSN) []byte {
+	return p.mem[pageSize+uint64(l)%p.cap*recordBytes:][:recordBytes]
+}
+
+// publish makes the records before next part of the ring.
+func (p *pendingRing) publish(next LSN) { atomic.StoreUint64(&p.words[pendingNext/8], uint64(next)) }
+
+// forget drops the records before durable, which the SSD has.
+func (p *pendingRing) forget(durable LSN) {
+	atomic.StoreUint64(&p.words[pendingDurable/8], uint64(durable))
+}

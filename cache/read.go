@@ -1,0 +1,432 @@
+package cache
+
+import "fmt"
+
+// readPiece reads the part of a request that lies in one region: hits from the SSD, the rest
+// from the backing device, into the request's data. Runs of blocks that lie side by side on
+// their device are one operation. Blocks that need more than a transfer (partly valid, or
+// verified though only part of them is wanted) go through an edge.
+//
+// A miss that is to be cached holds a fill lock from before the backing read until its blocks
+// are in the index, or until a change of them has cancelled it.
+type readPiece struct {
+	r    *Request
+	span span
+	fill bool // admitted: misses enter the cache
+	held bool // lock is on its stripe
+	// unfilled says that the SSD failed the fill.
+	unfilled bool
+	step     readStep
+	lock     rangeLock
+	w        waiter
+	first    Block
+	n        int // blocks
+	waits    int // operations under way
+	err      error
+
+	slots [regionBlocks]Slot // where each block was found, noSlot if it was not
+	sums  [regionBlocks]uint32
+	again [regionBlocks / 64]uint64 // blocks that the SSD did not return right
+	runs  []slotRun                 // of the fill
+	miss  blockRange                // that the fill covers
+	next  *readPiece
+}
+
+type readStep uint8
+
+const (
+	readFirst  readStep = iota // from where the index says
+	readAgain                  // blocks that the SSD failed, from the backing device
+	readFilled                 // the misses are being written to the SSD
+)
+
+// blockRange is blocks [from, to) of a piece.
+type blockRange struct{ from, to int }
+
+func (l *Lane) startRead(r *Request, s span, fill bool) {
+	p := l.freeReads
+	if p == nil {
+		p = &readPiece{}
+	} else {
+		l.freeReads = p.next
+	}
+	p.r, p.span, p.fill, p.held, p.step, p.err = r, s, fill, false, readFirst, nil
+	p.unfilled = false
+	p.first, p.n = s.first(), int(s.last()-s.first())+1
+	p.again = [regionBlocks / 64]uint64{}
+	p.w = waiter{lane: l, owner: p}
+	p.lookUp(l)
+}
+
+// run goes on when the fill of another request has let go of the blocks.
+func (p *readPiece) run(l *Lane, _ error) { p.lookUp(l) }
+
+// whole reports whether all of block i of the piece is wanted, and it is a full block.
+func (p *readPiece) whole(i int) bool {
+	at := int64(p.first)*BlockSize + int64(i)*BlockSize
+	return at >= p.span.off && at+BlockSize <= p.span.off+p.span.len
+}
+
+// part is what is wanted of block i: bytes within the block, and where they go in the request.
+func (p *readPiece) part(i int) (from, n, reqOff int) {
+	return blockPart(p.span, p.r, p.first+Block(i))
+}
+
+// blockPart cuts a span of a request to one block.
+func blockPart(s span, r *Request, blk Block) (from, n, reqOff int) {
+	at := int64(blk) * BlockSize
+	lo, hi := max(at, s.off), min(at+BlockSize, s.off+s.len)
+	return int(lo - at), int(hi - lo), int(lo - r.Off)
+}
+
+// slow marks in slots a block that needs an edge.
+const slowSlot = noSlot - 1
+
+// lookUp finds out where each block is, pins what is on the SSD and starts the reads.
+func (p *readPiece) lookUp(l *Lane) {
+	c, b := l.c, p.r.b
+	s := c.index.stripeOf(b.id, p.first)
+	hits, slow := 0, 0
+	miss := blockRange{-1, 0}
+	s.mu.Lock()
+	for i := range p.n {
+		k := makeKey(b.id, p.first+Block(i))
+		e, ok := c.index.find(k)
+		switch {
+		case !ok:
+			p.slots[i] = noSlot
+			if p.whole(i) {
+				if miss.from < 0 {
+					miss.from = i
+				}
+				miss.to = i + 1
+			}
+			continue
+		case !e.st.full() || e.st&stBad != 0 || (c.checksums && !p.whole(i)):
+			p.slots[i] = slowSlot
+			slow++
+			continue
+		}
+		p.slots[i], p.sums[i] = e.slot, e.sum
+		hits++
+		c.buckets[c.bucketOf(e.slot)].pins.Add(1)
+		if e.st&stRefMax != stRefMax {
+			c.index.setState(e.slot, e.st+stRefOne)
+		}
+	}
+	if !p.fillLock(l, s, miss) {
+		p.unpinAll(c)
+		s.mu.Unlock()
+		return
+	}
+	s.mu.Unlock()
+	io := &l.io[b.id]
+	if hits+slow > 0 {
+		io.HitBlocks.Add(int64(hits + slow))
+	}
+	if hits+slow < p.n {
+		io.MissBlocks.Add(int64(p.n - hits - slow))
+		if !p.held {
+			io.BypassBytes.Add(int64(p.n-hits-slow) * BlockSize)
+		}
+	}
+	p.submit(l)
+}
+
+// fillLock takes, keeps or lets go of the fill lock as the misses need it; false if it has to
+// be waited for. The stripe is locked.
+func (p *readPiece) fillLock(l *Lane, s *stripe, miss blockRange) bool {
+	if p.held && (miss.from < 0 || p.lock.cancelled) {
+		s.release(&p.lock)
+		p.held = false
+		return true
+	}
+	if p.held || !p.fill || miss.from < 0 {
+		if p.held {
+			p.miss = miss
+		}
+		return true
+	}
+	first, last := p.first+Block(miss.from), p.first+Block(miss.to-1)
+	if s.changing(p.r.b.id, first, last) || l.c.alloc.freeCount.Load() <= 1 {
+		if l.c.alloc.freeCount.Load() <= 1 {
+			l.c.pokeBackground()
+		}
+		p.fill = false
+		return true
+	}
+	p.miss, p.held = miss, true
+	p.lock = rangeLock{backing: p.r.b.id, kind: lockFill, first: first, last: last, owner: p.w}
+	return s.acquire(&p.lock)
+}
+
+func (p *readPiece) unpinAll(c *Cache) {
+	for i := range p.n {
+		if p.slots[i] < slowSlot {
+			c.unpin(p.slots[i])
+		}
+	}
+}
+
+func (c *Cache) unpin(s Slot) { c.buckets[c.bucketOf(s)].pins.Add(-1) }
+
+// submit starts one operation per run of blocks, and an edge per slow block.
+func (p *readPiece) submit(l *Lane) {
+	c, b := l.c, p.r.b
+	p.waits = 1
+	for i := 0; i < p.n; {
+		slot, n := p.slots[i], 1
+		switch slot {
+		case slowSlot:
+			p.waits++
+			l.startReadEdge(p, i)
+		case noSlot:
+			for i+n < p.n && p.slots[i+n] == noSlot {
+				n++
+			}
+			p.read(l, b.id, b.dataOff+int64(p.first)*BlockSize+int64(i)*BlockSize, i, n)
+		default:
+			for i+n < p.n && p.slots[i+n] == slot+Slot(n) &&
+				c.bucketOf(slot) == c.bucketOf(slot+Slot(n)) {
+				n++
+			}
+			p.read(l, SSD, c.geo.slotOff(slot), i, n)
+		}
+		i += n
+	}
+	p.opsDone(l)
+}
+
+// read starts the read of blocks [i, i+n), which lie from devOff on, as far as they are wanted.
+func (p *readPiece) read(l *Lane, dev BackingID, devOff int64, i, n int) {
+	from, _, reqOff := p.part(i)
+	_, _, lastOff := p.part(i + n - 1)
+	_, lastLen, _ := p.part(i + n - 1)
+	p.waits++
+	l.transfer(p, OpRead, dev, devOff+int64(from), p.r, reqOff, lastOff+lastLen-reqOff,
+		uint32(i)<<16|uint32(n))
+}
+
+func (p *readPiece) opDone(l *Lane, op *Op, err error) {
+	i, n := int(op.arg>>16), int(op.arg&0xffff)
+	switch {
+	case p.step == readFilled:
+		if err != nil {
+			p.unfilled = true
+			l.ssdWriteFailed(p.r.b, p.runs)
+		}
+	case op.Dev == SSD:
+		p.verify(l, op, i, n, err)
+	case err != nil && p.err == nil:
+		p.err = err
+	}
+	p.opsDone(l)
+}
+
+// verify checks the blocks that came from the SSD and marks those to be read again.
+func (p *readPiece) verify(l *Lane, op *Op, i, n int, err error) {
+	c := l.c
+	for j := i; j < i+n; j++ {
+		bad := err != nil
+		if !bad && c.checksums && op.Mem != nil {
+			k := makeKey(p.r.b.id, p.first+Block(j))
+			bad = dataSum(op.Mem[(j-i)*BlockSize:][:BlockSize], uint64(k)) != p.sums[j]
+		}
+		if bad {
+			p.again[j/64] |= 1 << (j % 64)
+		}
+	}
+	if err != nil {
+		l.io[p.r.b.id].SSDErrors.Add(1)
+	}
+	c.buckets[c.bucketOf(p.slots[i])].pins.Add(-int32(n))
+}
+
+// opsDone ends an operation and goes to the next step after the last.
+func (p *readPiece) opsDone(l *Lane) {
+	if p.waits--; p.waits > 0 {
+		return
+	}
+	switch p.step {
+	case readFirst:
+		if p.again != [regionBlocks / 64]uint64{} {
+			p.step = readAgain
+			p.readAgain(l)
+			return
+		}
+		p.maybeFill(l)
+	case readAgain:
+		p.maybeFill(l)
+	case readFilled:
+		p.insert(l)
+	}
+}
+
+// readAgain deals with blocks that the SSD returned wrongly or not at all: clean ones leave the
+// cache and are read from the backing device; of dirty ones there is no other copy.
+func (p *readPiece) readAgain(l *Lane) {
+	p.waits = 1
+	for i := range p.n {
+		if p.again[i/64]&(1<<(i%64)) == 0 {
+			continue
+		}
+		k := makeKey(p.r.b.id, p.first+Block(i))
+		switch l.distrust(p.r.b, k, p.slots[i]) {
+		case distrustLost:
+			p.fail(fmt.Errorf("block %d of %s: %w", p.first+Block(i), p.r.b.name, ErrDirtyBad))
+		case distrustChanged:
+			// Overwritten meanwhile: where it is now is for an edge to find out.
+			p.waits++
+			l.startReadEdge(p, i)
+		case distrustDropped:
+			b := p.r.b
+			p.read(l, b.id, b.dataOff+int64(p.first+Block(i))*BlockSize, i, 1)
+		}
+	}
+	p.opsDone(l)
+}
+
+func (p *readPiece) fail(err error) {
+	if p.err == nil {
+		p.err = err
+	}
+}
+
+// distrustResult is what became of a block whose slot failed.
+type distrustResult uint8
+
+const (
+	distrustDropped distrustResult = iota // was clean: it is not cached any more
+	distrustLost                          // is dirty
+	distrustChanged                       // is in another slot by now, or gone
+)
+
+// distrust takes a block whose slot was not returned right out of the cache if it is clean.
+func (l *Lane) distrust(b *Backing, k key, slot Slot) distrustResult {
+	c := l.c
+	room := c.journal.reserve(1)
+	s := c.index.stripeOf(b.id, k.block())
+	s.mu.Lock()
+	e, ok := c.index.find(k)
+	result := distrustChanged
+	switch {
+	case !ok || e.slot != slot:
+	case e.st&stDirty != 0:
+		result = distrustLost
+		if e.st&stBad == 0 {
+			c.setState(b, e, e.st&^stPending|stBad)
+			l.io[b.id].BadBlocks.Add(1)
+		}
+	default:
+		result = distrustDropped
+		l.io[b.id].HealedBlocks.Add(1)
+		if room { // else it stays, and fails again at the next read
+			c.unmapEntry(b, k, e)
+			s.lastUnmap = c.journal.append(record{
+				kind: recUnmap, flags: recCleanOnly, backing: b.id, block: k.block(), sum: 1,
+			}, c.bucketOf(slot))
+			room = false
+		}
+	}
+	s.mu.Unlock()
+	if room {
+		c.journal.unreserve(1)
+	}
+	return result
+}
+
+// maybeFill writes the misses to the SSD, if they are still wanted there.
+func (p *readPiece) maybeFill(l *Lane) {
+	n := p.miss.to - p.miss.from
+	if !p.held || p.err != nil || !l.c.journal.reserve(n) {
+		p.finish(l, 0)
+		return
+	}
+	var ok bool
+	if p.runs, ok = l.allocAll(streamClean, n, p.runs); !ok {
+		p.finish(l, n)
+		return
+	}
+	p.step, p.waits = readFilled, 1
+	i := p.miss.from
+	for _, r := range p.runs {
+		_, _, reqOff := p.part(i)
+		p.sumRun(l.c, i, r.n, reqOff)
+		p.waits++
+		l.transfer(p, OpWrite, SSD, l.c.geo.slotOff(r.first), p.r, reqOff, r.n*BlockSize, 0)
+		i += r.n
+	}
+	p.opsDone(l)
+}
+
+func (p *readPiece) sumRun(c *Cache, i, n, reqOff int) {
+	if !c.checksums || p.r.Data == nil {
+		return
+	}
+	for j := range n {
+		k := makeKey(p.r.b.id, p.first+Block(i+j))
+		p.sums[i+j] = dataSum(p.r.Data[reqOff+j*BlockSize:][:BlockSize], uint64(k))
+	}
+}
+
+// insert puts what was filled into the index. A block near which the backing device was written
+// and not flushed may still be lost there, so it is recorded as dirty until the next flush.
+func (p *readPiece) insert(l *Lane) {
+	c, b := l.c, p.r.b
+	s := c.index.stripeOf(b.id, p.first)
+	used, i := 0, p.miss.from
+	s.mu.Lock()
+	if !p.lock.cancelled && !p.unfilled {
+		for _, r := range p.runs {
+			for j := range r.n {
+				blk := p.first + Block(i+j)
+				k := makeKey(b.id, blk)
+				if p.slots[i+j] != noSlot {
+					continue // it was a hit between the misses
+				}
+				if _, ok := c.index.find(k); ok {
+					continue
+				}
+				st := state(fullMask)
+				slot := r.first + Slot(j)
+				if n := b.unflushed(blk); n != 0 {
+					if !b.addPending(pendingSlot{k, slot, n}) {
+						continue
+					}
+					st |= stDirty | stPending
+				}
+				c.mapBlock(b, k, entry{slot: slot, st: st, sum: p.sums[i+j]})
+				used++
+			}
+			i += r.n
+		}
+	}
+	s.mu.Unlock()
+	l.io[b.id].FillBlocks.Add(int64(used))
+	l.dropRuns(p.runs)
+	p.finish(l, p.miss.to-p.miss.from-used)
+}
+
+// finish answers the piece; unused journal room is given back.
+func (p *readPiece) finish(l *Lane, unused int) {
+	l.c.journal.unreserve(unused)
+	if p.held {
+		s := l.c.index.stripeOf(p.r.b.id, p.first)
+		s.mu.Lock()
+		s.release(&p.lock)
+		s.mu.Unlock()
+		p.held = false
+	}
+	r, err := p.r, p.err
+	p.r, p.next = nil, l.freeReads
+	l.freeReads = p
+	l.pieceDone(r, err)
+}
+
+// ssdWriteFailed notes a failed write of slots: their bucket is used no more once it is empty.
+func (l *Lane) ssdWriteFailed(b *Backing, runs []slotRun) {
+	l.io[b.id].SSDErrors.Add(1)
+	for _, r := range runs {
+		l.c.buckets[l.c.bucketOf(r.first)].failed.Store(true)
+	}
+}

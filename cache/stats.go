@@ -1,0 +1,122 @@
+package cache
+
+import "sync/atomic"
+
+// counter is written by one lane and read by anybody.
+type counter = atomic.Int64
+
+// ioStats are counters of one lane for one backing device. Bytes are as the client sees them.
+type ioStats struct {
+	Reads, ReadBytes         counter
+	Writes, WriteBytes       counter
+	Flushes, Discards        counter
+	HitBlocks, MissBlocks    counter // of reads
+	BypassBytes              counter // not admitted: sequential, mode or a full cache
+	FillBlocks               counter
+	CachedWriteBlocks        counter // writes that went to the SSD
+	WritebackBlocks          counter
+	HealedBlocks             counter // clean blocks that the SSD returned wrongly
+	BadBlocks                counter // dirty blocks that it returned wrongly
+	SSDErrors, BackingErrors counter
+}
+
+// laneStats are counters of one lane.
+type laneStats struct {
+	SSDReadBytes, SSDWriteBytes         counter
+	BackingReadBytes, BackingWriteBytes counter
+	MetadataBytes                       counter // of the SSD writes
+	JournalFlushes, JournalErrors       counter
+	EvictedBuckets, EvictedBlocks       counter
+	Checkpoints                         counter
+}
+
+func (l *Lane) count(c *counter, n int64) { c.Add(n) }
+
+// BackingStats are the counters of a backing device since the cache was started.
+type BackingStats struct {
+	Reads             int64 `json:"reads"`
+	ReadBytes         int64 `json:"read_bytes"`
+	Writes            int64 `json:"writes"`
+	WriteBytes        int64 `json:"write_bytes"`
+	Flushes           int64 `json:"flushes"`
+	Discards          int64 `json:"discards"`
+	HitBlocks         int64 `json:"hit_blocks"`
+	MissBlocks        int64 `json:"miss_blocks"`
+	BypassBytes       int64 `json:"bypass_bytes"`
+	FillBlocks        int64 `json:"fill_blocks"`
+	CachedWriteBlocks int64 `json:"cached_write_blocks"`
+	WritebackBlocks   int64 `json:"writeback_blocks"`
+	HealedBlocks      int64 `json:"healed_blocks"`
+	BadBlocks         int64 `json:"bad_blocks"`
+	SSDErrors         int64 `json:"ssd_errors"`
+	BackingErrors     int64 `json:"backing_errors"`
+}
+
+// HitRatio is the share of blocks read that came from the SSD, from 0 to 1.
+func (s BackingStats) HitRatio() float64 {
+	if s.HitBlocks+s.MissBlocks == 0 {
+		return 0
+	}
+	return float64(s.HitBlocks) / float64(s.HitBlocks+s.MissBlocks)
+}
+
+func (s *BackingStats) add(o *ioStats) {
+	s.Reads += o.Reads.Load()
+	s.ReadBytes += o.ReadBytes.Load()
+	s.Writes += o.Writes.Load()
+	s.WriteBytes += o.WriteBytes.Load()
+	s.Flushes += o.Flushes.Load()
+	s.Discards += o.Discards.Load()
+	s.HitBlocks += o.HitBlocks.Load()
+	s.MissBlocks += o.MissBlocks.Load()
+	s.BypassBytes += o.BypassBytes.Load()
+	s.FillBlocks += o.FillBlocks.Load()
+	s.CachedWriteBlocks += o.CachedWriteBlocks.Load()
+	s.WritebackBlocks += o.WritebackBlocks.Load()
+	s.HealedBlocks += o.HealedBlocks.Load()
+	s.BadBlocks += o.BadBlocks.Load()
+	s.SSDErrors += o.SSDErrors.Load()
+	s.BackingErrors += o.BackingErrors.Load()
+}
+
+// Stats are the counters of a cache since it was started.
+type Stats struct {
+	SSDReadBytes      int64 `json:"ssd_read_bytes"`
+	SSDWriteBytes     int64 `json:"ssd_write_bytes"`
+	BackingReadBytes  int64 `json:"backing_read_bytes"`
+	BackingWriteBytes int64 `json:"backing_write_bytes"`
+	MetadataBytes     int64 `json:"metadata_bytes"`
+	JournalFlushes    int64 `json:"journal_flushes"`
+	JournalErrors     int64 `json:"journal_errors"`
+	EvictedBuckets    int64 `json:"evicted_buckets"`
+	EvictedBlocks     int64 `json:"evicted_blocks"`
+	Checkpoints       int64 `json:"checkpoints"`
+
+	Backings map[BackingID]BackingStats `json:"backings"`
+}
+
+// Stats adds up the counters of all lanes.
+func (c *Cache) Stats() Stats {
+	s := Stats{Backings: map[BackingID]BackingStats{}}
+	for _, l := range *c.lanes.Load() {
+		o := &l.stats
+		s.SSDReadBytes += o.SSDReadBytes.Load()
+		s.SSDWriteBytes += o.SSDWriteBytes.Load()
+		s.BackingReadBytes += o.BackingReadBytes.Load()
+		s.BackingWriteBytes += o.BackingWriteBytes.Load()
+		s.MetadataBytes += o.MetadataBytes.Load()
+		s.JournalFlushes += o.JournalFlushes.Load()
+		s.JournalErrors += o.JournalErrors.Load()
+		s.EvictedBuckets += o.EvictedBuckets.Load()
+		s.EvictedBlocks += o.EvictedBlocks.Load()
+		s.Checkpoints += o.Checkpoints.Load()
+		for _, b := range *c.backings.Load() {
+			if b != nil {
+				t := s.Backings[b.id]
+				t.add(&l.io[b.id])
+				s.Backings[b.id] = t
+			}
+		}
+	}
+	return s
+}

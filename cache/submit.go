@@ -1,0 +1,164 @@
+package cache
+
+import (
+	"fmt"
+	"syscall"
+)
+
+// span is a run of bytes of a cached device, not empty.
+type span struct{ off, len int64 }
+
+func (s span) first() Block { return Block(s.off / BlockSize) }
+func (s span) last() Block  { return Block((s.off + s.len - 1) / BlockSize) }
+
+// cut returns the part of s up to the next region boundary, and the rest.
+func (s span) cut() (part, rest span) {
+	end := min(s.off+s.len, (s.off/regionBytes+1)*regionBytes)
+	return span{s.off, end - s.off}, span{end, s.off + s.len - end}
+}
+
+// Submit takes a request. Driver.Finish answers it, perhaps before Submit returns.
+func (l *Lane) Submit(r *Request) {
+	r.Err, r.pending, r.touched, r.next = nil, 0, 0, nil
+	b := l.c.backing(r.Backing)
+	if b == nil {
+		l.refuse(r, ErrNoBacking)
+		return
+	}
+	r.b = b
+	r.started = l.d.Now()
+	b.lastIO.Store(r.started)
+	if r.Op == ReqFlush {
+		l.io[b.id].Flushes.Add(1)
+		l.startFlush(r, flushAll)
+		return
+	}
+	if r.Len == 0 {
+		l.d.Finish(r)
+		return
+	}
+	if r.Off < 0 || r.Len < 0 || r.Off > b.size-r.Len || (r.Off|r.Len)%b.lbs != 0 {
+		l.refuse(r, fmt.Errorf("%s at %d+%d is outside the device or not in its blocks: %w",
+			r.Op, r.Off, r.Len, syscall.EINVAL))
+		return
+	}
+	if l.c.checksums && r.Data == nil && r.Op <= ReqWrite {
+		panic("cache: request without visible data on a cache with data checksums")
+	}
+	switch r.Op {
+	case ReqRead:
+		l.submitRead(r)
+	case ReqWrite:
+		l.submitWrite(r)
+	default:
+		l.io[b.id].Discards.Add(1)
+		l.startThrough(r, span{r.Off, r.Len}, false)
+	}
+}
+
+func (l *Lane) refuse(r *Request, err error) {
+	r.Err = err
+	l.d.Finish(r)
+}
+
+func (l *Lane) submitRead(r *Request) {
+	b := r.b
+	io := &l.io[b.id]
+	io.Reads.Add(1)
+	io.ReadBytes.Add(r.Len)
+	mode := modeTable[b.Mode()]
+	fill := mode.fill && !l.sequential(r)
+	s := span{r.Off, r.Len}
+	r.pending = 1
+	for s.len > 0 {
+		var part span
+		part, s = s.cut()
+		r.pending++
+		l.startRead(r, part, fill)
+	}
+	l.pieceDone(r, nil)
+}
+
+// submitWrite chooses where a write goes: to the SSD, or to the backing device with or without
+// a copy on the SSD.
+func (l *Lane) submitWrite(r *Request) {
+	b := r.b
+	io := &l.io[b.id]
+	io.Writes.Add(1)
+	io.WriteBytes.Add(r.Len)
+	mode := modeTable[b.Mode()]
+	full := l.c.dirty.Load() >= b.dirtyMax.Load()
+	seq := l.sequential(r)
+	s := span{r.Off, r.Len}
+	if mode.through {
+		l.startThrough(r, s, !seq)
+		return
+	}
+	// Dirty blocks are better overwritten on the SSD: past it they cost a backing flush.
+	if full || (!mode.back || seq) && !l.anyDirty(b, s) {
+		l.startThrough(r, s, false)
+		return
+	}
+	r.pending = 1
+	for s.len > 0 {
+		var part span
+		part, s = s.cut()
+		r.pending++
+		l.startWrite(r, part)
+	}
+	l.pieceDone(r, nil)
+}
+
+// sequential notes the request in its stream and reports whether the stream is past the cutoff.
+func (l *Lane) sequential(r *Request) bool {
+	run := l.seq[r.b.id].Add(uint64(r.Off), uint64(r.Len))
+	cutoff := r.b.cutoff.Load()
+	return cutoff > 0 && run >= uint64(cutoff)
+}
+
+// anyDirty reports whether writeback has work in the span.
+func (l *Lane) anyDirty(b *Backing, s span) bool {
+	if b.dirty.Load() == 0 {
+		return false
+	}
+	for s.len > 0 {
+		var part span
+		part, s = s.cut()
+		first, last := part.first(), part.last()
+		st := l.c.index.stripeOf(b.id, first)
+		st.mu.Lock()
+		for blk := first; blk <= last; blk++ {
+			e, ok := l.c.index.find(makeKey(b.id, blk))
+			if ok && e.st&(stDirty|stPending) == stDirty {
+				st.mu.Unlock()
+				return true
+			}
+		}
+		st.mu.Unlock()
+	}
+	return false
+}
+
+// pieceDone ends a piece of a request, and the request with the last one. A write with FUA is
+// made durable first.
+func (l *Lane) pieceDone(r *Request, err error) {
+	if err != nil && r.Err == nil {
+		r.Err = err
+	}
+	if r.pending--; r.pending > 0 {
+		return
+	}
+	if r.FUA && r.Err == nil && r.touched != 0 {
+		scope := flushScope(0)
+		if r.touched&touchedSSD != 0 {
+			scope |= flushSSD
+		}
+		if r.touched&touchedBacking != 0 {
+			scope |= flushBacking | flushSSD
+		}
+		r.touched = 0
+		l.startFlush(r, scope)
+		return
+	}
+	l.d.Finish(r)
+}

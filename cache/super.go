@@ -1,0 +1,294 @@
+package cache
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+const (
+	superMagic      = "UBCACHE\x01"
+	formatVersion   = 1
+	backingRecBytes = 512
+
+	flagClean     = 1 << 0 // stopped in order: no pending records, all summaries written
+	flagChecksums = 1 << 1 // data checksums are kept and verified
+)
+
+// UUID identifies a cache or a backing device.
+type UUID [16]byte
+
+func (u UUID) String() string {
+	return fmt.Sprintf("%x-%x-%x-%x-%x", u[0:4], u[4:6], u[6:8], u[8:10], u[10:16])
+}
+
+// ParseUUID reads the form that String writes.
+func ParseUUID(s string) (UUID, error) {
+	var u UUID
+	h := strings.ReplaceAll(s, "-", "")
+	if n, err := fmt.Sscanf(h, "%32x", new([]byte)); n != 1 || err != nil || len(h) != 32 {
+		return u, fmt.Errorf("%q is not a UUID", s)
+	}
+	var b []byte
+	if _, err := fmt.Sscanf(h, "%x", &b); err != nil || len(b) != 16 {
+		return u, fmt.Errorf("%q is not a UUID", s)
+	}
+	copy(u[:], b)
+	return u, nil
+}
+
+// Identity is what is recorded of a backing device to recognise it and to notice a swap.
+type Identity struct {
+	Size   int64  // bytes, of the whole device
+	Serial string // serial number or WWID, empty if it has none
+	FSType string // filesystem or partition table found at adoption, if any
+	FSUUID string
+}
+
+// BackingRecord is a backing device as the superblock has it.
+type BackingRecord struct {
+	ID        BackingID
+	Detaching bool
+	Mode      Mode
+	LBS       int32 // logical block size in bytes
+	UUID      UUID
+	Size      int64 // bytes that the cached device has
+	DataOff   int64 // where they begin on the backing device; 0 if it was adopted in place
+	Name      string
+	Identity  Identity
+	Tunables  Tunables
+}
+
+// Superblock describes a cache; two copies alternate on the SSD.
+type Superblock struct {
+	UUID      UUID
+	Seq       uint64
+	Label     string
+	Clean     bool
+	Checksums bool
+	Epoch     uint64 // counts starts
+	Created   time.Time
+	NextID    BackingID
+	Geometry  Geometry
+	Backings  []BackingRecord
+}
+
+// Field places in the superblock page, in bytes.
+const (
+	supVersion  = 8
+	supSeq      = 16
+	supLocation = 24
+	supSum      = 32
+	supUUID     = 40
+	supFlags    = 56
+	supNextID   = 60
+	supEpoch    = 64
+	supCreated  = 72
+	supDevice   = 80
+	supBucket   = 88
+	supBuckets  = 96
+	supJournal  = 100
+	supSummary  = 104
+	supData     = 120
+	supLabel    = 128
+	supLabelLen = 64
+)
+
+func (sb *Superblock) encode(off int64) []byte {
+	p := make([]byte, superBytes)
+	le := binary.LittleEndian
+	copy(p, superMagic)
+	le.PutUint32(p[supVersion:], formatVersion)
+	le.PutUint64(p[supSeq:], sb.Seq)
+	le.PutUint64(p[supLocation:], uint64(off))
+	copy(p[supUUID:], sb.UUID[:])
+	var flags uint32
+	if sb.Clean {
+		flags |= flagClean
+	}
+	if sb.Checksums {
+		flags |= flagChecksums
+	}
+	le.PutUint32(p[supFlags:], flags)
+	le.PutUint16(p[supNextID:], uint16(sb.NextID))
+	le.PutUint64(p[supEpoch:], sb.Epoch)
+	le.PutUint64(p[supCreated:], uint64(sb.Created.UnixNano()))
+	g := &sb.Geometry
+	le.PutUint64(p[supDevice:], uint64(g.DeviceBytes))
+	le.PutUint64(p[supBucket:], uint64(g.BucketBytes))
+	le.PutUint32(p[supBuckets:], g.Buckets)
+	le.PutUint32(p[supJournal:], g.JournalPages)
+	le.PutUint64(p[supSummary:], uint64(g.SummaryOff[0]))
+	le.PutUint64(p[supSummary+8:], uint64(g.SummaryOff[1]))
+	le.PutUint64(p[supData:], uint64(g.DataOff))
+	putString(p[supLabel:supLabel+supLabelLen], sb.Label)
+	for i := range sb.Backings {
+		sb.Backings[i].encode(p[pageSize+i*backingRecBytes:][:backingRecBytes])
+	}
+	le.PutUint64(p[supSum:], metaSum(p, off)) // the field itself is still zero
+	return p
+}
+
+// decodeSuper checks and reads the superblock copy that was found at off.
+func decodeSuper(p []byte, off int64) (*Superblock, error) {
+	le := binary.LittleEndian
+	if len(p) < superBytes || string(p[:8]) != superMagic {
+		return nil, ErrNotCache
+	}
+	if v := le.Uint32(p[supVersion:]); v > formatVersion {
+		return nil, fmt.Errorf("%w: format version %d, this one knows %d (use the newer ubcache)",
+			ErrNewer, v, formatVersion)
+	}
+	body := append([]byte(nil), p[:superBytes]...)
+	sum := le.Uint64(body[supSum:])
+	le.PutUint64(body[supSum:], 0)
+	if metaSum(body, off) != sum || le.Uint64(p[supLocation:]) != uint64(off) {
+		return nil, fmt.Errorf("%w: superblock at %d fails its checksum", ErrCorrupt, off)
+	}
+	sb := &Superblock{
+		Seq: le.Uint64(p[supSeq:]), Epoch: le.Uint64(p[supEpoch:]),
+		NextID:  BackingID(le.Uint16(p[supNextID:])),
+		Created: time.Unix(0, int64(le.Uint64(p[supCreated:]))).UTC(),
+		Label:   getString(p[supLabel : supLabel+supLabelLen]),
+	}
+	copy(sb.UUID[:], p[supUUID:])
+	flags := le.Uint32(p[supFlags:])
+	sb.Clean, sb.Checksums = flags&flagClean != 0, flags&flagChecksums != 0
+	sb.Geometry = Geometry{
+		DeviceBytes: int64(le.Uint64(p[supDevice:])), BucketBytes: int64(le.Uint64(p[supBucket:])),
+		Buckets: le.Uint32(p[supBuckets:]), JournalPages: le.Uint32(p[supJournal:]),
+		SummaryOff: [2]int64{
+			int64(le.Uint64(p[supSummary:])), int64(le.Uint64(p[supSummary+8:])),
+		},
+		DataOff: int64(le.Uint64(p[supData:])),
+	}
+	for i := range MaxBackings {
+		if r, ok := decodeBacking(p[pageSize+i*backingRecBytes:][:backingRecBytes]); ok {
+			sb.Backings = append(sb.Backings, r)
+		}
+	}
+	return sb, nil
+}
+
+// Field places in a backing device's record.
+const (
+	bakState   = 0 // 0 none, 1 attached, 2 detaching
+	bakMode    = 1
+	bakID      = 2
+	bakLBS     = 4
+	bakUUID    = 8
+	bakSize    = 24
+	bakDataOff = 32
+	bakCutoff  = 40
+	bakTarget  = 48
+	bakMax     = 49
+	bakDelay   = 56
+	bakIDSize  = 64
+	bakName    = 128
+	bakSerial  = 192
+	bakFSType  = 320
+	bakFSUUID  = 352
+	bakEnd     = 416
+)
+
+func (r *BackingRecord) encode(p []byte) {
+	le := binary.LittleEndian
+	p[bakState], p[bakMode] = 1, byte(r.Mode)
+	if r.Detaching {
+		p[bakState] = 2
+	}
+	le.PutUint16(p[bakID:], uint16(r.ID))
+	le.PutUint32(p[bakLBS:], uint32(r.LBS))
+	copy(p[bakUUID:], r.UUID[:])
+	le.PutUint64(p[bakSize:], uint64(r.Size))
+	le.PutUint64(p[bakDataOff:], uint64(r.DataOff))
+	le.PutUint64(p[bakCutoff:], uint64(r.Tunables.SequentialCutoff))
+	p[bakTarget], p[bakMax] = byte(r.Tunables.DirtyTarget), byte(r.Tunables.DirtyMax)
+	le.PutUint64(p[bakDelay:], uint64(r.Tunables.WritebackDelay))
+	le.PutUint64(p[bakIDSize:], uint64(r.Identity.Size))
+	putString(p[bakName:bakSerial], r.Name)
+	putString(p[bakSerial:bakFSType], r.Identity.Serial)
+	putString(p[bakFSType:bakFSUUID], r.Identity.FSType)
+	putString(p[bakFSUUID:bakEnd], r.Identity.FSUUID)
+}
+
+func decodeBacking(p []byte) (r BackingRecord, ok bool) {
+	le := binary.LittleEndian
+	if p[bakState] == 0 {
+		return r, false
+	}
+	r = BackingRecord{
+		ID: BackingID(le.Uint16(p[bakID:])), Detaching: p[bakState] == 2, Mode: Mode(p[bakMode]),
+		LBS: int32(le.Uint32(p[bakLBS:])), Size: int64(le.Uint64(p[bakSize:])),
+		DataOff: int64(le.Uint64(p[bakDataOff:])), Name: getString(p[bakName:bakSerial]),
+		Identity: Identity{
+			Size:   int64(le.Uint64(p[bakIDSize:])),
+			Serial: getString(p[bakSerial:bakFSType]),
+			FSType: getString(p[bakFSType:bakFSUUID]), FSUUID: getString(p[bakFSUUID:bakEnd]),
+		},
+		Tunables: Tunables{
+			SequentialCutoff: int64(le.Uint64(p[bakCutoff:])),
+			DirtyTarget:      int(p[bakTarget]), DirtyMax: int(p[bakMax]),
+			WritebackDelay: time.Duration(le.Uint64(p[bakDelay:])),
+		},
+	}
+	copy(r.UUID[:], p[bakUUID:])
+	return r, true
+}
+
+func putString(p []byte, s string) { copy(p, s[:min(len(s), len(p))]) }
+
+func getString(p []byte) string {
+	s, _, _ := strings.Cut(string(p), "\x00")
+	return s
+}
+
+// ReadSuper reads the newer valid superblock of a cache device.
+func ReadSuper(dev Storage) (*Superblock, error) {
+	var best *Superblock
+	var firstErr error
+	p := alignedBytes(superBytes)
+	for _, off := range []int64{superOffA, superOffB} {
+		var sb *Superblock
+		_, err := dev.ReadAt(p, off)
+		if err == nil {
+			sb, err = decodeSuper(p, off)
+		}
+		if errors.Is(err, ErrNewer) {
+			return nil, err
+		}
+		if err != nil && (firstErr == nil || errors.Is(firstErr, ErrNotCache)) {
+			firstErr = err
+		}
+		if sb != nil && (best == nil || sb.Seq > best.Seq) {
+			best = sb
+		}
+	}
+	if best == nil {
+		return nil, fmt.Errorf("read superblock: %w", firstErr)
+	}
+	if err := best.Geometry.check(dev.Size()); err != nil {
+		return nil, err
+	}
+	return best, nil
+}
+
+// writeSuper writes the next superblock over the older copy and makes it durable.
+func writeSuper(dev Storage, sb *Superblock) error {
+	sb.Seq++
+	off := int64(superOffA)
+	if sb.Seq%2 == 0 {
+		off = superOffB
+	}
+	p := alignedBytes(superBytes)
+	copy(p, sb.encode(off))
+	if _, err := dev.WriteAt(p, off); err != nil {
+		return fmt.Errorf("write superblock: %w", err)
+	}
+	if err := dev.Sync(); err != nil {
+		return fmt.Errorf("flush superblock: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,399 @@
+package cache
+
+import "sync"
+
+// through changes the backing device: writes past the cache, writethrough, discard, write
+// zeroes. Its order is what keeps the SSD from ever showing older data than the backing device
+// had, whenever the power goes:
+//
+//  1. exclude all other changes of the blocks;
+//  2. take clean copies out of the index, and wait until that, and every earlier removal in
+//     their stripes, is durable;
+//  3. change the backing device, and beside it write the new copy, if there is to be one;
+//  4. if dirty copies are left that the change made obsolete: flush the backing device, and only
+//     then take them out, for until then they may be newer than what a crash leaves there;
+//  5. map the new copy as pending: dirty on record, so that after a crash it is written to the
+//     backing device again, and clean once a flush of that has covered the change.
+type through struct {
+	r     *Request
+	span  span // the window under way
+	rest  span // the windows after it
+	cache bool // also write a copy to the SSD
+	step  throughStep
+	w     waiter
+	locks []rangeLock // one per region of the window
+	at    int         // the lock that is waited for
+	room  int         // journal room not used yet
+	waits int
+	err   error
+	stale bool   // dirty copies are left
+	wrote uint64 // the change, as Backing.wrote counts
+	need  LSN
+	whole blockRange // blocks of the window that are written in full
+	runs  []slotRun
+	sums  []uint32
+	next  *through
+}
+
+type throughStep uint8
+
+const (
+	throughReserve throughStep = iota
+	throughLock
+	throughDurable // waits for the removals
+	throughChange  // the devices are being written
+	throughFlush   // the backing device is being flushed
+)
+
+const (
+	// windowBytes bounds the locks of one change; longer discards go window by window.
+	windowBytes = 64 << 20
+	// roomPerRegion is the journal room of the removals in one region: clean copies, and
+	// dirty ones at both ends or as a whole.
+	roomPerRegion = 3
+	zeroBytes     = 1 << 20
+)
+
+// zeroes is what write zeroes writes to a device that cannot do it by itself.
+var zeroes = sync.OnceValue(func() []byte {
+	p, err := offHeap(zeroBytes)
+	if err != nil {
+		panic(err)
+	}
+	return p
+})
+
+// startThrough makes a whole request a change of the backing device.
+func (l *Lane) startThrough(r *Request, s span, cache bool) {
+	r.pending = 1
+	l.startPiece(r, s, cache)
+}
+
+// startPiece makes part of a request a change of the backing device.
+func (l *Lane) startPiece(r *Request, s span, cache bool) {
+	t := l.freeThroughs
+	if t == nil {
+		t = &through{}
+	} else {
+		l.freeThroughs = t.next
+	}
+	t.r, t.cache, t.err, t.next = r, cache, nil, nil
+	t.w = waiter{lane: l, owner: t}
+	if r.Op == ReqWrite && !cache {
+		l.io[r.b.id].BypassBytes.Add(s.len)
+	}
+	t.window(l, s)
+}
+
+// window begins the first part of s that one set of locks covers.
+func (t *through) window(l *Lane, s span) {
+	end := min(s.off+s.len, s.off/windowBytes*windowBytes+windowBytes)
+	t.span, t.rest = span{s.off, end - s.off}, span{end, s.off + s.len - end}
+	regions := int(t.span.last()>>regionShift-t.span.first()>>regionShift) + 1
+	if cap(t.locks) < regions {
+		t.locks = make([]rangeLock, regions)
+	}
+	t.locks = t.locks[:regions]
+	t.at, t.need, t.stale, t.runs = 0, 0, false, t.runs[:0]
+	t.whole = blockRange{
+		from: int(roundUp(t.span.off, BlockSize)/BlockSize) - int(t.span.first()),
+		to:   int((t.span.off+t.span.len)/BlockSize) - int(t.span.first()),
+	}
+	t.cache = t.cache && t.whole.from < t.whole.to
+	t.room = roomPerRegion * regions
+	if t.cache {
+		t.room += t.whole.to - t.whole.from
+	}
+	t.step = throughReserve
+	t.run(l, nil)
+}
+
+// run goes on from what was waited for.
+func (t *through) run(l *Lane, err error) {
+	if err != nil {
+		// The journal cannot be written. What was waited for with locks held is given up.
+		if t.step == throughReserve {
+			t.room = 0
+			t.locks = t.locks[:0]
+		}
+		t.err = err
+		t.finish(l)
+		return
+	}
+	switch t.step {
+	case throughReserve:
+		if l.c.journal.reserveOrWait(t.room, &t.w) {
+			t.step = throughLock
+			t.lock(l)
+		}
+	case throughLock:
+		t.at++
+		t.lock(l)
+	case throughDurable:
+		t.change(l)
+	}
+}
+
+// lock takes the regions in ascending order, so that two changes never wait for each other.
+func (t *through) lock(l *Lane) {
+	b := t.r.b
+	for first, last := t.span.first(), t.span.last(); t.at < len(t.locks); t.at++ {
+		lo := max(first, (first>>regionShift+Block(t.at))<<regionShift)
+		hi := min(last, lo|(regionBlocks-1))
+		k := &t.locks[t.at]
+		*k = rangeLock{backing: b.id, kind: lockThrough, first: lo, last: hi, owner: t.w}
+		s := l.c.index.stripeOf(b.id, lo)
+		s.mu.Lock()
+		granted := s.acquire(k)
+		s.mu.Unlock()
+		if !granted {
+			return
+		}
+	}
+	for i := range t.locks {
+		t.dropClean(l, &t.locks[i])
+	}
+	t.step = throughDurable
+	if l.c.journal.waitDurable(t.need, &t.w, false) {
+		t.change(l)
+	}
+}
+
+// dropClean takes the clean copies of a region's blocks out of the index and notes which removals
+// have to be durable before the backing device may change.
+func (t *through) dropClean(l *Lane, k *rangeLock) {
+	c, b := l.c, t.r.b
+	s := c.index.stripeOf(b.id, k.first)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if b.cached.Load() != 0 {
+		stale, lsn := c.unmapRange(b, k.first, k.last, true)
+		t.stale = t.stale || stale
+		if lsn != 0 {
+			t.room--
+			s.lastUnmap = lsn
+		}
+	}
+	t.need = max(t.need, s.lastUnmap)
+}
+
+// unmapRange takes the blocks, or the clean ones among them, out of the index with one record,
+// and reports whether dirty ones are left. The stripe is locked; room for the record is reserved.
+func (c *Cache) unmapRange(b *Backing, first, last Block, cleanOnly bool) (left bool, lsn LSN) {
+	var touched [regionBlocks]BucketID
+	n := 0
+	for blk := first; blk <= last; blk++ {
+		k := makeKey(b.id, blk)
+		e, ok := c.index.find(k)
+		switch {
+		case !ok:
+		case cleanOnly && e.st&stDirty != 0:
+			left = true
+		default:
+			touched[n] = c.bucketOf(e.slot)
+			n++
+			c.unmapEntry(b, k, e)
+		}
+	}
+	if n == 0 {
+		return left, 0
+	}
+	r := record{kind: recUnmap, backing: b.id, block: first, sum: uint32(last - first + 1)}
+	if cleanOnly {
+		r.flags = recCleanOnly
+	}
+	return left, c.journal.append(r, touched[:n]...)
+}
+
+// change starts the change of the backing device and the write of the copy.
+func (t *through) change(l *Lane) {
+	b := t.r.b
+	t.step, t.waits = throughChange, 1
+	off := b.dataOff + t.span.off
+	switch {
+	case t.r.Op == ReqWrite:
+		t.waits++
+		l.transfer(t, OpWrite, b.id, off, t.r, int(t.span.off-t.r.Off), int(t.span.len), 0)
+		if t.cache {
+			t.copy(l)
+		}
+	case t.r.Op == ReqDiscard && b.discards.Load():
+		t.single(l, OpDiscard, off)
+	case t.r.Op == ReqDiscard:
+		t.stale = false // the backing device keeps its data, so dirty data stays too
+	case b.zeroes.Load():
+		t.single(l, OpZero, off)
+	default:
+		for done := int64(0); done < t.span.len; done += zeroBytes {
+			t.waits++
+			l.move(t, OpWrite, b.id, off+done, zeroes()[:min(zeroBytes, t.span.len-done)], 0)
+		}
+	}
+	t.opsDone(l)
+}
+
+// single starts one operation without data on the whole window.
+func (t *through) single(l *Lane, kind OpKind, off int64) {
+	t.waits++
+	op := l.newOp(t)
+	op.Kind, op.Dev, op.Off, op.Len = kind, t.r.b.id, off, t.span.len
+	l.d.Submit(op)
+}
+
+// copy starts the writes of the blocks to the SSD.
+func (t *through) copy(l *Lane) {
+	n := t.whole.to - t.whole.from
+	if t.runs, t.cache = l.allocAll(streamClean, n, t.runs); !t.cache {
+		return
+	}
+	if cap(t.sums) < n {
+		t.sums = make([]uint32, n)
+	}
+	t.sums = t.sums[:n]
+	first := t.span.first() + Block(t.whole.from)
+	reqOff := int(int64(first)*BlockSize - t.r.Off)
+	i := 0
+	for _, run := range t.runs {
+		for j := i; l.c.checksums && j < i+run.n; j++ {
+			k := makeKey(t.r.b.id, first+Block(j))
+			t.sums[j] = dataSum(t.r.Data[reqOff+j*BlockSize:][:BlockSize], uint64(k))
+		}
+		t.waits++
+		l.transfer(t, OpWrite, SSD, l.c.geo.slotOff(run.first), t.r, reqOff+i*BlockSize,
+			run.n*BlockSize, 0)
+		i += run.n
+	}
+}
+
+func (t *through) opDone(l *Lane, op *Op, err error) {
+	switch {
+	case err == nil:
+	case op.Dev == SSD: // no copy then
+		t.cache = false
+		l.ssdWriteFailed(t.r.b, t.runs)
+	case t.err == nil:
+		t.err = err
+	}
+	t.opsDone(l)
+}
+
+func (t *through) opsDone(l *Lane) {
+	if t.waits--; t.waits > 0 {
+		return
+	}
+	b := t.r.b
+	if t.step == throughChange {
+		t.wrote = b.changed(t.span.first(), t.span.last())
+		covered := t.cache && t.whole.from == 0 && t.whole.to == int(t.span.last()-t.span.first())+1
+		if t.err == nil && t.stale && !covered {
+			t.step, t.waits = throughFlush, 1
+			op := l.newOp(t)
+			op.Kind, op.Dev = OpFlush, b.id
+			l.d.Submit(op)
+			return
+		}
+	} else if t.err == nil {
+		b.flushDone(t.wrote)
+	}
+	t.settle(l)
+	t.finish(l)
+}
+
+// settle brings the index in line with the backing device.
+func (t *through) settle(l *Lane) {
+	c, b := l.c, t.r.b
+	for i := range t.locks {
+		k := &t.locks[i]
+		s := c.index.stripeOf(b.id, k.first)
+		s.mu.Lock()
+		switch {
+		case t.err != nil:
+			c.keepDirty(b, k.first, k.last)
+		default:
+			t.mapCopy(l, k)
+			if t.stale {
+				t.dropStale(l, s, k)
+			}
+		}
+		s.mu.Unlock()
+	}
+}
+
+// dropStale takes out what is dirty and was not mapped anew. The stripe is locked.
+func (t *through) dropStale(l *Lane, s *stripe, k *rangeLock) {
+	lo, hi := k.first, k.last
+	drop := func(first, last Block) {
+		if first > last {
+			return
+		}
+		if _, lsn := l.c.unmapRange(t.r.b, first, last, false); lsn != 0 {
+			t.room--
+			s.lastUnmap = lsn
+		}
+	}
+	if !t.cache {
+		drop(lo, hi)
+		return
+	}
+	from, to := t.span.first()+Block(t.whole.from), t.span.first()+Block(t.whole.to)
+	drop(lo, min(hi, from-1))
+	drop(max(lo, to), hi)
+}
+
+// mapCopy maps the copy's blocks of one region as pending. The stripe is locked.
+func (t *through) mapCopy(l *Lane, k *rangeLock) {
+	if !t.cache {
+		return
+	}
+	b := t.r.b
+	i, first := 0, t.span.first()+Block(t.whole.from)
+	for _, run := range t.runs {
+		for j := range run.n {
+			blk := first + Block(i)
+			if blk >= k.first && blk <= k.last {
+				e := entry{slot: run.first + Slot(j), st: fullMask | stDirty, sum: t.sums[i]}
+				if b.addPending(pendingSlot{makeKey(b.id, blk), e.slot, t.wrote}) {
+					e.st |= stPending
+				} // else writeback will write it once more
+				l.c.mapBlock(b, makeKey(b.id, blk), e)
+				t.room--
+			}
+			i++
+		}
+	}
+}
+
+// keepDirty makes pending blocks dirty again after a failed change: the backing device may have
+// anything by now. The stripe is locked.
+func (c *Cache) keepDirty(b *Backing, first, last Block) {
+	for blk := first; blk <= last; blk++ {
+		e, ok := c.index.find(makeKey(b.id, blk))
+		if ok && e.st&stPending != 0 {
+			c.setState(b, e, e.st&^stPending)
+		}
+	}
+}
+
+// finish lets go of everything and answers, or begins the next window.
+func (t *through) finish(l *Lane) {
+	l.c.journal.unreserve(t.room)
+	t.room = 0
+	for i := range t.locks {
+		k := &t.locks[i]
+		s := l.c.index.stripeOf(t.r.b.id, k.first)
+		s.mu.Lock()
+		s.release(k)
+		s.mu.Unlock()
+	}
+	l.dropRuns(t.runs)
+	t.runs = t.runs[:0]
+	t.r.touched |= touchedBacking
+	if t.err == nil && t.rest.len > 0 {
+		t.window(l, t.rest)
+		return
+	}
+	r, err := t.r, t.err
+	t.r, t.next = nil, l.freeThroughs
+	l.freeThroughs = t
+	l.pieceDone(r, err)
+}

@@ -1,0 +1,214 @@
+package cache
+
+// writePiece writes the part of a request that lies in one region to new slots of the SSD, and
+// then makes the index point to them: an overwrite never touches the old slot, so a crash
+// leaves the old or the new block. Blocks written in part are merged with what is cached of
+// them; for that the piece excludes all other changes of its blocks.
+//
+// Where no slot is to be had, or the SSD fails the write, it goes to the backing device.
+type writePiece struct {
+	r     *Request
+	span  span
+	lock  rangeLock
+	w     waiter
+	step  writeStep
+	first Block
+	n     int // blocks
+	waits int // operations under way
+	err   error
+	lost  error // a merge found its old data lost
+
+	runs  []slotRun
+	sums  [regionBlocks]uint32
+	masks [regionBlocks]uint8
+	next  *writePiece
+}
+
+type writeStep uint8
+
+const (
+	writeReserve writeStep = iota // waits for journal room
+	writeLock                     // waits for its blocks
+	writeData                     // the slots are being written
+)
+
+func (l *Lane) startWrite(r *Request, s span) {
+	p := l.freeWrites
+	if p == nil {
+		p = &writePiece{}
+	} else {
+		l.freeWrites = p.next
+	}
+	p.r, p.span, p.err, p.lost, p.runs = r, s, nil, nil, p.runs[:0]
+	p.first, p.n = s.first(), int(s.last()-s.first())+1
+	p.w = waiter{lane: l, owner: p}
+	p.step = writeReserve
+	p.run(l, nil)
+}
+
+// run goes on from what the piece waited for.
+func (p *writePiece) run(l *Lane, err error) {
+	if p.step == writeLock {
+		p.write(l)
+		return
+	}
+	if err != nil { // the journal cannot be written
+		p.through(l, 0)
+		return
+	}
+	if !l.c.journal.reserveOrWait(p.n, &p.w) {
+		return
+	}
+	var ok bool
+	if p.runs, ok = l.allocAll(streamDirty, p.n, p.runs); !ok {
+		p.through(l, p.n)
+		return
+	}
+	p.step = writeLock
+	kind := lockWrite
+	if p.partial() {
+		kind = lockMerge
+	}
+	p.lock = rangeLock{
+		backing: p.r.b.id, kind: kind, first: p.first, last: p.first + Block(p.n-1), owner: p.w,
+	}
+	s := l.c.index.stripeOf(p.r.b.id, p.first)
+	s.mu.Lock()
+	granted := s.acquire(&p.lock)
+	s.mu.Unlock()
+	if granted {
+		p.write(l)
+	}
+}
+
+// partial reports whether the first or last block is written in part.
+func (p *writePiece) partial() bool {
+	return p.span.off%BlockSize != 0 || (p.span.off+p.span.len)%BlockSize != 0
+}
+
+// whole reports whether all of block i is written.
+func (p *writePiece) whole(i int) bool {
+	at := int64(p.first)*BlockSize + int64(i)*BlockSize
+	return at >= p.span.off && at+BlockSize <= p.span.off+p.span.len
+}
+
+// slot is the new place of block i.
+func (p *writePiece) slot(i int) Slot {
+	for _, r := range p.runs {
+		if i < r.n {
+			return r.first + Slot(i)
+		}
+		i -= r.n
+	}
+	panic("cache: block without a slot")
+}
+
+// write starts one operation per run of slots; blocks written in part go through an edge.
+func (p *writePiece) write(l *Lane) {
+	p.step, p.waits = writeData, 1
+	i := 0
+	for _, r := range p.runs {
+		from, to := i, i+r.n
+		i = to
+		if from < to && !p.whole(from) {
+			p.waits++
+			l.startWriteEdge(p, from)
+			from++
+		}
+		tail := from < to && !p.whole(to-1)
+		if tail {
+			to--
+		}
+		if from < to {
+			p.writeRun(l, r.first+Slot(r.n-(i-from)), from, to)
+		}
+		if tail {
+			p.waits++
+			l.startWriteEdge(p, to)
+		}
+	}
+	p.opsDone(l, nil)
+}
+
+// writeRun writes whole blocks [from, to) to the slots from s on.
+func (p *writePiece) writeRun(l *Lane, s Slot, from, to int) {
+	_, _, reqOff := blockPart(p.span, p.r, p.first+Block(from))
+	for i := from; i < to; i++ {
+		p.masks[i] = fullMask
+		if l.c.checksums {
+			data := p.r.Data[reqOff+(i-from)*BlockSize:][:BlockSize]
+			p.sums[i] = dataSum(data, uint64(makeKey(p.r.b.id, p.first+Block(i))))
+		}
+	}
+	p.waits++
+	l.transfer(p, OpWrite, SSD, l.c.geo.slotOff(s), p.r, reqOff, (to-from)*BlockSize, 0)
+}
+
+func (p *writePiece) opDone(l *Lane, _ *Op, err error) { p.opsDone(l, err) }
+
+// opsDone ends an operation and, after the last, the piece.
+func (p *writePiece) opsDone(l *Lane, err error) {
+	if err != nil && p.err == nil {
+		p.err = err
+	}
+	if p.waits--; p.waits > 0 {
+		return
+	}
+	s := l.c.index.stripeOf(p.r.b.id, p.first)
+	s.mu.Lock()
+	if p.err == nil {
+		p.insert(l)
+	}
+	s.release(&p.lock)
+	s.mu.Unlock()
+	switch {
+	case p.lost != nil:
+		l.c.journal.unreserve(p.n)
+		l.dropRuns(p.runs)
+		p.finish(l, p.lost)
+	case p.err != nil:
+		l.ssdWriteFailed(p.r.b, p.runs)
+		p.through(l, p.n)
+	default:
+		p.r.touched |= touchedSSD
+		l.io[p.r.b.id].CachedWriteBlocks.Add(int64(p.n))
+		l.dropRuns(p.runs)
+		p.finish(l, nil)
+	}
+}
+
+// insert points the index to the new slots. The stripe is locked.
+func (p *writePiece) insert(l *Lane) {
+	b := p.r.b
+	if b.dirtySince.Load() == 0 {
+		b.dirtySince.Store(p.r.started)
+	}
+	i := 0
+	for _, r := range p.runs {
+		for j := range r.n {
+			e := entry{slot: r.first + Slot(j), st: state(p.masks[i]) | stDirty, sum: p.sums[i]}
+			l.c.mapBlock(b, makeKey(b.id, p.first+Block(i)), e)
+			i++
+		}
+	}
+}
+
+// through gives the piece's part of the request to the backing device, and back what it held.
+func (p *writePiece) through(l *Lane, reserved int) {
+	l.c.journal.unreserve(reserved)
+	l.dropRuns(p.runs)
+	r, s := p.r, p.span
+	p.free(l)
+	l.startPiece(r, s, false)
+}
+
+func (p *writePiece) finish(l *Lane, err error) {
+	r := p.r
+	p.free(l)
+	l.pieceDone(r, err)
+}
+
+func (p *writePiece) free(l *Lane) {
+	p.r, p.next = nil, l.freeWrites
+	l.freeWrites = p
+}

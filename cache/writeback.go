@@ -1,0 +1,350 @@
+package cache
+
+import (
+	"slices"
+	"time"
+
+	"ubcache/policy"
+)
+
+// writeback copies dirty blocks to their backing devices, in the order of their addresses, many
+// neighbours in one write. It scans the buckets that have dirty slots for the next keys in order,
+// and works through them in batches of one region. A block stays dirty on record until a flush
+// of the backing device has covered it: written, it becomes pending.
+type writeback struct {
+	bg      *background
+	keys    []dirtyKey // to do, in order
+	cursor  key        // where the next scan begins
+	batches [maxBatches]*batch
+	flying  int
+	tokens  [MaxBackings + 1]int64 // blocks that may be written now
+	rates   [MaxBackings + 1]int64 // blocks per second
+	last    int64
+	pause   [MaxBackings + 1]int64 // after an error, until then
+}
+
+type dirtyKey struct {
+	k    key
+	slot Slot
+}
+
+const (
+	maxBatches = 4
+	scanKeys   = 32 << 10
+	errorPause = int64(time.Second)
+)
+
+// tick sets the rates and starts batches.
+func (wb *writeback) tick(now int64) {
+	c := wb.bg.l.c
+	elapsed := now - wb.last
+	wb.last = now
+	parallel, work := maxBatches, false
+	for _, b := range c.backings.Load() {
+		if b == nil {
+			continue
+		}
+		rate := wb.rate(b, now)
+		wb.rates[b.id] = rate
+		if rate == 0 {
+			wb.tokens[b.id] = 0
+			continue
+		}
+		work = true
+		wb.tokens[b.id] = min(wb.tokens[b.id]+rate/1000*min(elapsed, 1e9)/1e6+1, max(rate/4, regionBlocks))
+		if rate < policy.Full {
+			parallel = 1
+		}
+	}
+	if !work {
+		wb.keys = wb.keys[:0]
+		return
+	}
+	for wb.flying < parallel && wb.startBatch(now) {
+	}
+}
+
+// rate asks the policy; what no longer belongs in the cache has to go at once.
+func (wb *writeback) rate(b *Backing, now int64) int64 {
+	dirty := b.dirty.Load() - b.bad.Load()
+	if dirty <= 0 {
+		b.dirtySince.Store(0)
+		return 0
+	}
+	if now < wb.pause[b.id] {
+		return 0
+	}
+	v := policy.WritebackView{
+		Dirty: dirty, Target: b.dirtyTarget.Load(), Max: b.dirtyMax.Load(),
+		Delay: time.Duration(b.delay.Load()), Idle: time.Duration(now - b.lastIO.Load()),
+		Drain: b.draining.Load() || wb.bg.pressed || !modeTable[b.Mode()].back,
+	}
+	if since := b.dirtySince.Load(); since != 0 {
+		v.Age = time.Duration(now - since)
+	}
+	return policy.WritebackRate(v)
+}
+
+// startBatch takes the next keys of one region; false if there are none to write now.
+func (wb *writeback) startBatch(now int64) bool {
+	for range 2 {
+		for len(wb.keys) > 0 {
+			n := 1
+			first := wb.keys[0].k
+			for n < len(wb.keys) && wb.keys[n].k>>regionShift == first>>regionShift {
+				n++
+			}
+			id := first.backing()
+			if wb.rates[id] == 0 || wb.tokens[id] <= 0 {
+				if wb.rates[id] != 0 {
+					return false
+				}
+				wb.keys = wb.keys[n:]
+				continue
+			}
+			wb.tokens[id] -= int64(n)
+			wb.newBatch(wb.keys[:n])
+			wb.keys = wb.keys[n:]
+			return true
+		}
+		if wb.flying > 0 || !wb.scan() { // a batch under way would be found again
+			return false
+		}
+	}
+	return false
+}
+
+func compareKeys(a, b dirtyKey) int {
+	if a.k < b.k {
+		return -1
+	}
+	return 1
+}
+
+// scan finds the next dirty keys from the cursor on, going round at the end.
+func (wb *writeback) scan() bool {
+	c := wb.bg.l.c
+	keys := wb.keys[:0]
+	for from, round := wb.cursor, 0; round < 2 && len(keys) == 0; round++ {
+		for b := range c.buckets {
+			if c.buckets[b].dirty.Load() == 0 {
+				continue
+			}
+			c.slotsOf(BucketID(b), func(s Slot) {
+				k, st := c.index.at(s)
+				if st&(stDirty|stPending|stBad) == stDirty && k >= from && wb.rates[k.backing()] > 0 {
+					keys = append(keys, dirtyKey{k, s})
+				}
+			})
+			if len(keys) >= 2*scanKeys {
+				slices.SortFunc(keys, compareKeys)
+				keys = keys[:scanKeys]
+			}
+		}
+		from = 0
+	}
+	slices.SortFunc(keys, compareKeys)
+	keys = keys[:min(len(keys), scanKeys)]
+	wb.keys = keys
+	if len(keys) == 0 {
+		wb.cursor = 0
+		return false
+	}
+	wb.cursor = keys[len(keys)-1].k + 1
+	return true
+}
+
+// batch writes dirty blocks of one region.
+type batch struct {
+	wb    *writeback
+	b     *Backing
+	lock  rangeLock
+	w     waiter
+	keys  []dirtyKey
+	live  [regionBlocks]bool // still to be written
+	ents  [regionBlocks]entry
+	buf   []byte // the region, each block at its place
+	step  batchStep
+	waits int
+	err   error
+	busy  bool
+}
+
+type batchStep uint8
+
+const (
+	batchLock batchStep = iota
+	batchRead
+	batchWrite
+)
+
+func (wb *writeback) newBatch(keys []dirtyKey) {
+	l := wb.bg.l
+	var t *batch
+	for i := range wb.batches {
+		if wb.batches[i] == nil {
+			buf, err := offHeap(regionBytes)
+			if err != nil {
+				return // no memory now; the keys are found again
+			}
+			wb.batches[i] = &batch{wb: wb, buf: buf}
+		}
+		if t = wb.batches[i]; !t.busy {
+			break
+		}
+	}
+	wb.flying++
+	t.busy, t.err, t.step = true, nil, batchLock
+	t.keys = append(t.keys[:0], keys...)
+	t.b = l.c.backing(keys[0].k.backing())
+	t.w = waiter{lane: l, owner: t}
+	t.lock = rangeLock{
+		backing: t.b.id, kind: lockWriteback, first: keys[0].k.block(),
+		last: keys[len(keys)-1].k.block(), owner: t.w,
+	}
+	s := t.stripe(l)
+	s.mu.Lock()
+	granted := s.acquire(&t.lock)
+	s.mu.Unlock()
+	if granted {
+		t.run(l, nil)
+	}
+}
+
+func (t *batch) stripe(l *Lane) *stripe { return l.c.index.stripeOf(t.b.id, t.lock.first) }
+
+// at is the place of a key's block in the buffer.
+func (t *batch) at(i int) []byte {
+	n := int(t.keys[i].k.block() & (regionBlocks - 1))
+	return t.buf[n*BlockSize : (n+1)*BlockSize]
+}
+
+// run reads what is still dirty.
+func (t *batch) run(l *Lane, _ error) {
+	c := l.c
+	s := t.stripe(l)
+	s.mu.Lock()
+	for i, d := range t.keys {
+		e, ok := c.index.find(d.k)
+		t.live[i] = ok && e.slot == d.slot && e.st&(stDirty|stPending|stBad) == stDirty
+		t.ents[i] = e
+		if t.live[i] {
+			c.buckets[c.bucketOf(e.slot)].pins.Add(1)
+		}
+	}
+	s.mu.Unlock()
+	t.step, t.waits = batchRead, 1
+	for i := 0; i < len(t.keys); {
+		n := 1
+		if t.live[i] {
+			for i+n < len(t.keys) && t.live[i+n] && t.keys[i+n].k == t.keys[i].k+key(n) &&
+				t.keys[i+n].slot == t.keys[i].slot+Slot(n) {
+				n++
+			}
+			t.waits++
+			p := t.at(i)
+			l.move(t, OpRead, SSD, c.geo.slotOff(t.keys[i].slot), p[:n*BlockSize:n*BlockSize],
+				uint32(i)<<16|uint32(n))
+		}
+		i += n
+	}
+	t.opsDone(l)
+}
+
+func (t *batch) opDone(l *Lane, op *Op, err error) {
+	if t.step == batchRead {
+		t.verify(l, int(op.arg>>16), int(op.arg&0xffff), err)
+	} else if err != nil {
+		t.err = err
+	}
+	t.opsDone(l)
+}
+
+func (t *batch) verify(l *Lane, i, n int, err error) {
+	c := l.c
+	for j := i; j < i+n; j++ {
+		c.unpin(t.keys[j].slot)
+		bad := err != nil
+		if !bad && c.checksums {
+			bad = dataSum(t.at(j), uint64(t.keys[j].k)) != t.ents[j].sum
+		}
+		if bad {
+			t.live[j] = false
+			l.distrust(t.b, t.keys[j].k, t.keys[j].slot)
+		}
+	}
+}
+
+func (t *batch) opsDone(l *Lane) {
+	if t.waits--; t.waits > 0 {
+		return
+	}
+	if t.step == batchRead {
+		t.write(l)
+		return
+	}
+	t.finish(l)
+}
+
+// write starts one write per run of valid sectors.
+func (t *batch) write(l *Lane) {
+	t.step, t.waits = batchWrite, 1
+	var from, to int64 // the run so far, bytes of the device
+	flush := func() {
+		if from < to {
+			t.waits++
+			at := from % regionBytes
+			l.move(t, OpWrite, t.b.id, t.b.dataOff+from, t.buf[at:at+to-from], 0)
+		}
+		from, to = 0, 0
+	}
+	for i, d := range t.keys {
+		if !t.live[i] {
+			continue
+		}
+		base := int64(d.k.block()) * BlockSize
+		for j := range int64(sectorsPerBlock) {
+			if t.ents[i].st&(1<<j) == 0 {
+				continue
+			}
+			if at := base + j*SectorSize; at != to || from == to {
+				flush()
+				from, to = at, at
+			}
+			to += SectorSize
+		}
+	}
+	flush()
+	t.opsDone(l)
+}
+
+// finish makes what was written pending.
+func (t *batch) finish(l *Lane) {
+	c := l.c
+	s := t.stripe(l)
+	done := int64(0)
+	wrote := t.b.wrote.Add(1)
+	s.mu.Lock()
+	for i, d := range t.keys {
+		if !t.live[i] || t.err != nil {
+			continue
+		}
+		done++
+		e, ok := c.index.find(d.k)
+		if ok && e.slot == d.slot && e.st&(stDirty|stPending) == stDirty &&
+			t.b.addPending(pendingSlot{d.k, d.slot, wrote}) {
+			c.setState(t.b, e, e.st|stPending)
+		}
+	}
+	s.release(&t.lock)
+	s.mu.Unlock()
+	l.io[t.b.id].WritebackBlocks.Add(done)
+	if t.err != nil {
+		t.wb.pause[t.b.id] = l.d.Now() + errorPause
+	}
+	t.busy = false
+	t.wb.flying--
+	if t.err == nil && t.wb.flying < maxBatches {
+		t.wb.startBatch(l.d.Now())
+	}
+}
