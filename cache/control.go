@@ -276,12 +276,19 @@ func (c *Cache) Sync(ctx context.Context) error {
 // Settle writes all metadata, so that the next start has nothing to replay. No request may come
 // any more. It needs the background lane, which goes on running.
 func (c *Cache) Settle(ctx context.Context) error {
-	c.closing.Store(true)
-	return c.onBackground(ctx, func(l *Lane) bool { return c.settled(l) })
+	c.StartSettle()
+	return c.onBackground(ctx, (*Lane).Settled)
 }
 
-func (c *Cache) settled(l *Lane) bool {
-	bg := l.bg
+// StartSettle makes the background lane write all metadata; Lane.Settled says when it is done.
+func (c *Cache) StartSettle() {
+	c.closing.Store(true)
+	c.pokeBackground()
+}
+
+// Settled reports on the background lane whether all metadata is written.
+func (l *Lane) Settled() bool {
+	c, bg := l.c, l.bg
 	if bg.ckpt.running || bg.evict.running || bg.wb.flying > 0 || bg.evict.trims > 0 {
 		return false
 	}

@@ -62,6 +62,10 @@ func (l *Lane) Close() {
 			o.id = noBucket
 		}
 	}
+	l.freePools()
+}
+
+func (l *Lane) freePools() {
 	for _, m := range l.pageMem {
 		freeOffHeap(m)
 	}

@@ -14,10 +14,10 @@ const (
 	// summarySlots is how many slots one summary page describes.
 	summarySlots = 256
 
-	minBucketBytes     = 1 << 20
+	minBucketBytes     = 64 << 10
 	maxBucketBytes     = 64 << 20
 	minBuckets         = 32
-	minJournalPages    = 256
+	minJournalPages    = 64
 	maxJournalPages    = 32 << 10
 	defaultBucketBytes = 1 << 20
 )
@@ -37,7 +37,7 @@ func planGeometry(deviceBytes, bucketBytes int64) (Geometry, error) {
 	g := Geometry{DeviceBytes: deviceBytes, BucketBytes: bucketBytes}
 	if bucketBytes < minBucketBytes || bucketBytes > maxBucketBytes ||
 		bucketBytes&(bucketBytes-1) != 0 {
-		return g, fmt.Errorf("bucket size %d is not a power of two from 1 to 64 MiB", bucketBytes)
+		return g, fmt.Errorf("bucket size %d is not a power of two from 64 KiB to 64 MiB", bucketBytes)
 	}
 	pages := clamp(deviceBytes/512/pageSize, minJournalPages, maxJournalPages)
 	g.JournalPages = uint32(pages)
@@ -77,8 +77,21 @@ func (g *Geometry) check(deviceBytes int64) error {
 }
 
 func (g *Geometry) slotsPerBucket() int64 { return g.BucketBytes / BlockSize }
-func (g *Geometry) summaryPages() int64   { return g.slotsPerBucket() / summarySlots }
-func (g *Geometry) slots() int64          { return int64(g.Buckets) * g.slotsPerBucket() }
+func (g *Geometry) summaryPages() int64   { return max(1, g.slotsPerBucket()/summarySlots) }
+
+// pageOf is the summary page that describes a slot, counted over all buckets.
+func (g *Geometry) pageOf(s Slot) int64 {
+	per := g.slotsPerBucket()
+	return int64(s)/per*g.summaryPages() + int64(s)%per/summarySlots
+}
+
+// pageSlots is the slots that a summary page describes.
+func (g *Geometry) pageSlots(page int64) (first Slot, n int) {
+	per, pages := g.slotsPerBucket(), g.summaryPages()
+	return Slot(page/pages*per + page%pages*summarySlots), int(min(summarySlots, per))
+}
+
+func (g *Geometry) slots() int64 { return int64(g.Buckets) * g.slotsPerBucket() }
 
 // slotOff is the place of a slot's data on the SSD.
 func (g *Geometry) slotOff(s Slot) int64 { return g.DataOff + int64(s)*BlockSize }

@@ -139,6 +139,9 @@ func (c *Cache) release() {
 	}
 	freeOffHeap(c.journal.commit.buf)
 	freeOffHeap(c.ringMem)
+	for _, l := range *c.lanes.Load() {
+		l.freePools()
+	}
 	if l := c.bgLane.Load(); l != nil {
 		freeOffHeap(l.bg.ckpt.buf)
 		for _, t := range l.bg.wb.batches {

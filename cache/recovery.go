@@ -14,7 +14,9 @@ type recovery struct {
 	lastLSN []LSN // per bucket: newest change seen, for its age
 	next    LSN   // of the next record to replay
 	pages   map[uint64]journalPage
-	Pending int // records that came from the pending ring
+	pending int // records that came from the pending ring
+	// readOnly leaves the SSD as it is.
+	readOnly bool
 }
 
 type journalPage struct {
@@ -25,7 +27,7 @@ type journalPage struct {
 
 func (r *recovery) run() error {
 	c := r.c
-	r.pageLSN = make([]LSN, c.geo.slots()/summarySlots)
+	r.pageLSN = make([]LSN, int64(c.geo.Buckets)*c.geo.summaryPages())
 	r.lastLSN = make([]LSN, c.geo.Buckets)
 	if err := r.loadSummaries(); err != nil {
 		return err
@@ -110,10 +112,11 @@ func (r *recovery) loadPage(a, b []byte, page int64) error {
 	bucket := page / r.c.geo.summaryPages()
 	r.lastLSN[bucket] = max(r.lastLSN[bucket], lsn)
 	le := binary.LittleEndian
-	for i := range int64(summarySlots) {
+	first, n := r.c.geo.pageSlots(page)
+	for i := range n {
 		q := p[summaryHeader+i*summaryEntry:]
 		if w := le.Uint64(q); w != 0 {
-			e := entry{slot: Slot(page*summarySlots + i), st: state(w), sum: le.Uint32(q[8:])}
+			e := entry{slot: first + Slot(i), st: state(w), sum: le.Uint32(q[8:])}
 			if err := r.install(key(w>>16), e, lsn); err != nil {
 				return err
 			}
@@ -122,7 +125,7 @@ func (r *recovery) loadPage(a, b []byte, page int64) error {
 	return nil
 }
 
-func (r *recovery) lsnOf(s Slot) LSN { return r.pageLSN[s/summarySlots] }
+func (r *recovery) lsnOf(s Slot) LSN { return r.pageLSN[r.c.geo.pageOf(s)] }
 
 // install adds an entry of a summary page. Of two slots for one block the one whose page is newer
 // is right, as far as the summaries can tell; the journal has what came after.
@@ -378,7 +381,10 @@ func (r *recovery) replayPending() error {
 		}
 		r.next++
 	}
-	r.Pending = len(recs)
+	r.pending = len(recs)
+	if r.readOnly {
+		return nil
+	}
 	return c.commitBlocking(j, from, recs)
 }
 

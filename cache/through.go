@@ -48,9 +48,9 @@ const (
 const (
 	// windowBytes bounds the locks of one change; longer discards go window by window.
 	windowBytes = 64 << 20
-	// roomPerRegion is the journal room of the removals in one region: clean copies, and
-	// dirty ones at both ends or as a whole.
-	roomPerRegion = 3
+	// roomPerRegion is the journal room of the removals in one region: clean copies, dirty ones,
+	// and sectors at both ends.
+	roomPerRegion = 4
 	zeroBytes     = 1 << 20
 )
 
@@ -319,25 +319,47 @@ func (t *through) settle(l *Lane) {
 	}
 }
 
-// dropStale takes out what is dirty and was not mapped anew. The stripe is locked.
+// dropStale takes out what is dirty and was not mapped anew; of a block that the change covers in
+// part, it takes the sectors. The stripe is locked.
 func (t *through) dropStale(l *Lane, s *stripe, k *rangeLock) {
-	lo, hi := k.first, k.last
-	drop := func(first, last Block) {
-		if first > last {
-			return
+	base := t.span.first()
+	from, to := base+Block(max(t.whole.from, 0)), base+Block(max(t.whole.to, 0)) // whole blocks
+	for _, blk := range [2]Block{base, t.span.last()} {
+		if (blk < from || blk >= to) && blk >= k.first && blk <= k.last {
+			t.dropSectors(l, s, blk)
 		}
-		if _, lsn := l.c.unmapRange(t.r.b, first, last, false); lsn != 0 {
+	}
+	if t.cache {
+		return // mapped anew
+	}
+	lo, hi := max(k.first, from), min(k.last+1, to)
+	if lo < hi {
+		if _, lsn := l.c.unmapRange(t.r.b, lo, hi-1, false); lsn != 0 {
 			t.room--
 			s.lastUnmap = lsn
 		}
 	}
-	if !t.cache {
-		drop(lo, hi)
+}
+
+// dropSectors makes the changed sectors of a dirty block invalid in its slot. The stripe is locked.
+func (t *through) dropSectors(l *Lane, s *stripe, blk Block) {
+	k := makeKey(t.r.b.id, blk)
+	e, ok := l.c.index.find(k)
+	if !ok {
 		return
 	}
-	from, to := t.span.first()+Block(t.whole.from), t.span.first()+Block(t.whole.to)
-	drop(lo, min(hi, from-1))
-	drop(max(lo, to), hi)
+	from, n, _ := blockPart(t.span, t.r, blk)
+	gone := sectors(from, n)
+	if e.st&gone == 0 {
+		return
+	}
+	t.room--
+	if e.st&stMask&^gone == 0 {
+		_, s.lastUnmap = l.c.unmapRange(t.r.b, blk, blk, false)
+		return
+	}
+	e.st &^= gone
+	l.c.mapBlock(t.r.b, k, e)
 }
 
 // mapCopy maps the copy's blocks of one region as pending. The stripe is locked.

@@ -1,0 +1,3 @@
+package sim
+import "flag"
+var crashFlag = flag.Int("crash", 1, "")

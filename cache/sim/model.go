@@ -1,0 +1,205 @@
+package sim
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+)
+
+// version is one content that a sector was given: number counts all writes, and stamp is what the
+// content is made of (0 for zeroes).
+type version struct{ number, stamp uint64 }
+
+// sector is what the model knows of one sector of a cached device.
+type sector struct {
+	// legal are the versions that a read may return now. More than one, while writes are in
+	// flight, after concurrent ones, or after a crash until a read has shown which it is.
+	legal []version
+	// durable are those it may return after a power cut.
+	durable []version
+	flying  int    // writes in flight
+	changed uint64 // clock of the last issue or acknowledgement of a write
+}
+
+// model is the content of one cached device.
+type model struct {
+	sectors []sector
+	touched map[int]struct{} // sectors with more than one durable version
+	acked   []uint64         // by version number: clock of the acknowledgement or the crash, 0 if in flight
+	reads   []*modelRead
+	clock   uint64
+	cut     uint64 // clock of the last power cut
+}
+
+// modelRead is a read in flight: what each of its sectors may return.
+type modelRead struct {
+	first   int
+	allowed [][]version
+	issued  uint64
+}
+
+// modelFlush is a flush in flight: what was legal when it was issued.
+type modelFlush struct {
+	legal  map[int][]version
+	number uint64
+}
+
+func newModel(size int64) *model {
+	m := &model{sectors: make([]sector, size/sectorSize), touched: map[int]struct{}{}, clock: 1}
+	m.acked = []uint64{1}
+	for i := range m.sectors {
+		m.sectors[i].legal = []version{{}}
+		m.sectors[i].durable = []version{{}}
+	}
+	return m
+}
+
+// fillSector makes the content of sector n of that stamp.
+func fillSector(p []byte, n int, stamp uint64) {
+	if stamp == 0 {
+		clear(p[:sectorSize])
+		return
+	}
+	v := stamp*0x9e3779b97f4a7c15 + uint64(n)
+	for i := 0; i < sectorSize; i += 8 {
+		binary.LittleEndian.PutUint64(p[i:], v+uint64(i))
+	}
+	binary.LittleEndian.PutUint64(p, stamp)
+}
+
+func matches(p []byte, n int, stamp uint64) bool {
+	var want [sectorSize]byte
+	fillSector(want[:], n, stamp)
+	return string(p[:sectorSize]) == string(want[:])
+}
+
+// write notes that a write was issued.
+func (m *model) write(first, n int, zero bool) version {
+	m.clock++
+	v := version{number: uint64(len(m.acked)), stamp: uint64(len(m.acked))}
+	m.acked = append(m.acked, 0)
+	if zero {
+		v.stamp = 0
+	}
+	for i := first; i < first+n; i++ {
+		s := &m.sectors[i]
+		s.legal = append(s.legal, v)
+		s.durable = append(s.durable, v)
+		s.flying++
+		s.changed = m.clock
+		m.touched[i] = struct{}{}
+	}
+	for _, r := range m.reads {
+		lo, hi := max(first, r.first), min(first+n, r.first+len(r.allowed))
+		for i := lo; i < hi; i++ {
+			r.allowed[i-r.first] = append(r.allowed[i-r.first], v)
+		}
+	}
+	return v
+}
+
+// writeDone notes the acknowledgement of a write that was issued at that clock. maybe says that
+// the old content may have stayed, as for a discard; fua that it is durable.
+func (m *model) writeDone(first, n int, v version, issued uint64, maybe, fua bool) {
+	m.clock++
+	m.acked[v.number] = m.clock
+	for i := first; i < first+n; i++ {
+		s := &m.sectors[i]
+		s.flying--
+		s.changed = m.clock
+		if maybe {
+			continue
+		}
+		// What was acknowledged before this one was issued is gone; what was in flight beside it
+		// may have come later.
+		s.legal = slices.DeleteFunc(s.legal, func(o version) bool {
+			return o != v && m.acked[o.number] != 0 && m.acked[o.number] < issued
+		})
+		if fua {
+			s.durable = slices.DeleteFunc(s.durable, func(o version) bool {
+				return o.number < v.number && !slices.Contains(s.legal, o)
+			})
+		}
+	}
+}
+
+// writeDead notes that a write will never be acknowledged.
+func (m *model) writeDead(first, n int, v version) {
+	m.clock++
+	m.acked[v.number] = m.clock
+	for i := first; i < first+n; i++ {
+		m.sectors[i].flying--
+		m.sectors[i].changed = m.clock
+	}
+}
+
+func (m *model) read(first, n int) *modelRead {
+	m.clock++
+	r := &modelRead{first: first, allowed: make([][]version, n), issued: m.clock}
+	for i := range r.allowed {
+		r.allowed[i] = slices.Clone(m.sectors[first+i].legal)
+	}
+	m.reads = append(m.reads, r)
+	return r
+}
+
+func (m *model) forget(r *modelRead) {
+	m.reads = slices.DeleteFunc(m.reads, func(o *modelRead) bool { return o == r })
+}
+
+// readDone compares what a read returned, and learns from it.
+func (m *model) readDone(r *modelRead, data []byte) error {
+	m.forget(r)
+	for i, allowed := range r.allowed {
+		n := r.first + i
+		p := data[i*sectorSize:]
+		if !slices.ContainsFunc(allowed, func(o version) bool { return matches(p, n, o.stamp) }) {
+			return fmt.Errorf("sector %d reads as version %d, legal are %v (durable %v)",
+				n, binary.LittleEndian.Uint64(p), allowed, m.sectors[n].durable)
+		}
+		s := &m.sectors[n]
+		if s.flying > 0 || s.changed >= r.issued || len(s.legal) == 1 {
+			continue
+		}
+		keep := func(all []version) []version {
+			return slices.DeleteFunc(all, func(o version) bool { return !matches(p, n, o.stamp) })
+		}
+		s.legal = keep(s.legal)
+		if s.changed < m.cut {
+			// What a crash left and a read has shown, another crash does not change.
+			s.durable = keep(s.durable)
+		}
+	}
+	return nil
+}
+
+func (m *model) flush() *modelFlush {
+	f := &modelFlush{legal: map[int][]version{}, number: uint64(len(m.acked)) - 1}
+	for i := range m.touched {
+		f.legal[i] = slices.Clone(m.sectors[i].legal)
+	}
+	return f
+}
+
+// flushDone notes that what was legal when the flush was issued, or newer, is durable.
+func (m *model) flushDone(f *modelFlush) {
+	for i, legal := range f.legal {
+		s := &m.sectors[i]
+		s.durable = slices.DeleteFunc(s.durable, func(o version) bool {
+			return o.number <= f.number && !slices.Contains(legal, o)
+		})
+		if len(s.durable) == 1 {
+			delete(m.touched, i)
+		}
+	}
+}
+
+// powerCut forgets what was not durable. Writes in flight have been declared dead before.
+func (m *model) powerCut() {
+	m.clock++
+	m.cut = m.clock
+	m.reads = nil
+	for i := range m.touched {
+		m.sectors[i].legal = slices.Clone(m.sectors[i].durable)
+	}
+}
