@@ -91,7 +91,7 @@ func (m *machine) addTests(ctx context.Context, c *vm.Config, f *runFlags, tf *t
 		if _, err := os.Stat(testdata); err == nil {
 			c.Files[guest+"/testdata"] = testdata
 		}
-		args := []string{"/job/" + guest + "/" + name, "-test.timeout=" + f.timeout.String()}
+		args := []string{"/job/" + guest + "/" + name, "-test.timeout=" + (f.timeout * 9 / 10).String()}
 		if tf.verbose {
 			args = append(args, "-test.v")
 		}

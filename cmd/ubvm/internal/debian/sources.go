@@ -141,26 +141,35 @@ func stanzas(text string) []map[string]string {
 	return all
 }
 
-// chooseMirror picks the first archive that serves a plain suite with component main. Security,
-// updates and backports suites live in archives that need not hold the others.
+// debianSuites are names under which an archive may offer Debian itself. Security, updates and
+// backports suites are not among them: their archives need not hold the others.
+var debianSuites = []string{
+	"bookworm", "trixie", "forky", "sid", "oldstable", "stable", "testing", "unstable",
+}
+
+// chooseMirror picks the first archive that offers a Debian release, if possible one whose address
+// looks like Debian's: other publishers also call their suites so.
 func chooseMirror(sources []Source) (string, error) {
+	var others []string
 	for _, s := range sources {
-		if !slices.Contains(s.Components, "main") {
+		offers := slices.ContainsFunc(s.Suites, func(suite string) bool {
+			return slices.Contains(debianSuites, suite)
+		})
+		if !offers || !slices.Contains(s.Components, "main") {
 			continue
 		}
-		for _, suite := range s.Suites {
-			if strings.ContainsAny(suite, "-/") {
-				continue
+		for _, uri := range s.URIs {
+			uri = strings.TrimSuffix(uri, "/")
+			if strings.HasSuffix(uri, "/debian") || strings.HasPrefix(uri, "mirror+file:") {
+				return uri, nil
 			}
-			for _, uri := range s.URIs {
-				uri = strings.TrimSuffix(uri, "/")
-				if strings.HasSuffix(uri, "/debian") || strings.HasPrefix(uri, "mirror+file:") {
-					return uri, nil
-				}
-			}
+			others = append(others, uri)
 		}
 	}
-	return "", errors.New("no Debian mirror")
+	if len(others) == 0 {
+		return "", errors.New("no Debian mirror")
+	}
+	return others[0], nil
 }
 
 // resolveMirrorFile turns mirror+file:/path, which cloud images use and debootstrap cannot read,

@@ -71,7 +71,7 @@ func ParseDisk(spec string) (Disk, error) {
 		errs = append(errs, fmt.Errorf("size %d is not a multiple of 4096 from 1M up", d.SizeBytes))
 	}
 	if err := errors.Join(errs...); err != nil {
-		return d, fmt.Errorf("disk %q: %w", spec, err)
+		return d, fmt.Errorf("disk %q: %s", spec, strings.ReplaceAll(err.Error(), "\n", "; "))
 	}
 	return d, nil
 }
