@@ -3,6 +3,7 @@ package ublk
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -39,25 +40,32 @@ func (c *control) addDev(ctx context.Context, info *sys.DevInfo) error {
 	return err
 }
 
-// delDev deletes a device. It waits until every reference to /dev/ublkcN is gone.
+// delDev deletes a device and waits until it is gone: until every reference is, those of processes
+// that have the disk open included. DEL_DEV would wait in the driver, where no deadline reaches it.
 func (c *control) delDev(ctx context.Context, id int) error {
 	if err := c.lockAddDel(ctx); err != nil {
 		return err
 	}
-	defer c.unlockAddDel()
-	for {
-		_, err := c.do(ctx, "delete device", sys.CmdDelDev, id, 0, nil, nil)
-		if errors.Is(err, unix.EINTR) {
-			// Interrupted while it waited for the number: the device may be gone or not.
-			// A second DEL_DEV of the same device is harmless, of a new one with its number
-			// it is not, but nobody can add one while we hold the token of this process.
-			if _, e := c.devInfo(id); errors.Is(e, unix.ENODEV) {
-				return nil
-			}
-			continue
-		}
-		c.noteLost(err)
+	limited, cancel := context.WithTimeout(ctx, commandTimeout)
+	_, err := c.do(limited, "delete device", sys.CmdDelDevAsync, id, 0, nil, nil)
+	cancel()
+	c.noteLost(err)
+	c.unlockAddDel()
+	if err != nil {
 		return err
+	}
+	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
+		info, err := c.devInfo(id)
+		if errors.Is(err, ErrNotFound) || err == nil && info.State != sys.StateDead {
+			return nil // gone, or the number has a new owner already
+		}
+		if err != nil {
+			return err
+		}
+		if wait(ctx, pause) != nil {
+			return fmt.Errorf("ublk%d: delete device: %w: it goes away when the last opener "+
+				"closes or unmounts it", id, ErrBusy)
+		}
 	}
 }
 

@@ -220,9 +220,6 @@ func (c *control) do(ctx context.Context, what string, op uint32, id int, data u
 		case err != nil:
 			return 0, fmt.Errorf("ublk%d: %s: %w", id, what, err)
 		case res == -int32(unix.EINTR):
-			if op == sys.CmdDelDev {
-				return 0, commandError(what, id, unix.EINTR)
-			}
 			continue
 		case res < 0:
 			return 0, commandError(what, id, syscall.Errno(-res))

@@ -12,8 +12,8 @@ import (
 	"ubcache/ublk"
 )
 
-// disk is the store of the test servers: a memfd, which zero copy can address as a file and the other
-// modes as memory.
+// disk is the store of the test servers: a memfd, which zero copy can address as a file and the
+// other modes as memory.
 type disk struct {
 	fd  int
 	mem []byte

@@ -258,7 +258,9 @@ func (d *Device) UnregisterShared(ctx context.Context, index int) error {
 }
 
 // Delete stops the device if it runs and removes it from the kernel. I/O that waits for a new
-// server fails.
+// server fails. As long as somebody has the disk open or mounted, the removal is not complete and
+// the number stays taken: Delete waits for them until ctx ends and then returns ErrBusy; the kernel
+// completes the removal by itself.
 func (d *Device) Delete(ctx context.Context) error {
 	if err := d.Stop(ctx); err != nil && d.running() {
 		return err
@@ -268,9 +270,12 @@ func (d *Device) Delete(ctx context.Context) error {
 	if d.mu.deleted {
 		return nil
 	}
-	if err := d.ctl.delDev(ctx, d.id); err != nil && !errors.Is(err, ErrNotFound) {
-		return err
+	err := d.ctl.delDev(ctx, d.id)
+	if err == nil || errors.Is(err, ErrNotFound) {
+		d.mu.deleted = true
+		return nil
 	}
-	d.mu.deleted = true
-	return nil
+	// A second DEL_DEV would be harmless as long as the number is not given to another device.
+	d.mu.deleted = errors.Is(err, ErrBusy)
+	return err
 }
