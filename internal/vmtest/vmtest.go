@@ -135,3 +135,9 @@ func Modprobe(t testing.TB, names ...string) {
 	t.Helper()
 	Run(t, "modprobe", append([]string{"-a"}, names...)...)
 }
+
+// Ubcache runs the command under test, which ubvm has built and put on the PATH.
+func Ubcache(t testing.TB, args ...string) string {
+	t.Helper()
+	return Run(t, "ubcache", args...)
+}

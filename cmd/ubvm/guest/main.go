@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 
@@ -18,9 +17,6 @@ import (
 )
 
 func main() {
-	// All of PID 1 stays on one thread where it matters: wait4 and chroot are process-wide, but a
-	// thread that exits would take child processes' death signals with it.
-	runtime.LockOSThread()
 	if os.Getpid() != 1 {
 		fmt.Fprintln(os.Stderr, "this is the init of ubvm's guest: run it as PID 1")
 		os.Exit(2)

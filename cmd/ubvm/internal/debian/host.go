@@ -7,6 +7,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
+	"time"
 
 	"ubcache/cmd/ubvm/internal/progress"
 )
@@ -51,19 +53,27 @@ func EnsureHostTools(ctx context.Context, scratch string) error {
 		return err
 	}
 	defer os.RemoveAll(scratch)
-	// A lock held by another apt is waited for; interrupted work of another dpkg is finished first.
+	// A lock held by another apt is waited for. What an interrupted dpkg has left half done would
+	// make apt refuse; where there is nothing of the kind, this does nothing.
+	_ = hostCommand(ctx, "dpkg", "--configure", "-a")
 	options := []string{"-q", "-oDPkg::Lock::Timeout=600", "-oDir::Cache::archives=" + scratch}
-	steps := [][]string{
-		append(options, "update"),
-		append(append(options, "install", "-y", "--no-install-recommends"), missing...),
+	if err := hostCommand(ctx, "apt-get", append(options, "update")...); err != nil {
+		return err
 	}
-	for _, args := range steps {
-		cmd := exec.CommandContext(ctx, "apt-get", args...)
-		cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C.UTF-8")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			os.Stderr.Write(out)
-			return fmt.Errorf("install %s: %w", strings.Join(missing, " "), err)
-		}
+	options = append(options, "install", "-y", "--no-install-recommends")
+	return hostCommand(ctx, "apt-get", append(options, missing...)...)
+}
+
+// hostCommand changes the host. An interrupt lets it come to a proper end: killing dpkg would
+// leave the host's packages half installed.
+func hostCommand(ctx context.Context, name string, args ...string) error {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C.UTF-8")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGINT) }
+	cmd.WaitDelay = time.Minute
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, lastLine(out))
 	}
 	return nil
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -165,19 +164,4 @@ func unpack(ctx context.Context, apt *debian.Apt, ps []debian.Package, dir, tree
 		}
 	}
 	return nil
-}
-
-// run executes a command quietly and puts the last lines of its output into the error.
-func run(ctx context.Context, name string, args ...string) error {
-	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8")
-	out, err := cmd.CombinedOutput()
-	if err == nil {
-		return nil
-	}
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
-	return fmt.Errorf("%s: %w: %s", name, err, strings.Join(lines[max(0, len(lines)-8):], "\n"))
 }
