@@ -25,6 +25,7 @@ func PutIOCmd(p unsafe.Pointer, c IOCmd) { *(*IOCmd)(p) = c }
 type Descriptors struct {
 	mem    []byte
 	stride uintptr
+	mapped bool
 }
 
 // MapDescriptors maps the descriptors of one queue. The area of a queue begins at a multiple of the
@@ -38,7 +39,7 @@ func MapDescriptors(fd, queue, depth, stride, page int) (*Descriptors, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Descriptors{mem: mem, stride: uintptr(stride)}, nil
+	return &Descriptors{mem: mem, stride: uintptr(stride), mapped: true}, nil
 }
 
 // DescriptorsIn views memory as descriptors, for tests.
@@ -53,10 +54,10 @@ func (d *Descriptors) At(tag uint16) *IODesc {
 
 // Unmap drops the mapping, which holds a reference to /dev/ublkcN.
 func (d *Descriptors) Unmap() error {
-	if d == nil || d.mem == nil {
+	if d == nil || !d.mapped {
 		return nil
 	}
 	mem := d.mem
-	d.mem = nil
+	d.mem, d.mapped = nil, false
 	return unix.Munmap(mem)
 }
