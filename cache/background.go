@@ -142,6 +142,12 @@ func (c *Cache) cleanSlot(b *Backing, p pendingSlot) bool {
 	if !ok || e.slot != p.slot || e.st&stPending == 0 {
 		return false
 	}
+	if s.locked(b.id, p.k.block(), lockThrough) {
+		// The backing device is being changed under it: clean on record, it would outlive a
+		// crash as older data than the backing device has.
+		c.setState(b, e, e.st&^stPending)
+		return false
+	}
 	c.setState(b, e, e.st&^(stDirty|stPending))
 	c.journal.append(record{
 		kind: recClean, backing: p.k.backing(), block: p.k.block(), slot: uint32(p.slot),

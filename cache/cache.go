@@ -151,9 +151,13 @@ func (b *Backing) changed(first, last Block) uint64 {
 	return n
 }
 
+// earlierLife is the change, as Backing.wrote counts, that stands for all that an earlier process
+// may have written and not flushed.
+const earlierLife = 1
+
 // unflushed is the newest change near the block that a backing flush has not covered, or 0.
 func (b *Backing) unflushed(blk Block) uint64 {
-	n := b.recent[mix(uint64(blk>>regionShift))%uint64(len(b.recent))].Load()
+	n := max(b.recent[mix(uint64(blk>>regionShift))%uint64(len(b.recent))].Load(), earlierLife)
 	if n <= b.flushed.Load() {
 		return 0
 	}
@@ -182,18 +186,23 @@ func (b *Backing) addPending(p pendingSlot) bool {
 }
 
 // mapBlock makes the slot the block's place and appends the record, which was reserved; what the
-// block had is dead. The stripe is locked.
-func (c *Cache) mapBlock(b *Backing, k key, e entry) {
+// block had is dead. Where that was a clean copy, the record removes it: whoever changes the
+// backing device has to wait for it as for any other. The stripe is locked.
+func (c *Cache) mapBlock(b *Backing, s *stripe, k key, e entry) {
 	c.account(b, e.st, 1, e.slot)
 	touched := [2]BucketID{c.bucketOf(e.slot)}
 	n := 1
-	if old, ok := c.index.find(k); ok {
+	old, ok := c.index.find(k)
+	if ok {
 		touched[1], n = c.bucketOf(old.slot), 2
 		c.index.remove(k, old.slot)
 		c.account(b, old.st, -1, old.slot)
 	}
 	c.index.insert(k, e)
-	c.journal.append(mapRecord(k, e), touched[:n]...)
+	lsn := c.journal.append(mapRecord(k, e), touched[:n]...)
+	if ok && old.st&stDirty == 0 {
+		s.lastUnmap = lsn
+	}
 }
 
 func mapRecord(k key, e entry) record {

@@ -75,6 +75,8 @@ func (c *Cache) addBacking(r *BackingRecord) *Backing {
 	b := &Backing{
 		id: r.ID, name: r.Name, size: r.Size, dataOff: r.DataOff, lbs: int64(r.LBS),
 	}
+	b.wrote.Store(earlierLife)
+	b.direct.Store(earlierLife)
 	b.mode.Store(uint32(r.Mode))
 	if r.Detaching {
 		b.mode.Store(uint32(None))

@@ -113,3 +113,13 @@ func (s *stripe) changing(b BackingID, first, last Block) bool {
 	}
 	return false
 }
+
+// locked reports whether a lock of that kind is held on the block.
+func (s *stripe) locked(b BackingID, blk Block, kind lockKind) bool {
+	for o := s.locks; o != nil; o = o.next {
+		if o.granted && o.kind == kind && o.overlaps(b, blk, blk) {
+			return true
+		}
+	}
+	return false
+}

@@ -395,7 +395,7 @@ func (p *readPiece) insert(l *Lane) {
 					}
 					st |= stDirty | stPending
 				}
-				c.mapBlock(b, k, entry{slot: slot, st: st, sum: p.sums[i+j]})
+				c.mapBlock(b, s, k, entry{slot: slot, st: st, sum: p.sums[i+j]})
 				used++
 			}
 			i += r.n

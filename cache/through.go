@@ -310,7 +310,7 @@ func (t *through) settle(l *Lane) {
 		case t.err != nil:
 			c.keepDirty(b, k.first, k.last)
 		default:
-			t.mapCopy(l, k)
+			t.mapCopy(l, s, k)
 			if t.stale {
 				t.dropStale(l, s, k)
 			}
@@ -359,11 +359,11 @@ func (t *through) dropSectors(l *Lane, s *stripe, blk Block) {
 		return
 	}
 	e.st &^= gone
-	l.c.mapBlock(t.r.b, k, e)
+	l.c.mapBlock(t.r.b, s, k, e)
 }
 
 // mapCopy maps the copy's blocks of one region as pending. The stripe is locked.
-func (t *through) mapCopy(l *Lane, k *rangeLock) {
+func (t *through) mapCopy(l *Lane, s *stripe, k *rangeLock) {
 	if !t.cache {
 		return
 	}
@@ -377,7 +377,7 @@ func (t *through) mapCopy(l *Lane, k *rangeLock) {
 				if b.addPending(pendingSlot{makeKey(b.id, blk), e.slot, t.wrote}) {
 					e.st |= stPending
 				} // else writeback will write it once more
-				l.c.mapBlock(b, makeKey(b.id, blk), e)
+				l.c.mapBlock(b, s, makeKey(b.id, blk), e)
 				t.room--
 			}
 			i++

@@ -157,7 +157,7 @@ func (p *writePiece) opsDone(l *Lane, err error) {
 	s := l.c.index.stripeOf(p.r.b.id, p.first)
 	s.mu.Lock()
 	if p.err == nil {
-		p.insert(l)
+		p.insert(l, s)
 	}
 	s.release(&p.lock)
 	s.mu.Unlock()
@@ -178,7 +178,7 @@ func (p *writePiece) opsDone(l *Lane, err error) {
 }
 
 // insert points the index to the new slots. The stripe is locked.
-func (p *writePiece) insert(l *Lane) {
+func (p *writePiece) insert(l *Lane, s *stripe) {
 	b := p.r.b
 	if b.dirtySince.Load() == 0 {
 		b.dirtySince.Store(p.r.started)
@@ -187,7 +187,7 @@ func (p *writePiece) insert(l *Lane) {
 	for _, r := range p.runs {
 		for j := range r.n {
 			e := entry{slot: r.first + Slot(j), st: state(p.masks[i]) | stDirty, sum: p.sums[i]}
-			l.c.mapBlock(b, makeKey(b.id, p.first+Block(i)), e)
+			l.c.mapBlock(b, s, makeKey(b.id, p.first+Block(i)), e)
 			i++
 		}
 	}

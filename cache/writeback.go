@@ -17,6 +17,7 @@ type writeback struct {
 	cursor  key        // where the next scan begins
 	batches [maxBatches]*batch
 	flying  int
+	filling bool
 	tokens  [MaxBackings + 1]int64 // blocks that may be written now
 	rates   [MaxBackings + 1]int64 // blocks per second
 	last    int64
@@ -60,8 +61,18 @@ func (wb *writeback) tick(now int64) {
 		wb.keys = wb.keys[:0]
 		return
 	}
+	wb.fill(now, parallel)
+}
+
+// fill keeps that many batches flying. A batch that finds nothing left to do ends in here.
+func (wb *writeback) fill(now int64, parallel int) {
+	if wb.filling {
+		return
+	}
+	wb.filling = true
 	for wb.flying < parallel && wb.startBatch(now) {
 	}
+	wb.filling = false
 }
 
 // rate asks the policy; what no longer belongs in the cache has to go at once.
@@ -103,8 +114,9 @@ func (wb *writeback) startBatch(now int64) bool {
 				continue
 			}
 			wb.tokens[id] -= int64(n)
-			wb.newBatch(wb.keys[:n])
+			keys := wb.keys[:n]
 			wb.keys = wb.keys[n:]
+			wb.newBatch(keys)
 			return true
 		}
 		if wb.flying > 0 || !wb.scan() { // a batch under way would be found again
@@ -344,7 +356,7 @@ func (t *batch) finish(l *Lane) {
 	}
 	t.busy = false
 	t.wb.flying--
-	if t.err == nil && t.wb.flying < maxBatches {
-		t.wb.startBatch(l.d.Now())
+	if t.err == nil {
+		t.wb.fill(l.d.Now(), t.wb.flying+1)
 	}
 }
