@@ -132,10 +132,15 @@ func (c *control) tryStopDev(ctx context.Context, id int) error {
 func (c *control) startRecovery(ctx context.Context, id int) error {
 	for {
 		_, err := c.do(ctx, "start recovery", sys.CmdStartUserRecovery, id, 0, nil, nil)
-		if !errors.Is(err, unix.EBUSY) {
-			if errors.Is(err, unix.EINVAL) {
-				return errors.Join(ErrNotRecoverable, err)
+		if errors.Is(err, unix.EINVAL) {
+			// Linux 6.12 says so, too, if an earlier server began a recovery and did not end
+			// it. Then there is nothing to begin.
+			info, e := c.devInfo(id)
+			if e == nil && (info.State == sys.StateQuiesced || info.State == sys.StateFailIO) {
+				return nil
 			}
+		}
+		if !errors.Is(err, unix.EBUSY) {
 			return err
 		}
 		select {

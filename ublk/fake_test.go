@@ -25,6 +25,7 @@ type fakeKernel struct {
 	mu struct {
 		sync.Mutex
 		ring    *uring.Ring
+		target  int // descriptor of the queue's ring
 		tags    []fakeTag
 		faults  []string
 		refuse  map[uint16]int32 // FETCH of these tags fails
@@ -85,6 +86,19 @@ func call(f func(*Queue), q *Queue) {
 
 const fakeDepth = 8
 
+// ordered shows the race detector what the kernel guarantees: what happened before a delivery is seen
+// by Handle.
+type ordered struct {
+	Handler
+	k *fakeKernel
+}
+
+func (o ordered) Handle(q *Queue, r *Request) {
+	o.k.mu.Lock()
+	o.k.mu.Unlock() //nolint:staticcheck // an edge, no section
+	o.Handler.Handle(q, r)
+}
+
 // newFake makes a queue with its fake driver, not started yet.
 func newFake(t *testing.T, o Options, h Handler) *fakeKernel {
 	t.Helper()
@@ -109,7 +123,7 @@ func newFake(t *testing.T, o Options, h Handler) *fakeKernel {
 	k.mu.ring, k.mu.tags = ring, make([]fakeTag, fakeDepth)
 	k.mu.refuse = map[uint16]int32{}
 	k.q = &Queue{
-		dev: d, id: 0, depth: fakeDepth, mode: o.Mode, h: h, wakeFD: -1, fake: k,
+		dev: d, id: 0, depth: fakeDepth, mode: o.Mode, h: ordered{h, k}, wakeFD: -1, fake: k,
 		descs: sys.DescriptorsIn(desc.Bytes()),
 	}
 	t.Cleanup(func() {
@@ -126,7 +140,13 @@ func newFake(t *testing.T, o Options, h Handler) *fakeKernel {
 func (k *fakeKernel) start() error {
 	ready := make(chan error, 1)
 	info := &sys.DevInfo{MaxIOBufBytes: uint32(k.q.dev.opts.MaxIOBytes)}
-	go func() { k.end <- k.q.serve(-1, &k.q.dev.opts, info, ready) }()
+	fetch := make(chan bool, 1)
+	go func() { k.end <- k.q.serve(-1, &k.q.dev.opts, info, fetch, ready) }()
+	if err := <-ready; err != nil {
+		fetch <- false
+		return err
+	}
+	fetch <- true
 	err := <-ready
 	k.q.dev.live.Store(true)
 	return err
@@ -149,6 +169,7 @@ func (k *fakeKernel) fault(format string, args ...any) {
 func (k *fakeKernel) command(q *Queue, op uint32, tag uint16, res int32, addr uint64) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	k.mu.target = q.ring.FD()
 	if int(tag) >= len(k.mu.tags) {
 		k.fault("command %#x for tag %d", op, tag)
 		return
@@ -196,7 +217,7 @@ func (k *fakeKernel) command(q *Queue, op uint32, tag uint16, res int32, addr ui
 // post completes a command on the queue's ring.
 func (k *fakeKernel) post(tag uint16, res int32, kind uint64) {
 	s := k.mu.ring.NextSQE()
-	s.PrepMsgRing(uring.FD(k.q.ring.FD()), uint32(res), ownUserData|kind<<kindShift|uint64(tag))
+	s.PrepMsgRing(uring.FD(k.mu.target), uint32(res), ownUserData|kind<<kindShift|uint64(tag))
 	if err := k.mu.ring.SubmitAndWait(1, time.Second); err != nil {
 		k.fault("post: %v", err)
 	}

@@ -2,6 +2,7 @@ package ublk
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"ubcache/ublk/internal/sys"
@@ -87,10 +88,10 @@ func (f Features) String() string {
 	return strings.Join(names, ",")
 }
 
-// require returns an *UnsupportedError for the first feature of want that f lacks.
+// require returns an *UnsupportedError for the newest feature of want that f lacks.
 func (f Features) require(want Features) error {
 	missing := want &^ f
-	for _, t := range featureTable {
+	for _, t := range slices.Backward(featureTable) {
 		if missing&t.Bit != 0 {
 			return &UnsupportedError{Feature: t.Name, NeedsLinux: t.NeedsLinux}
 		}

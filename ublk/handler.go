@@ -3,7 +3,8 @@ package ublk
 // Handler serves one queue. All calls come on the queue's own locked thread, so a handler needs no
 // locks for what only its queue touches, and must not block: its I/O goes through Queue.NewSQE.
 type Handler interface {
-	// Start is called before the first request. It may register files and buffers.
+	// Start is called before the first request. It may register files and buffers. What it submits
+	// is begun after all queues have started.
 	Start(q *Queue) error
 	// Handle takes a request, which must lead to exactly one q.Complete(r.Tag, …), now or later,
 	// on this thread.
@@ -14,9 +15,10 @@ type Handler interface {
 	Woken(q *Queue)
 	// BeforeWait is called once per round of the loop, before it submits and waits.
 	BeforeWait(q *Queue)
-	// Stop is called when no request is left and none will come. Submissions in flight are
-	// completed first if they end by themselves; timeouts and polls are cancelled. The handler
-	// may submit more until nothing is in flight; Completion is called for all of it.
+	// Stop is called when no request is left and none will come, once for each Start that
+	// succeeded, even if the device then did not start. Submissions in flight are completed first
+	// if they end by themselves; timeouts and polls are cancelled. The handler may submit more
+	// until nothing is in flight; Completion is called for all of it.
 	Stop(q *Queue)
 }
 

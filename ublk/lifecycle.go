@@ -55,7 +55,7 @@ func (d *Device) Start(factory func(queue int) (Handler, error)) error {
 	return nil
 }
 
-// startQueues starts the queues' threads and one goroutine that waits for them all. When it fails
+// startQueues starts the queues' threads and one goroutine that waits for them all. When it fails,
 // they have ended again.
 func (d *Device) startQueues(factory func(queue int) (Handler, error)) error {
 	var errs []error
@@ -74,17 +74,29 @@ func (d *Device) startQueues(factory func(queue int) (Handler, error)) error {
 		d.closeChar(nil)
 		return errs[0]
 	}
-	ready, ended := make(chan error, len(d.queues)), make(chan error, len(d.queues))
+	n := len(d.queues)
+	ready, ended, fetch := make(chan error, n), make(chan error, n), make(chan bool, n)
 	for _, q := range d.queues {
-		go func() { ended <- q.serve(d.charFD, &d.opts, &d.info, ready) }()
-	}
-	for range d.queues {
-		if err := <-ready; err != nil {
-			errs = append(errs, err)
-		}
+		go func() { ended <- q.serve(d.charFD, &d.opts, &d.info, fetch, ready) }()
 	}
 	go d.reap(ended)
+	// All handlers first, then all fetches.
+	step := func() {
+		for range n {
+			if err := <-ready; err != nil {
+				errs = append(errs, err)
+			}
+		}
+	}
+	step()
+	for range n {
+		fetch <- len(errs) == 0
+	}
 	if len(errs) > 0 {
+		<-d.done
+		return errors.Join(errs...)
+	}
+	if step(); len(errs) > 0 {
 		return errors.Join(append(errs, d.abort())...)
 	}
 	return nil

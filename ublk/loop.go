@@ -3,6 +3,7 @@ package ublk
 import (
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"runtime/debug"
 	"time"
@@ -13,9 +14,14 @@ import (
 	"ubcache/ublk/internal/sys"
 )
 
-// serve is the body of a queue's thread: set up, report to ready, loop, tear down. The thread is
-// locked and ends with it, taking its affinity and its IO_FLUSHER state along.
-func (q *Queue) serve(charFD int, o *Options, info *sys.DevInfo, ready chan<- error) error {
+// serve is the body of a queue's thread: set up, loop, tear down. The thread is locked and ends
+// with it, taking its affinity and its IO_FLUSHER state along. It reports to ready twice: when the
+// handler has started, and, after fetch has said that all queues have come that far, when the
+// driver has all tags. Before that the device is as it was: Linux 6.12 does not allow a second
+// recovery after one that got further.
+func (q *Queue) serve(charFD int, o *Options, info *sys.DevInfo, fetch <-chan bool,
+	ready chan<- error,
+) error {
 	runtime.LockOSThread()
 	// The thread's own allocations must not start writeback to a device that it serves itself.
 	// Without CAP_SYS_RESOURCE there is no way to say so.
@@ -25,23 +31,42 @@ func (q *Queue) serve(charFD int, o *Options, info *sys.DevInfo, ready chan<- er
 		q.aff.init(q, o.Affinity)
 		err = q.h.Start(q)
 	}
+	ready <- q.startError(err)
+	if !<-fetch || err != nil {
+		if err == nil {
+			return q.finish()
+		}
+		q.release(q.drain())
+		return q.startError(err)
+	}
+	err = q.fetchAll(charFD, info)
+	ready <- q.startError(err)
 	if err == nil {
-		err = q.fetchAll()
+		err = q.loop()
 	}
-	if err != nil {
-		err = fmt.Errorf("ublk%d: start queue %d: %w", q.dev.id, q.id, err)
-		q.release(true)
-		ready <- err
-		return err
-	}
-	ready <- nil
-	err = q.loop()
 	return errors.Join(err, q.finish())
+}
+
+func (q *Queue) startError(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("ublk%d: start queue %d: %w", q.dev.id, q.id, err)
 }
 
 // fetchAll asks the driver for requests on all tags. The driver answers a fetch that it refuses at
 // once, so that START_DEV, which waits for all tags, is sent only if it can succeed.
-func (q *Queue) fetchAll() error {
+func (q *Queue) fetchAll(charFD int, info *sys.DevInfo) (err error) {
+	if q.fake == nil {
+		q.descs, err = sys.MapDescriptors(charFD, q.id, q.depth, descSize(info), os.Getpagesize())
+		if err == unix.EINVAL && q.dev.recover {
+			return fmt.Errorf("map descriptors: %w (another server began to recover this device and "+
+				"died; this kernel allows one attempt: delete the device)", err)
+		}
+		if err != nil {
+			return fmt.Errorf("map descriptors: %w", err)
+		}
+	}
 	q.armWake()
 	for i := range q.reqs {
 		q.reqs[i].state = tagFetched

@@ -271,10 +271,6 @@ func (q *Queue) init(charFD int, o *Options, info *sys.DevInfo) (err error) {
 		if err := q.ring.RegisterFile(charSlot, charFD); err != nil {
 			return err
 		}
-		q.descs, err = sys.MapDescriptors(charFD, q.id, q.depth, descSize(info), os.Getpagesize())
-		if err != nil {
-			return fmt.Errorf("map descriptors: %w", err)
-		}
 	}
 	if q.wakeFD, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
 		return fmt.Errorf("make eventfd: %w", err)

@@ -188,15 +188,15 @@ func TestHandlePanics(t *testing.T) {
 	for range fakeDepth {
 		k.result()
 	}
+	k.stop()
 	if n := reported.Load(); n != 2+fakeDepth/2 {
 		t.Errorf("%d panics reported", n)
 	}
-	k.stop()
 }
 
 func TestDoubleCompletion(t *testing.T) {
-	var got atomic.Value
-	o := Options{OnError: func(err error) { got.Store(err.Error()) }}
+	reports := make(chan error, 10)
+	o := Options{OnError: func(err error) { reports <- err }}
 	k := startFake(t, o, HandlerFunc(func(q *Queue, r *Request) {
 		q.CompleteOK(r.Tag)
 		if r.Sector == 1 {
@@ -210,12 +210,16 @@ func TestDoubleCompletion(t *testing.T) {
 		if res := k.do(request(OpRead, sector, 1)); res != 512 {
 			t.Errorf("sector %d: %d", sector, res)
 		}
-		text, _ := got.Swap("").(string)
-		if (sector > 0) != strings.Contains(text, "is not with the handler") {
-			t.Errorf("sector %d: reported %q", sector, text)
-		}
 	}
 	k.stop()
+	if len(reports) != 2 {
+		t.Fatalf("%d reports, want 2", len(reports))
+	}
+	for range 2 {
+		if err := <-reports; !strings.Contains(err.Error(), "is not with the handler") {
+			t.Errorf("reported: %v", err)
+		}
+	}
 }
 
 func TestFatalPanic(t *testing.T) {
@@ -235,13 +239,14 @@ func TestFatalPanic(t *testing.T) {
 func TestRefusedFetch(t *testing.T) {
 	stopped := false
 	k := newFake(t, Options{}, &hooks{stop: func(*Queue) { stopped = true }})
+	k.q.dev.opts.OnFatal = func(err error) { t.Errorf("OnFatal: %v", err) }
 	k.mu.refuse[3] = -int32(unix.EINVAL)
 	if err := k.start(); !errors.Is(err, unix.EINVAL) {
 		t.Errorf("start with a refused fetch: %v", err)
 	}
 	<-k.end
-	if stopped {
-		t.Error("Stop was called on a queue that did not start")
+	if !stopped {
+		t.Error("Stop was not called after a successful Start")
 	}
 }
 
