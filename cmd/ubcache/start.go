@@ -1,0 +1,166 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"ubcache/internal/control"
+	"ubcache/internal/daemon"
+	"ubcache/internal/report"
+)
+
+type startFlags struct {
+	foreground bool
+	wait       time.Duration
+	anyDir     bool
+	noUblk     bool
+	readyFD    int
+}
+
+func startCommand(g *globals) *cobra.Command {
+	f := startFlags{}
+	cmd := &cobra.Command{
+		Use:   "start [CACHE]…",
+		Short: "Start the daemon of each cache in the configuration",
+		Long: `Start opens each cache, or those that are named, and serves its backing devices. It returns when
+the block devices are there and prints their names.
+
+After a crash or kill -9 it waits until the last I/O of the dead daemon is over, replays the
+journal, and takes the block devices over, so that mounted filesystems go on.
+
+Each cache has a daemon of its own. In the background it logs to NAME.log in the runtime folder
+(/run/ubcache, or /dev/shm/ubcache if /run is not on tmpfs). SIGTERM stops a daemon as ubcache
+stop does; if a device is in use, its I/O waits instead for the next start, and nothing is lost.`,
+		RunE: func(cmd *cobra.Command, a []string) error {
+			file, err := g.load()
+			if err != nil {
+				return err
+			}
+			names, err := pick(file, a)
+			if err != nil {
+				return err
+			}
+			if f.foreground {
+				if len(names) != 1 {
+					return report.Misuse("--foreground runs one cache: name it")
+				}
+				return f.run(g, names[0])
+			}
+			return f.spawnAll(cmd.OutOrStdout(), g, names)
+		},
+	}
+	fs := cmd.Flags()
+	fs.BoolVar(&f.foreground, "foreground", false, "stay in the foreground, for service managers")
+	fs.DurationVar(&f.wait, "wait", 30*time.Second, "how long to wait for devices of a dying daemon")
+	fs.BoolVar(&f.anyDir, "any-runtime-dir", false,
+		"allow a runtime folder that is not on tmpfs: kill -9 is still safe, but slow")
+	fs.BoolVar(&f.noUblk, "no-ublk", false, "run without block devices, for tests")
+	fs.IntVar(&f.readyFD, "ready-fd", -1, "report to the command that waits for the start")
+	_ = fs.MarkHidden("no-ublk")
+	_ = fs.MarkHidden("ready-fd")
+	return cmd
+}
+
+// arguments are those that make this program run the daemon in the foreground.
+func (f *startFlags) arguments(g *globals, name string) []string {
+	list := []string{
+		"start", name, "--foreground", "--config=" + g.config, "--wait=" + f.wait.String(),
+	}
+	if f.anyDir {
+		list = append(list, "--any-runtime-dir")
+	}
+	if f.noUblk {
+		list = append(list, "--no-ublk")
+	}
+	return list
+}
+
+func (f *startFlags) options(g *globals, name string) daemon.Options {
+	return daemon.Options{
+		Name: name, ConfigPath: g.config, Wait: f.wait, AnyRuntimeDir: f.anyDir, NoUblk: f.noUblk,
+	}
+}
+
+// spawnAll starts the daemons in the background. One that fails does not keep the next from
+// starting.
+func (f *startFlags) spawnAll(w io.Writer, g *globals, names []string) error {
+	all := []*control.Status{}
+	var errs []error
+	for _, name := range names {
+		st, err := daemon.Spawn(f.options(g, name), f.arguments(g, name), func(s string) {
+			fmt.Fprintf(os.Stderr, "ubcache: %s: %s\n", name, s)
+		})
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		all = append(all, st)
+		if !g.json {
+			printStarted(w, st)
+		}
+	}
+	if g.json {
+		if err := printJSON(w, all); err != nil {
+			return err
+		}
+	}
+	return firstOf(errs)
+}
+
+// firstOf prints all errors but the first, which is returned.
+func firstOf(errs []error) error {
+	if len(errs) == 0 {
+		return nil
+	}
+	for _, err := range errs[1:] {
+		fmt.Fprintln(os.Stderr, "ubcache:", err)
+	}
+	return errs[0]
+}
+
+func printStarted(w io.Writer, st *control.Status) {
+	fmt.Fprintf(w, "cache %s: running as process %d\n", st.Name, st.PID)
+	for _, d := range st.Devices {
+		switch {
+		case d.Path != "":
+			fmt.Fprintf(w, "%s: %s\n", d.Name, d.Path)
+		case d.Problem != "":
+			fmt.Fprintf(w, "%s: %s: %s\n", d.Name, d.Service, d.Problem)
+		}
+	}
+}
+
+// run is the daemon.
+func (f *startFlags) run(g *globals, name string) error {
+	if !f.noUblk {
+		if err := daemon.OwnNamespace(); err != nil {
+			slog.Warn("the daemon shares its mount namespace", "error", err)
+		}
+	}
+	rep := daemon.NewReporter(f.readyFD)
+	o := f.options(g, name)
+	o.Note = func(s string) {
+		slog.Info(s, "cache", name)
+		rep.Note(s)
+	}
+	err := daemon.Run(o, func(st control.Status) {
+		if f.readyFD < 0 {
+			printStarted(os.Stdout, &st)
+		}
+		rep.Ready(st)
+	})
+	if err == nil {
+		return nil
+	}
+	if rep.Fail(err) {
+		slog.Error(err.Error(), "cache", name)
+		return errors.Join(errQuiet, err)
+	}
+	return err
+}

@@ -1,0 +1,157 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"ubcache/internal/config"
+	"ubcache/internal/control"
+	"ubcache/internal/report"
+)
+
+func statusCommand(g *globals) *cobra.Command {
+	return &cobra.Command{
+		Use:   "status [CACHE]…",
+		Short: "Show caches and their devices",
+		Long: `Status shows each cache of the configuration and its devices: how much is cached and dirty, the
+mode, who uses them. The exit status is 4 if a cache that was named is not running.`,
+		RunE: func(cmd *cobra.Command, names []string) error {
+			file, err := g.load()
+			if err != nil {
+				return err
+			}
+			picked, err := pick(file, names)
+			if err != nil {
+				return err
+			}
+			list := []control.Status{}
+			var missing error
+			for _, n := range picked {
+				st := control.Status{Name: n, SSD: file.Caches[n].Device, Config: g.config}
+				err := call(cmd.Context(), file, n, control.CmdStatus, nil, &st, nil)
+				switch {
+				case report.CodeOf(err) == report.NotRunning && len(names) > 0:
+					missing = err
+				case err != nil && report.CodeOf(err) != report.NotRunning:
+					return err
+				}
+				list = append(list, st)
+			}
+			if g.json {
+				err = printJSON(cmd.OutOrStdout(), list)
+			} else {
+				err = printStatus(cmd.OutOrStdout(), file, list)
+			}
+			if err != nil {
+				return err
+			}
+			return missing
+		},
+	}
+}
+
+func printStatus(w io.Writer, file *config.File, list []control.Status) error {
+	for i, st := range list {
+		if i > 0 {
+			fmt.Fprintln(w)
+		}
+		if !st.Running {
+			fmt.Fprintf(w, "cache %s on %s: not running\n", st.Name, st.SSD)
+			for _, n := range file.Caches[st.Name].BackingNames() {
+				fmt.Fprintf(w, "  %s on %s\n", n, file.Caches[st.Name].Backings[n].Device)
+			}
+			continue
+		}
+		c := st.Cache
+		fmt.Fprintf(w, "cache %s on %s: running as process %d for %s\n", st.Name, st.SSD, st.PID,
+			time.Since(st.Started).Round(time.Second))
+		fmt.Fprintf(w, "  %s: %s cached (%s), %s dirty, checksums %s, %s of memory\n",
+			human(c.SizeBytes), human(c.CachedBytes), percent(c.CachedBytes, c.SizeBytes),
+			human(c.DirtyBytes), onOff(c.Checksums), human(c.MemoryBytes))
+		if len(st.Devices) == 0 {
+			fmt.Fprintln(w, "  no backing devices (ubcache attach adds one)")
+			continue
+		}
+		rows := [][]string{{
+			"  NAME", "DEVICE", "BACKING", "SIZE", "MODE", "STATE", "CACHED", "DIRTY", "USED BY",
+		}}
+		for _, d := range st.Devices {
+			rows = append(rows, deviceRow(&d))
+		}
+		if err := table(w, rows); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func deviceRow(d *control.Device) []string {
+	state := d.State
+	if d.Service != "served" {
+		state += ", " + d.Service
+	}
+	if d.BadBytes > 0 {
+		state += fmt.Sprintf(", %s lost by the SSD", human(d.BadBytes))
+	}
+	path, used := d.Path, d.UsedBy
+	if path == "" {
+		path = "-"
+	}
+	if used == "" {
+		used = "-"
+	}
+	if d.Problem != "" {
+		used = d.Problem
+	}
+	return []string{
+		"  " + d.Name, path, d.BackingDevice, human(d.SizeBytes), d.Mode, state,
+		human(d.CachedBytes), human(d.DirtyBytes), used,
+	}
+}
+
+func onOff(b bool) string {
+	if b {
+		return "on"
+	}
+	return "off"
+}
+
+func statsCommand(g *globals) *cobra.Command {
+	return &cobra.Command{
+		Use:   "stats [CACHE]…",
+		Short: "Show counters and hit ratios since the start",
+		RunE: func(cmd *cobra.Command, names []string) error {
+			file, err := g.load()
+			if err != nil {
+				return err
+			}
+			picked, err := pick(file, names)
+			if err != nil {
+				return err
+			}
+			list := []control.Stats{}
+			for _, n := range picked {
+				var st control.Stats
+				if err := call(cmd.Context(), file, n, control.CmdStats, nil, &st, nil); err != nil {
+					return err
+				}
+				list = append(list, st)
+			}
+			if g.json {
+				return printJSON(cmd.OutOrStdout(), list)
+			}
+			for i := range list {
+				if i > 0 {
+					fmt.Fprintln(cmd.OutOrStdout())
+				}
+				if err := printStats(cmd.OutOrStdout(), &list[i]); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+}

@@ -1,0 +1,145 @@
+// Package control is the conversation between the command and a daemon, over a Unix socket that
+// only root may open.
+//
+// One connection is one command. The client sends a line of JSON, a [Request]; the daemon answers
+// with any number of lines that have only "progress", and then one that has "result" or "error":
+//
+//	→ {"version":1,"command":"detach","args":{"name":"data"}}
+//	← {"progress":{"left_bytes":8192,"total_bytes":40960}}
+//	← {"result":{"name":"data"}}
+//
+// A client that hangs up gives up waiting; whether that ends the work is the command's to say.
+package control
+
+import (
+	"encoding/json"
+	"time"
+
+	"ubcache/cache"
+	"ubcache/internal/report"
+)
+
+// Version is the version of the protocol. A daemon refuses others.
+const Version = 1
+
+// Request is what a client sends.
+type Request struct {
+	Version int             `json:"version"`
+	Command string          `json:"command"`
+	Args    json.RawMessage `json:"args,omitempty"`
+}
+
+// Reply is one line of the answer.
+type Reply struct {
+	Progress json.RawMessage `json:"progress,omitempty"`
+	Result   json.RawMessage `json:"result,omitempty"`
+	Error    *report.Error   `json:"error,omitempty"`
+}
+
+// The commands that a daemon knows.
+const (
+	CmdStatus = "status" // → Status
+	CmdStats  = "stats"  // → Stats
+	CmdAttach = "attach" // AttachArgs → Device
+	CmdDetach = "detach" // DetachArgs → Progress … Device
+	CmdCancel = "cancel" // NameArgs → Device: cancel a detach
+	CmdSet    = "set"    // SetArgs → Device
+	CmdFlush  = "flush"  // NameArgs → Progress … Device
+	CmdStop   = "stop"   // StopArgs → nothing
+)
+
+// NameArgs name a backing device.
+type NameArgs struct {
+	Name string `json:"name"`
+}
+
+// AttachArgs ask for a new backing device.
+type AttachArgs struct {
+	Device string `json:"device"`
+	Name   string `json:"name"`
+	Header bool   `json:"header,omitempty"`
+	Force  bool   `json:"force,omitempty"`
+	// UblkID is the number N of /dev/ublkbN; -1 for any free one.
+	UblkID   int               `json:"ublk_id"`
+	Settings map[string]string `json:"settings,omitempty"`
+}
+
+// DetachArgs ask to give up a backing device.
+type DetachArgs struct {
+	Name string `json:"name"`
+	// Force gives up dirty data that cannot be written back.
+	Force bool `json:"force,omitempty"`
+	// NoWait begins and returns; a later detach, or a restart, goes on with it.
+	NoWait bool `json:"no_wait,omitempty"`
+}
+
+// SetArgs change settings: mode, sequential-cutoff, dirty-target, dirty-max, writeback-delay.
+type SetArgs struct {
+	Name     string            `json:"name"`
+	Settings map[string]string `json:"settings"`
+}
+
+// StopArgs ask the daemon to end.
+type StopArgs struct {
+	// Force stops devices that are in use: their users see I/O errors.
+	Force bool `json:"force,omitempty"`
+}
+
+// Progress tells how far something long is.
+type Progress struct {
+	What       string `json:"what"`
+	LeftBytes  int64  `json:"left_bytes"`
+	TotalBytes int64  `json:"total_bytes"`
+}
+
+// Device is a cached device as it is served.
+type Device struct {
+	cache.BackingStatus
+	// BackingDevice is what is behind it, Path the block device to use, Link a name that stays.
+	BackingDevice string `json:"backing_device,omitempty"`
+	Path          string `json:"path,omitempty"`
+	Link          string `json:"link,omitempty"`
+	// Service is served, missing (with Problem) or offline.
+	Service  string            `json:"service"`
+	Problem  string            `json:"problem,omitempty"`
+	UsedBy   string            `json:"used_by,omitempty"`
+	CopyMode string            `json:"copy_mode,omitempty"`
+	Queues   int               `json:"queues,omitempty"`
+	DataOff  int64             `json:"data_offset_bytes"`
+	Identity DeviceIdentity    `json:"identity"`
+	Settings map[string]string `json:"settings"`
+}
+
+// DeviceIdentity is what was recorded of a backing device.
+type DeviceIdentity struct {
+	SizeBytes int64  `json:"size_bytes"`
+	Serial    string `json:"serial,omitempty"`
+	FSType    string `json:"fs_type,omitempty"`
+	FSUUID    string `json:"fs_uuid,omitempty"`
+}
+
+// Status is the state of a daemon and its cache.
+type Status struct {
+	Name    string       `json:"name"`
+	Running bool         `json:"running"`
+	PID     int          `json:"pid,omitempty"`
+	Started time.Time    `json:"started,omitzero"`
+	SSD     string       `json:"ssd"`
+	Config  string       `json:"config"`
+	Cache   cache.Status `json:"cache"`
+	Devices []Device     `json:"devices"`
+}
+
+// Stats are the counters of a cache.
+type Stats struct {
+	Name    string                  `json:"name"`
+	Seconds float64                 `json:"seconds"` // since the daemon was started
+	Cache   cache.Stats             `json:"cache"`
+	Devices map[string]BackingStats `json:"devices"`
+}
+
+// BackingStats are the counters of a backing device, with its hit ratio.
+type BackingStats struct {
+	cache.BackingStats
+	HitRatio float64 `json:"hit_ratio"`
+}

@@ -1,0 +1,240 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"ubcache/cache"
+	"ubcache/internal/blockdev"
+	"ubcache/internal/config"
+	"ubcache/internal/header"
+	"ubcache/internal/report"
+)
+
+// findSSD finds the device of the cache: where the configuration says, or, if another device is
+// there by now, wherever its UUID is.
+func (in *Instance) findSSD() (*blockdev.Info, error) {
+	i, err := blockdev.Inspect(in.conf.Device)
+	if err == nil && i.Content.Type == blockdev.TypeCache && i.Content.UUID == in.conf.UUID {
+		return i, nil
+	}
+	for _, path := range blockdev.All() {
+		o, oerr := blockdev.Inspect(path)
+		if oerr == nil && o.Content.Type == blockdev.TypeCache && o.Content.UUID == in.conf.UUID {
+			in.log.Warn("SSD has another name than in the configuration", "configured",
+				in.conf.Device, "found", path)
+			return o, nil
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return nil, report.Refuse("open cache on "+in.conf.Device, fmt.Sprintf(
+		"there is %s instead of cache %s", i.Content, in.conf.UUID),
+		"check the device, or correct the configuration")
+}
+
+// openBackings opens what the superblock and the configuration agree on. A device that is missing
+// does not keep the others from being served: its dirty data stays on the SSD.
+func (in *Instance) openBackings(ctx context.Context, sb *cache.Superblock) error {
+	records := map[string]*cache.BackingRecord{}
+	for i := range sb.Backings {
+		r := &sb.Backings[i]
+		records[r.UUID.String()] = r
+	}
+	for _, name := range in.conf.BackingNames() {
+		b := in.conf.Backings[name]
+		r := records[b.UUID]
+		if r == nil { // for instance a detach that a crash cut short
+			in.log.Warn("the cache has no such backing device; it is not served", "name", name,
+				"uuid", b.UUID)
+			continue
+		}
+		delete(records, b.UUID)
+		s := &served{name: name}
+		in.mu.served[r.ID] = s
+		dev, err := in.openBacking(ctx, b, r, sb)
+		if err != nil {
+			if report.CodeOf(err) == report.Refused || !errors.Is(err, os.ErrNotExist) {
+				return report.Wrap("open backing device "+name, err, "")
+			}
+			s.problem = err.Error()
+			in.log.Error("backing device is missing; its data on the SSD is kept", "name", name,
+				"error", err)
+			continue
+		}
+		s.dev = dev
+	}
+	for _, r := range records {
+		in.log.Warn("the cache has a backing device that the configuration does not name",
+			"name", r.Name, "uuid", r.UUID)
+		in.mu.served[r.ID] = &served{name: r.Name, problem: "not in the configuration"}
+	}
+	return nil
+}
+
+// openBacking finds, checks and opens one backing device.
+func (in *Instance) openBacking(ctx context.Context, b *config.Backing, r *cache.BackingRecord,
+	sb *cache.Superblock,
+) (*blockdev.Device, error) {
+	i, err := blockdev.Inspect(b.Device)
+	if err == nil {
+		err = checkIdentity(i, r, sb.Clean)
+	}
+	if err != nil {
+		if other := findBacking(r, sb.Clean); other != nil {
+			in.log.Warn("backing device has another name than in the configuration", "configured",
+				b.Device, "found", other.Path)
+			i, err = other, nil
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if i.LogicalBytes > int(r.LBS) {
+		return nil, report.Refuse("", fmt.Sprintf("%s has sectors of %d bytes, it had %d when it "+
+			"was attached", i.Path, i.LogicalBytes, r.LBS), "")
+	}
+	d, err := in.openPatiently(ctx, i)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkHeader(d, r, sb.UUID); err != nil {
+		_ = d.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+// checkIdentity compares a device with what was recorded of it. What is on it is recorded when the
+// cache stops in order with nothing dirty left, and compared only after such a stop: a client of
+// the cached device may put another filesystem there at any time.
+func checkIdentity(i *blockdev.Info, r *cache.BackingRecord, clean bool) error {
+	want := r.Identity
+	refuse := func(format string, args ...any) error {
+		return &report.Error{
+			Code: report.Refused, What: "",
+			Why:  i.Path + " is not the backing device " + r.Name + ": " + fmt.Sprintf(format, args...),
+			Hint: "correct the device in the configuration",
+		}
+	}
+	switch {
+	case i.SizeBytes != want.Size:
+		return refuse("it has %d bytes instead of %d", i.SizeBytes, want.Size)
+	case want.Serial != "" && i.Serial != "" && i.Serial != want.Serial:
+		return refuse("its serial number is %s instead of %s", i.Serial, want.Serial)
+	case clean && want.FSUUID != "" && i.Content.UUID != "" && i.Content.UUID != want.FSUUID:
+		return refuse("it holds %s instead of %s with uuid %s", i.Content, want.FSType, want.FSUUID)
+	}
+	return nil
+}
+
+// findBacking looks for the device among all: by its serial number, or by its header.
+func findBacking(r *cache.BackingRecord, clean bool) *blockdev.Info {
+	for _, path := range blockdev.All() {
+		i, err := blockdev.Inspect(path)
+		if err != nil || checkIdentity(i, r, clean) != nil {
+			continue
+		}
+		byHeader := i.Content.Type == blockdev.TypeHeader && i.Content.UUID == r.UUID.String()
+		bySerial := r.DataOff == 0 && r.Identity.Serial != "" && i.Serial == r.Identity.Serial
+		if byHeader || bySerial {
+			return i
+		}
+	}
+	return nil
+}
+
+// checkHeader makes sure that a header, where there should be one, names this cache.
+func checkHeader(d *blockdev.Device, r *cache.BackingRecord, cacheID cache.UUID) error {
+	if r.DataOff == 0 {
+		return nil
+	}
+	h, err := header.Read(d)
+	if err != nil {
+		return report.Refuse("", fmt.Sprintf("%s: %v", d.Info.Path, err),
+			"it may be another device; its data is left alone")
+	}
+	if h.Cache != cacheID || h.Backing != r.UUID || h.DataOff != r.DataOff || h.Size != r.Size {
+		return report.Refuse("", fmt.Sprintf("%s belongs to cache %s as backing device %s",
+			d.Info.Path, h.Cache, h.Backing), "correct the device in the configuration")
+	}
+	return nil
+}
+
+// applyConfig makes the engine follow the configuration, and tells it what the devices can do.
+func (in *Instance) applyConfig() error {
+	for _, r := range in.cache.Super().Backings {
+		s := in.mu.served[r.ID]
+		b, err := in.cache.Backing(r.ID)
+		if err != nil {
+			return err
+		}
+		s.b = b
+		if s.dev != nil {
+			setAbilities(b, s.dev)
+		}
+		conf := in.conf.Backings[s.name]
+		if conf == nil {
+			continue
+		}
+		mode, tun, err := settingsOf(conf)
+		if err != nil {
+			return report.Wrap("configure "+s.name, err, "correct "+in.opts.ConfigPath)
+		}
+		if mode != r.Mode {
+			if err := in.cache.SetMode(r.ID, mode); err != nil {
+				return report.Wrap("set mode of "+s.name, err, "")
+			}
+		}
+		if tun != r.Tunables {
+			if err := in.cache.SetTunables(r.ID, tun); err != nil {
+				return report.Wrap("configure "+s.name, err, "correct "+in.opts.ConfigPath)
+			}
+		}
+	}
+	return nil
+}
+
+// setAbilities: a block device always takes write zeroes, since the kernel writes them if the
+// device cannot.
+func setAbilities(b *cache.Backing, d *blockdev.Device) {
+	punch := d.CanPunch()
+	b.SetAbilities(d.Info.Block && d.Info.Discard || punch, d.Info.Block || punch)
+}
+
+func settingsOf(c *config.Backing) (cache.Mode, cache.Tunables, error) {
+	mode, err := cache.ParseMode(c.Mode)
+	if err != nil {
+		return 0, cache.Tunables{}, err
+	}
+	t := cache.Tunables{
+		SequentialCutoff: int64(c.SequentialCutoff), DirtyTarget: c.DirtyTarget,
+		DirtyMax: c.DirtyMax, WritebackDelay: time.Duration(c.WritebackDelay),
+	}
+	return mode, t, t.Validate()
+}
+
+// linkDir is where each device has a link by its name.
+const linkDir = "/dev/ubcache"
+
+func makeLink(name, target string) (string, error) {
+	if err := os.MkdirAll(linkDir, 0o755); err != nil {
+		return "", err
+	}
+	link := filepath.Join(linkDir, name)
+	tmp := link + ".new"
+	_ = os.Remove(tmp)
+	if err := os.Symlink(target, tmp); err != nil {
+		return "", err
+	}
+	if err := os.Rename(tmp, link); err != nil {
+		_ = os.Remove(tmp)
+		return "", err
+	}
+	return link, nil
+}

@@ -1,0 +1,83 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"time"
+
+	"ubcache/internal/control"
+	"ubcache/internal/report"
+)
+
+// handlers are the commands of the control socket.
+func (in *Instance) handlers() map[string]control.Handler {
+	return map[string]control.Handler{
+		control.CmdStatus: func(context.Context, json.RawMessage, func(control.Progress)) (any, error) {
+			return in.Status(), nil
+		},
+		control.CmdStats: func(context.Context, json.RawMessage, func(control.Progress)) (any, error) {
+			return in.Stats(), nil
+		},
+		control.CmdAttach: command(in.attach),
+		control.CmdDetach: command(in.detach),
+		control.CmdCancel: command(in.cancelDetach),
+		control.CmdSet:    command(in.set),
+		control.CmdFlush:  command(in.flush),
+		control.CmdStop:   command(in.stopCommand),
+	}
+}
+
+// command decodes the arguments of a command.
+func command[A any](f func(context.Context, A, func(control.Progress)) (any, error)) control.Handler {
+	return func(ctx context.Context, raw json.RawMessage, progress func(control.Progress)) (any, error) {
+		var args A
+		if len(raw) > 0 {
+			if err := json.Unmarshal(raw, &args); err != nil {
+				return nil, report.Misuse("arguments: %v", err)
+			}
+		}
+		return f(ctx, args, progress)
+	}
+}
+
+func (in *Instance) stopCommand(_ context.Context, a control.StopArgs, _ func(control.Progress)) (any, error) {
+	// A client that hangs up does not leave the cache half stopped.
+	return struct{}{}, in.Stop(context.Background(), a.Force)
+}
+
+// Status describes the cache.
+func (in *Instance) Status() control.Status {
+	st := control.Status{
+		Name: in.opts.Name, Running: true, PID: os.Getpid(), Started: in.started,
+		SSD: in.ssdInfo.Path, Config: in.opts.ConfigPath,
+	}
+	if in.isStopped() {
+		return st
+	}
+	st.Cache = in.cache.Status()
+	for i := range st.Cache.Backings {
+		id := st.Cache.Backings[i].ID
+		if d, ok := in.device(uint16(id)); ok {
+			st.Devices = append(st.Devices, d)
+		}
+	}
+	return st
+}
+
+// Stats are the counters of the cache.
+func (in *Instance) Stats() control.Stats {
+	st := control.Stats{
+		Name: in.opts.Name, Seconds: time.Since(in.started).Seconds(),
+		Devices: map[string]control.BackingStats{},
+	}
+	if in.isStopped() {
+		return st
+	}
+	st.Cache = in.cache.Stats()
+	for _, s := range in.list() {
+		b := st.Cache.Backings[s.b.ID()]
+		st.Devices[s.name] = control.BackingStats{BackingStats: b, HitRatio: b.HitRatio()}
+	}
+	return st
+}

@@ -1,0 +1,288 @@
+// Package daemon runs a cache: it opens the devices, joins the engine to io_uring and ublk, and
+// carries out the commands that come over the control socket.
+//
+// A daemon serves one cache. Its threads are one per ublk queue and one for the background work;
+// each has a ring with the SSD and the backing devices registered, and drives one lane of the
+// engine (driver.go, queue.go, loop.go). Everything else happens on ordinary goroutines, under
+// Instance.mu.
+//
+// # Death
+//
+// The devices survive the daemon's death: their I/O waits in the kernel until the next daemon
+// takes them over. Its order of start is what makes that safe: it waits until it has SSD and
+// backing devices for itself, which the old daemon's rings keep until the last of their I/O is
+// over; replays the journal and the pending ring; and only then takes over the ublk devices.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"ubcache/cache"
+	"ubcache/internal/blockdev"
+	"ubcache/internal/config"
+	"ubcache/internal/control"
+	"ubcache/internal/report"
+	"ubcache/ublk"
+)
+
+// Options say which cache to run and how.
+type Options struct {
+	Name       string // of the cache in the configuration
+	ConfigPath string
+	// AnyRuntimeDir allows a runtime folder that is not on tmpfs.
+	AnyRuntimeDir bool
+	// NoUblk runs the engine without block devices, for tests.
+	NoUblk bool
+	// Wait bounds how long the devices of a dying daemon are waited for.
+	Wait time.Duration
+	// Note is told in a few words what takes time.
+	Note func(string)
+}
+
+// Instance is a running cache.
+type Instance struct {
+	opts    Options
+	log     *slog.Logger
+	dir     string // runtime folder
+	conf    *config.Cache
+	started time.Time
+
+	lock    *os.File // of the cache's name
+	ssd     *blockdev.Device
+	ssdInfo *blockdev.Info
+	pending *pendingRing
+	cache   *cache.Cache
+	bg      *loop
+	kernel  ublk.Features
+
+	mu struct {
+		sync.Mutex
+		served  map[cache.BackingID]*served
+		stopped bool
+	}
+	// changing is held by attach, detach and stop for as long as they take, one at a time.
+	changing sync.Mutex
+	done     chan struct{} // closed when the instance has stopped
+	doneOnce sync.Once
+}
+
+// served is a backing device of the running cache.
+type served struct {
+	name    string
+	b       *cache.Backing
+	dev     *blockdev.Device // nil: missing
+	problem string           // why it is missing or not served
+	ublk    *ublk.Device     // nil: no block device
+	queues  []*queue
+	link    string
+}
+
+// Start opens a cache and serves its devices.
+func Start(ctx context.Context, o Options) (*Instance, error) {
+	if o.Note == nil {
+		o.Note = func(string) {}
+	}
+	if o.Wait == 0 {
+		o.Wait = 30 * time.Second
+	}
+	what := "start cache " + o.Name
+	file, err := config.Load(o.ConfigPath)
+	if err != nil {
+		return nil, err
+	}
+	conf := file.Caches[o.Name]
+	if conf == nil {
+		return nil, report.Fail(what, "no such cache in "+o.ConfigPath,
+			"ubcache format makes one")
+	}
+	in := &Instance{
+		opts: o, conf: conf, dir: control.RuntimeDir(file.RuntimeDir), started: time.Now(),
+		log: slog.With("cache", o.Name), done: make(chan struct{}),
+	}
+	in.mu.served = map[cache.BackingID]*served{}
+	if err := in.start(ctx); err != nil {
+		in.abandon()
+		return nil, wrapOnce(what, err)
+	}
+	return in, nil
+}
+
+// wrapOnce says what failed unless the error does so itself.
+func wrapOnce(what string, err error) error {
+	var e *report.Error
+	if errors.As(err, &e) && e.What != "" && e.Error() == err.Error() {
+		return err
+	}
+	return report.Wrap(what, err, "")
+}
+
+func (in *Instance) start(ctx context.Context) error {
+	if err := control.MakeRuntimeDir(in.dir); err != nil {
+		return err
+	}
+	if err := in.takeName(); err != nil {
+		return err
+	}
+	if err := in.checkKernel(); err != nil {
+		return err
+	}
+	if err := in.openDevices(ctx); err != nil {
+		return err
+	}
+	if err := in.openCache(); err != nil {
+		return err
+	}
+	if err := in.applyConfig(); err != nil {
+		return err
+	}
+	if err := in.startBackground(); err != nil {
+		return err
+	}
+	return in.serveAll(ctx)
+}
+
+// checkKernel fails early, before anything is touched.
+func (in *Instance) checkKernel() (err error) {
+	if in.opts.NoUblk {
+		return nil
+	}
+	in.kernel, err = ublk.Probe()
+	if err != nil {
+		return report.Wrap("use ublk", err, "")
+	}
+	if !in.kernel.Has(ublk.FeatureRecovery | ublk.FeatureRecoveryReissue | ublk.FeatureUserCopy) {
+		return report.Refuse("use ublk", "this kernel's ublk lacks user recovery or user copy",
+			"needs Linux 6.12 or newer; see ubcache features")
+	}
+	return nil
+}
+
+// openDevices takes the SSD and the backing devices for this process. All that can be refused is
+// refused here.
+func (in *Instance) openDevices(ctx context.Context) error {
+	var err error
+	ctx, cancel := context.WithTimeout(ctx, in.opts.Wait)
+	defer cancel()
+	if in.ssdInfo, err = in.findSSD(); err != nil {
+		return err
+	}
+	if in.ssd, err = in.openPatiently(ctx, in.ssdInfo); err != nil {
+		return err
+	}
+	sb, err := cache.ReadSuper(in.ssd)
+	if err != nil {
+		return report.Wrap("open cache on "+in.ssdInfo.Path, err, hintFor(err))
+	}
+	if sb.UUID.String() != in.conf.UUID {
+		return report.Refuse("open cache on "+in.ssdInfo.Path,
+			"it holds cache "+sb.UUID.String()+", not "+in.conf.UUID,
+			"correct the configuration")
+	}
+	return in.openBackings(ctx, sb)
+}
+
+func hintFor(err error) string {
+	switch {
+	case errors.Is(err, cache.ErrNewer):
+		return "use the newer ubcache"
+	case errors.Is(err, cache.ErrCorrupt):
+		return "ubcache check tells more"
+	}
+	return ""
+}
+
+// openPatiently waits for a device that somebody has, and says so.
+func (in *Instance) openPatiently(ctx context.Context, i *blockdev.Info) (*blockdev.Device, error) {
+	expired, cancel := context.WithCancel(ctx)
+	cancel()
+	d, err := i.Open(expired) // one try
+	if !errors.Is(err, blockdev.ErrBusy) {
+		return d, err
+	}
+	if i.Users() != "" {
+		return nil, err // a mount or a holder does not go away by itself
+	}
+	in.opts.Note("waiting for " + i.Path + " (" + err.Error() + ")")
+	d, err = i.Open(ctx)
+	if errors.Is(err, blockdev.ErrBusy) {
+		return nil, report.Refuse("open "+i.Path, "still in use after "+in.opts.Wait.String(),
+			err.Error())
+	}
+	return d, err
+}
+
+// openCache loads the index and replays what a killed daemon has left.
+func (in *Instance) openCache() error {
+	sb, err := cache.ReadSuper(in.ssd)
+	if err != nil {
+		return err
+	}
+	if in.pending, err = openPending(in.dir, sb.UUID, in.opts.AnyRuntimeDir); err != nil {
+		return err
+	}
+	if !sb.Clean {
+		in.opts.Note("the cache was not stopped in order: replaying its journal")
+	}
+	in.cache, err = cache.Open(in.ssd, cache.Options{
+		Pending: in.pending.mem, Discard: in.conf.Discard && in.ssdInfo.Discard,
+	})
+	if err != nil {
+		return report.Wrap("open cache on "+in.ssdInfo.Path, err, hintFor(err))
+	}
+	return nil
+}
+
+// startBackground starts the background lane with the devices that are there.
+func (in *Instance) startBackground() (err error) {
+	in.bg, err = startLoop(in.cache, true, func(l *loop) error {
+		if err := l.setFile(cache.SSD, in.ssd.FD(), in.ssdInfo.Block); err != nil {
+			return err
+		}
+		for id, s := range in.mu.served {
+			if s.dev == nil {
+				continue
+			}
+			if err := l.setFile(id, s.dev.FD(), s.dev.Info.Block); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return err
+}
+
+// list is the backing devices in order of their numbers.
+func (in *Instance) list() []*served {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	var all []*served
+	for _, s := range in.mu.served {
+		all = append(all, s)
+	}
+	slices.SortFunc(all, func(a, b *served) int { return int(a.b.ID()) - int(b.b.ID()) })
+	return all
+}
+
+// find returns the backing device of that name.
+func (in *Instance) find(name string) (*served, error) {
+	for _, s := range in.list() {
+		if s.name == name {
+			return s, nil
+		}
+	}
+	return nil, report.Fail("find "+name, fmt.Sprintf("cache %s has no such backing device",
+		in.opts.Name), "ubcache status lists them")
+}
+
+// Done is closed when the instance has stopped.
+func (in *Instance) Done() <-chan struct{} { return in.done }
+
+// Socket is the path of the control socket.
+func (in *Instance) Socket() string { return control.SocketPath(in.dir, in.opts.Name) }

@@ -1,0 +1,261 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ubcache/cache"
+	"ubcache/internal/uring"
+)
+
+// loop is a lane with a thread and a ring of its own, for the background work of a cache. Other
+// threads reach it with Wake and call.
+type loop struct {
+	driver
+	ring   *uring.Ring
+	wakeFD int
+	buf    *uring.Arena // what the wake-up reads into
+	own    int          // submissions of the driver in flight
+	serve  func(*cache.Request)
+
+	pending, sleeping atomic.Uint32
+	stopping          atomic.Bool
+	tick              bool // the lane does the background work
+	done              chan struct{}
+	err               error // of the ring; written before done is closed
+
+	calls struct {
+		sync.Mutex
+		list []func()
+	}
+}
+
+const (
+	loopEntries = 512
+	wakeData    = 1 << 62
+)
+
+// startLoop starts a loop of c. Its devices are those that setup gives it, on the loop's thread.
+// With background set the lane does the background work.
+func startLoop(c *cache.Cache, background bool, setup func(*loop) error) (*loop, error) {
+	l := &loop{wakeFD: -1, tick: background, done: make(chan struct{})}
+	ready := make(chan error)
+	go l.run(c, setup, ready)
+	if err := <-ready; err != nil {
+		return nil, fmt.Errorf("start background loop: %w", err)
+	}
+	return l, nil
+}
+
+// setFile makes fd the device of that number on this ring. The ring holds a reference until
+// dropFile or its end, and the end comes after the last of its I/O.
+func (l *loop) setFile(id cache.BackingID, fd int, block bool) error {
+	if err := l.ring.RegisterFile(int(id), fd); err != nil {
+		return err
+	}
+	l.files[id] = deviceFile{uring.Fixed(int(id)), block}
+	return nil
+}
+
+// dropFile gives up a device that has no I/O under way.
+func (l *loop) dropFile(id cache.BackingID) error {
+	l.files[id] = deviceFile{}
+	return l.ring.RegisterFile(int(id), -1)
+}
+
+// do runs f on the loop's thread and waits for it.
+func (l *loop) do(f func() error) error {
+	result := make(chan error, 1)
+	l.calls.Lock()
+	l.calls.list = append(l.calls.list, func() { result <- f() })
+	l.calls.Unlock()
+	l.Wake()
+	select {
+	case err := <-result:
+		return err
+	case <-l.done:
+		return errors.New("background loop has ended")
+	}
+}
+
+// stop ends the loop after its I/O and waits for it.
+func (l *loop) stop() error {
+	l.stopping.Store(true)
+	l.Wake()
+	<-l.done
+	return l.err
+}
+
+// NewSQE implements port.
+func (l *loop) NewSQE(userData uint64) *uring.SQE {
+	s := l.ring.NextSQE()
+	s.SetUserData(userData)
+	l.own++
+	return s
+}
+
+// Wake makes the loop run its lane soon. Any thread may call it, and never too late: the
+// descriptor is closed when the process ends.
+func (l *loop) Wake() {
+	// The loop stores sleeping before it looks at pending; here it is the other way round, so
+	// one of the two sees the other.
+	if l.pending.Swap(1) != 0 || l.sleeping.Load() == 0 {
+		return
+	}
+	one := [8]byte{1}
+	for {
+		if _, err := unix.Write(l.wakeFD, one[:]); err != unix.EINTR {
+			return
+		}
+	}
+}
+
+// Finish implements cache.Driver. A background lane has no requests.
+func (l *loop) Finish(r *cache.Request) {
+	if l.serve == nil {
+		panic("daemon: request on the background lane")
+	}
+	l.serve(r)
+}
+
+// CopyOut implements cache.Driver.
+func (l *loop) CopyOut(r *cache.Request, off int, dst []byte) error {
+	copy(dst, r.Data[off:])
+	return nil
+}
+
+// CopyIn implements cache.Driver.
+func (l *loop) CopyIn(r *cache.Request, off int, src []byte) error {
+	copy(r.Data[off:], src)
+	return nil
+}
+
+// run is the body of the loop's thread.
+func (l *loop) run(c *cache.Cache, setup func(*loop) error, ready chan<- error) {
+	runtime.LockOSThread()
+	defer crashOnPanic()
+	// The thread's own allocations must not start writeback to a device that it serves itself.
+	_ = unix.Prctl(unix.PR_SET_IO_FLUSHER, 1, 0, 0, 0)
+	err := l.open()
+	if err == nil {
+		err = setup(l)
+	}
+	if err != nil {
+		l.close()
+		ready <- err
+		return
+	}
+	l.lane = c.NewLane(l)
+	if l.tick {
+		c.StartBackground(l.lane)
+	}
+	ready <- nil
+	l.err = l.work()
+	l.close()
+	close(l.done)
+}
+
+func (l *loop) open() (err error) {
+	l.ring, err = uring.New(loopEntries, uring.Options{SingleIssuer: true})
+	if err != nil {
+		return err
+	}
+	l.init(l, loopEntries)
+	if err := l.ring.RegisterFileTable(cache.MaxBackings + 1); err != nil {
+		return err
+	}
+	if l.wakeFD, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		return fmt.Errorf("make eventfd: %w", err)
+	}
+	l.armWake()
+	return nil
+}
+
+func (l *loop) armWake() {
+	s := l.ring.NextSQE()
+	// Multishot polls are edge-triggered: each write to the eventfd completes once, unread.
+	s.PrepPollAdd(uring.FD(l.wakeFD), unix.POLLIN, true)
+	s.SetUserData(wakeData)
+}
+
+// close drops the devices at once; the poll of the eventfd ends with the ring.
+func (l *loop) close() {
+	if l.ring != nil {
+		_ = l.ring.UnregisterFiles()
+		_ = l.ring.Close()
+	}
+}
+
+// work is the loop: run what is woken, tick, submit and wait.
+func (l *loop) work() error {
+	next := time.Now()
+	for {
+		if l.pending.Load() != 0 && l.pending.Swap(0) != 0 {
+			l.runCalls()
+			l.lane.Run()
+			next = time.Time{}
+		}
+		if l.stopping.Load() && l.own == 0 {
+			return nil
+		}
+		timeout := time.Duration(0)
+		if l.tick {
+			now := time.Now()
+			if !now.Before(next) {
+				next = now.Add(l.lane.Tick())
+			}
+			timeout = max(time.Until(next), time.Microsecond)
+		}
+		if err := l.round(timeout); err != nil && !errors.Is(err, uring.ErrTimeout) {
+			return err
+		}
+		l.reap()
+	}
+}
+
+func (l *loop) runCalls() {
+	l.calls.Lock()
+	list := l.calls.list
+	l.calls.list = nil
+	l.calls.Unlock()
+	for _, f := range list {
+		f()
+	}
+}
+
+func (l *loop) round(timeout time.Duration) error {
+	l.sleeping.Store(1)
+	n := uint32(1)
+	if l.pending.Load() != 0 {
+		n = 0
+	}
+	err := l.ring.SubmitAndWait(n, timeout)
+	l.sleeping.Store(0)
+	l.now = 0
+	return err
+}
+
+func (l *loop) reap() {
+	for n := l.ring.Ready(); n > 0; n-- {
+		c := l.ring.Peek()
+		if c == nil {
+			return
+		}
+		userData, res, flags := c.UserData, c.Res, c.Flags
+		l.ring.Advance(1)
+		if userData == wakeData {
+			if flags&uring.CQEMore == 0 {
+				l.armWake()
+			}
+			continue
+		}
+		l.own--
+		l.complete(userData, res)
+	}
+}

@@ -1,0 +1,139 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime/debug"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"ubcache/cache"
+	"ubcache/ublk"
+)
+
+// queue serves one ublk queue of a backing device: it is the queue's ublk.Handler and the
+// cache.Driver of its lane, and everything in it happens on the queue's thread.
+type queue struct {
+	driver
+	q       *ublk.Queue
+	c       *cache.Cache
+	backing cache.BackingID
+	ssd     devFD
+	disk    devFD
+	reqs    []cache.Request // by tag
+}
+
+// devFD is an opened device for registering with a ring.
+type devFD struct {
+	fd    int
+	block bool
+}
+
+// reqOps are the engine's names of the driver's requests.
+var reqOps = [...]cache.ReqOp{
+	ublk.OpRead: cache.ReqRead, ublk.OpWrite: cache.ReqWrite, ublk.OpFlush: cache.ReqFlush,
+	ublk.OpDiscard: cache.ReqDiscard, ublk.OpWriteZeroes: cache.ReqWriteZeroes,
+}
+
+func known(op ublk.Op) bool {
+	return op <= ublk.OpFlush || op == ublk.OpDiscard || op == ublk.OpWriteZeroes
+}
+
+// Start implements ublk.Handler.
+func (h *queue) Start(q *ublk.Queue) error {
+	h.q = q
+	h.init(q, 4*q.Depth())
+	h.reqs = make([]cache.Request, q.Depth())
+	for id, d := range map[cache.BackingID]devFD{cache.SSD: h.ssd, h.backing: h.disk} {
+		file, err := q.AddFile(d.fd)
+		if err != nil {
+			return err
+		}
+		h.files[id] = deviceFile{file, d.block}
+	}
+	h.lane = h.c.NewLane(h)
+	return nil
+}
+
+// Handle implements ublk.Handler: it makes the request one of the engine's.
+func (h *queue) Handle(q *ublk.Queue, r *ublk.Request) {
+	defer crashOnPanic()
+	if !known(r.Op) {
+		q.CompleteErr(r.Tag, unix.EINVAL)
+		return
+	}
+	c := &h.reqs[r.Tag]
+	c.Backing, c.Op = h.backing, reqOps[r.Op]
+	c.FUA, c.NoUnmap = r.Flags&ublk.FUA != 0, r.Flags&ublk.NoUnmap != 0
+	c.Off, c.Len = r.Offset(), r.Bytes()
+	c.Data, c.Tag = r.Data, uint32(r.Tag)
+	h.lane.Submit(c)
+}
+
+// Completion implements ublk.Handler.
+func (h *queue) Completion(_ *ublk.Queue, userData uint64, res int32, _ uint32) {
+	h.complete(userData, res)
+}
+
+// Woken implements ublk.Handler.
+func (h *queue) Woken(*ublk.Queue) { h.lane.Run() }
+
+// BeforeWait implements ublk.Handler: the next round reads the clock anew.
+func (h *queue) BeforeWait(*ublk.Queue) { h.now = 0 }
+
+// Stop implements ublk.Handler. A commit of the journal that other lanes wait for may still be
+// under way on this ring; the queue waits for it.
+func (h *queue) Stop(*ublk.Queue) {}
+
+// Finish implements cache.Driver.
+func (h *queue) Finish(r *cache.Request) {
+	r.Data = nil
+	if r.Err != nil {
+		h.q.CompleteErr(uint16(r.Tag), errnoOf(r.Err))
+		return
+	}
+	h.q.CompleteOK(uint16(r.Tag))
+}
+
+// CopyOut implements cache.Driver.
+func (h *queue) CopyOut(r *cache.Request, off int, dst []byte) error {
+	return h.q.CopyOut(h.q.Request(uint16(r.Tag)), int64(off), dst)
+}
+
+// CopyIn implements cache.Driver.
+func (h *queue) CopyIn(r *cache.Request, off int, src []byte) error {
+	return h.q.CopyIn(h.q.Request(uint16(r.Tag)), int64(off), src)
+}
+
+// Wake implements cache.Driver; any thread may call it.
+func (h *queue) Wake() { h.q.Wake() }
+
+// errnoOf is the one place where the engine's errors become what the client of the block device
+// sees. EAGAIN and EOPNOTSUPP would make clients try the same again for ever.
+func errnoOf(err error) syscall.Errno {
+	var e syscall.Errno
+	if !errors.As(err, &e) {
+		return unix.EIO
+	}
+	switch e {
+	case unix.ENOSPC, unix.EINVAL, unix.EILSEQ, unix.ENODATA, unix.ETIMEDOUT, unix.ENODEV:
+		return e
+	}
+	return unix.EIO
+}
+
+// crashOnPanic ends the process when the engine finds an invariant broken: locks may be held and
+// requests lost, and a new daemon takes the devices over with their I/O waiting.
+func crashOnPanic() {
+	p := recover()
+	if p == nil {
+		return
+	}
+	fmt.Fprintf(os.Stderr, "ubcache: panic: %v\n%s", p, debug.Stack())
+	os.Exit(exitPanic)
+}
+
+// exitPanic is EX_SOFTWARE of sysexits.h.
+const exitPanic = 70

@@ -1,0 +1,262 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"ubcache/cache"
+	"ubcache/internal/blockdev"
+	"ubcache/internal/report"
+	"ubcache/ublk"
+)
+
+// settleTime bounds how long the last metadata may take.
+const settleTime = 5 * time.Minute
+
+// Stop ends the cache in order: devices, metadata, superblock. Devices that are in use make it
+// refuse and change nothing, unless force is set; then their users see I/O errors.
+func (in *Instance) Stop(ctx context.Context, force bool) error {
+	in.changing.Lock()
+	defer in.changing.Unlock()
+	what := "stop cache " + in.opts.Name
+	if in.isStopped() {
+		return nil
+	}
+	if !force {
+		for _, s := range in.list() {
+			if by := in.usedBy(s); by != "" {
+				return report.Refuse(what, by, "unmount it first, or --force cuts it off")
+			}
+		}
+	}
+	var stopped []*served
+	for _, s := range in.list() {
+		if err := in.unserve(ctx, s, force); err != nil {
+			err = report.Wrap(what, err, "close it first, or --force cuts it off")
+			for _, s := range stopped {
+				if e := in.serve(ctx, s); e != nil {
+					err = errors.Join(err, fmt.Errorf("serve %s again: %w", s.name, e))
+				}
+			}
+			return err
+		}
+		stopped = append(stopped, s)
+	}
+	if err := in.finish(ctx); err != nil {
+		return report.Wrap(what, err, "nothing is lost: the next start replays the journal")
+	}
+	return nil
+}
+
+// usedBy says where the block device is mounted or who has built on it; empty if nobody.
+func (in *Instance) usedBy(s *served) string {
+	if s.ublk == nil {
+		return ""
+	}
+	i, err := blockdev.Stat(s.ublk.Path())
+	if err != nil {
+		return ""
+	}
+	return i.Users()
+}
+
+// unserve takes the block device away; its requests are answered first.
+func (in *Instance) unserve(ctx context.Context, s *served, force bool) error {
+	d := s.ublk
+	if d == nil {
+		return nil
+	}
+	if !force {
+		if err := in.stopUnused(ctx, d); err != nil {
+			return err
+		}
+	}
+	if err := d.Delete(ctx); err != nil {
+		return err
+	}
+	closeLanes(s.queues)
+	in.mu.Lock()
+	s.ublk, s.queues = nil, nil
+	in.mu.Unlock()
+	if s.link != "" {
+		_ = os.Remove(s.link)
+		s.link = ""
+	}
+	return nil
+}
+
+// stopUnused stops a device that nobody has open. Programs that look at every device, such as
+// udev's, are given a moment.
+func (in *Instance) stopUnused(ctx context.Context, d *ublk.Device) error {
+	for deadline := time.Now().Add(attachWait); ; time.Sleep(50 * time.Millisecond) {
+		err := d.TryStop(ctx)
+		if !errors.Is(err, ublk.ErrBusy) {
+			return err
+		}
+		if time.Now().Before(deadline) {
+			continue
+		}
+		why := d.Path() + " is open"
+		if i, e := blockdev.Stat(d.Path()); e == nil {
+			if list := i.Openers(); len(list) > 0 {
+				why += " in " + strings.Join(list, ", ")
+			}
+		}
+		return report.Refuse("", why, "")
+	}
+}
+
+// finish ends a cache without block devices, or with devices that are handed over.
+func (in *Instance) finish(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, settleTime)
+	defer cancel()
+	if err := in.cache.Settle(ctx); err != nil {
+		return fmt.Errorf("write metadata: %w", err)
+	}
+	in.recordIdentities()
+	if err := in.bg.stop(); err != nil {
+		return err
+	}
+	in.bg.lane.Close()
+	if err := in.cache.Close(); err != nil {
+		return fmt.Errorf("close cache: %w", err)
+	}
+	in.release()
+	return nil
+}
+
+// release gives everything back after Close, and ends the instance.
+func (in *Instance) release() {
+	clean := false
+	if in.ssd != nil {
+		if sb, err := cache.ReadSuper(in.ssd); err == nil {
+			clean = sb.Clean
+		}
+	}
+	in.pending.close(clean)
+	for _, s := range in.list() {
+		if s.dev != nil {
+			_ = s.dev.Close()
+		}
+	}
+	if in.ssd != nil {
+		_ = in.ssd.Close()
+	}
+	if in.lock != nil {
+		_ = os.Remove(in.lock.Name())
+		_ = in.lock.Close()
+	}
+	in.end()
+}
+
+func (in *Instance) end() {
+	in.mu.Lock()
+	in.mu.stopped = true
+	in.mu.Unlock()
+	in.doneOnce.Do(func() { close(in.done) })
+}
+
+func (in *Instance) isStopped() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.mu.stopped
+}
+
+// abandon undoes a start that failed. New block devices are removed, those of an earlier daemon
+// go on waiting.
+func (in *Instance) abandon() {
+	ctx, cancel := context.WithTimeout(context.Background(), settleTime)
+	defer cancel()
+	for _, s := range in.list() {
+		if s.ublk == nil {
+			continue
+		}
+		if in.usedBy(s) == "" {
+			_ = in.unserve(ctx, s, false)
+		}
+	}
+	switch {
+	case in.cache == nil:
+		in.release()
+	case in.bg == nil:
+		in.cache.Abandon()
+		in.release()
+	default:
+		for _, s := range in.list() {
+			if s.ublk != nil {
+				// Its queues still use the engine: the end of the process is what stops them.
+				return
+			}
+		}
+		if err := in.finish(ctx); err != nil {
+			in.log.Error("stop after a failed start", "error", err)
+		}
+	}
+}
+
+// quiesceTime bounds how long a queue may take to have an idle tag.
+const quiesceTime = 10 * time.Second
+
+// HandOver ends the daemon and leaves its block devices to the next one: their I/O waits. It is
+// what SIGTERM does to devices that are in use. What was acknowledged is in the journal and in the
+// pending ring, which the next start replays.
+func (in *Instance) HandOver(ctx context.Context) error {
+	in.changing.Lock()
+	defer in.changing.Unlock()
+	for _, s := range in.list() {
+		if s.ublk == nil {
+			continue
+		}
+		if !s.ublk.Features().Has(ublk.FeatureQuiesce) {
+			// Before Linux 6.16 the end of the process is the hand-over; requests that are
+			// under way are issued again.
+			return in.cache.Sync(ctx)
+		}
+		if err := s.ublk.Quiesce(ctx, quiesceTime); err != nil {
+			return errors.Join(err, in.cache.Sync(ctx))
+		}
+		closeLanes(s.queues)
+	}
+	return in.finish(ctx)
+}
+
+// Terminate is what SIGTERM asks for: stop, or hand over what is in use.
+func (in *Instance) Terminate(ctx context.Context) error {
+	err := in.Stop(ctx, false)
+	if report.CodeOf(err) != report.Refused && !errors.Is(err, ublk.ErrBusy) {
+		return err
+	}
+	in.log.Warn("devices are in use: their I/O waits for the next daemon", "error", err)
+	return in.HandOver(ctx)
+}
+
+// recordIdentities notes what is on the backing devices, to recognise them by at the next start:
+// on those that have everything. Of the others it is not known what they will hold.
+func (in *Instance) recordIdentities() {
+	status := in.cache.Status()
+	for _, st := range status.Backings {
+		in.mu.Lock()
+		s := in.mu.served[st.ID]
+		in.mu.Unlock()
+		r, err := in.recordOf(st.ID)
+		if err != nil || s == nil || s.dev == nil {
+			continue
+		}
+		id := r.Identity
+		id.FSType, id.FSUUID = "", ""
+		if st.DirtyBytes == 0 && st.PendingBytes == 0 && r.DataOff == 0 {
+			if c, err := s.dev.Probe(); err == nil {
+				id.FSType, id.FSUUID = c.Type, c.UUID
+			}
+		}
+		if id != r.Identity {
+			if err := in.cache.SetIdentity(st.ID, id); err != nil {
+				in.log.Warn("identity of backing device not recorded", "name", s.name, "error", err)
+			}
+		}
+	}
+}
