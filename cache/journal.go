@@ -41,6 +41,7 @@ type journal struct {
 	c        *Cache
 	pages    uint64 // size of the ring
 	slack    uint64 // pages kept free for the commits of checkpoints
+	margin   uint64 // pages that these may leave half empty
 	cacheID  uint64
 	firstLSN []LSN // per ring page: the first record it holds; guarded by mu
 
@@ -56,7 +57,7 @@ type journal struct {
 		durSeq   uint64 // newest durable page
 		waiting  waitList
 		credits  waitList
-		urgent   bool // a checkpoint waits: the slack may be used
+		urgent   LSN // a checkpoint waits for this record: the slack may be used
 		running  bool
 		stalled  *Lane // commit stopped for lack of space on that lane, or nil
 		queue    bucketQueue
@@ -72,14 +73,18 @@ func (j *journal) reserve(n int) bool {
 	return j.reserveLocked(n)
 }
 
+// reserveLocked keeps two promises: the records fit in the pending ring, and all that is in there
+// fits in the free pages of the journal, so that it can be committed whatever happens.
 func (j *journal) reserveLocked(n int) bool {
-	used := uint64(j.mu.next) - j.durableLSN.Load() + j.mu.reserved
-	if used+uint64(n) > j.mu.ring.cap {
+	used := uint64(j.mu.next) - j.durableLSN.Load() + j.mu.reserved + uint64(n)
+	if used > j.mu.ring.cap || used/pageRecords+1+j.margin > j.freePages() {
 		return false
 	}
 	j.mu.reserved += uint64(n)
 	return true
 }
+
+func (j *journal) freePages() uint64 { return j.pages - (j.mu.pageSeq - j.mu.tailSeq) }
 
 // reserveOrWait promises room for n records, or queues w, whose owner then asks again.
 func (j *journal) reserveOrWait(n int, w *waiter) bool {
@@ -92,6 +97,9 @@ func (j *journal) reserveOrWait(n int, w *waiter) bool {
 	j.mu.Unlock()
 	if start {
 		j.start(w.lane)
+	}
+	if !ok {
+		j.c.pokeBackground()
 	}
 	return ok
 }
@@ -148,7 +156,9 @@ func (j *journal) waitDurable(l LSN, w *waiter, urgent bool) bool {
 	}
 	w.lsn = l
 	j.mu.waiting.push(w)
-	j.mu.urgent = j.mu.urgent || urgent
+	if urgent {
+		j.mu.urgent = l
+	}
 	start := !j.mu.running
 	resume := j.mu.stalled
 	if resume != nil && urgent {
@@ -201,8 +211,9 @@ func (j *journal) advanceTail() {
 	}
 	stalled := j.mu.stalled
 	j.mu.stalled = nil
-	j.mu.urgent = false
+	credits := j.mu.credits.takeAll()
 	j.mu.Unlock()
+	credits.wakeAll(nil)
 	if stalled != nil {
 		j.commit.resume.wake(nil)
 	}
@@ -287,8 +298,8 @@ func (k *commit) writePages(l *Lane) {
 		k.finish(l)
 		return
 	}
-	free := j.pages - (j.mu.pageSeq - j.mu.tailSeq)
-	if free < n+1 || (free < n+j.slack && !j.mu.urgent) {
+	free := j.freePages()
+	if free < n+1 || (free < n+j.slack && j.mu.urgent < from) {
 		j.mu.stalled = l
 		j.mu.Unlock()
 		l.c.pokeBackground()

@@ -39,7 +39,8 @@ func planGeometry(deviceBytes, bucketBytes int64) (Geometry, error) {
 		bucketBytes&(bucketBytes-1) != 0 {
 		return g, fmt.Errorf("bucket size %d is not a power of two from 64 KiB to 64 MiB", bucketBytes)
 	}
-	pages := clamp(deviceBytes/512/pageSize, minJournalPages, maxJournalPages)
+	pages := clamp(deviceBytes/512/pageSize, minJournalPages,
+		max(maxJournalPages, deviceBytes/bucketBytes/16))
 	g.JournalPages = uint32(pages)
 	left := deviceBytes - journalOff - pages*pageSize - 2*bucketBytes
 	perBucket := bucketBytes + 2*g.summaryPages()*pageSize

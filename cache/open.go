@@ -60,9 +60,11 @@ func newCache(dev Storage, sb *Superblock, o Options) (*Cache, error) {
 func (c *Cache) newJournal() error {
 	j := &c.journal
 	j.c, j.pages, j.cacheID = c, uint64(c.geo.JournalPages), cacheID(c.sb.UUID)
-	// The pending ring fits in the slack, so that a checkpoint can always commit it.
+	// The pending ring fits in the slack, so that a checkpoint can always commit it; each of the
+	// batches that bring all summaries up to date may leave a page half empty.
 	records := min(maxPendingRecs, j.pages/4*pageRecords)
-	j.slack = records/pageRecords + 2
+	j.margin = uint64(int64(c.geo.Buckets)*c.geo.summaryPages()*pageSize/checkpointBytes) + 4
+	j.slack = records/pageRecords + 1 + j.margin
 	j.firstLSN = make([]LSN, j.pages)
 	j.mu.queue = bucketQueue{head: noBucket, tail: noBucket}
 	j.mu.ring = pendingRing{mem: c.opts.Pending, cap: records}

@@ -10,9 +10,10 @@ import (
 // so, one per summarySlots slots.
 type recovery struct {
 	c       *Cache
-	pageLSN []LSN // per summary page
-	lastLSN []LSN // per bucket: newest change seen, for its age
-	next    LSN   // of the next record to replay
+	pageLSN []LSN      // per summary page
+	lastLSN []LSN      // per bucket: newest change seen, for its age
+	stale   []BucketID // buckets whose summary has blocks that are elsewhere by now
+	next    LSN        // of the next record to replay
 	pages   map[uint64]journalPage
 	pending int // records that came from the pending ring
 	// readOnly leaves the SSD as it is.
@@ -137,10 +138,15 @@ func (r *recovery) install(k key, e entry, lsn LSN) error {
 			ErrCorrupt, k.block(), k.backing())
 	}
 	if old, ok := c.index.find(k); ok {
-		if r.lsnOf(old.slot) >= lsn {
+		loser := e.slot
+		if r.lsnOf(old.slot) < lsn {
+			loser = old.slot
+			c.unmapEntry(b, k, old)
+		}
+		r.stale = append(r.stale, c.bucketOf(loser))
+		if loser == e.slot {
 			return nil
 		}
-		c.unmapEntry(b, k, old)
 	}
 	c.index.insert(k, e)
 	c.account(b, e.st, 1, e.slot)
@@ -244,6 +250,11 @@ func (r *recovery) replay() error {
 	r.next = 1
 	if p, ok := r.pages[from]; ok && from < to {
 		r.next = p.first
+	}
+	// The record that moved those blocks is being replayed, perhaps without effect; it must not
+	// leave the journal before their summaries are right.
+	for _, b := range r.stale {
+		j.mu.queue.note(r.c.buckets, b, r.next)
 	}
 	for seq := from; seq < to; seq++ {
 		p := r.pages[seq]

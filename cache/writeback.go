@@ -178,6 +178,7 @@ type batch struct {
 	buf   []byte // the region, each block at its place
 	step  batchStep
 	waits int
+	need  LSN
 	err   error
 	busy  bool
 }
@@ -187,6 +188,7 @@ type batchStep uint8
 const (
 	batchLock batchStep = iota
 	batchRead
+	batchDurable // waits for the removals of clean copies, as every change of a backing device
 	batchWrite
 )
 
@@ -231,8 +233,16 @@ func (t *batch) at(i int) []byte {
 	return t.buf[n*BlockSize : (n+1)*BlockSize]
 }
 
-// run reads what is still dirty.
-func (t *batch) run(l *Lane, _ error) {
+// run goes on from what was waited for: it reads what is still dirty, and later writes it.
+func (t *batch) run(l *Lane, err error) {
+	if t.step == batchDurable {
+		if t.err = err; err != nil {
+			t.finish(l)
+			return
+		}
+		t.write(l)
+		return
+	}
 	c := l.c
 	s := t.stripe(l)
 	s.mu.Lock()
@@ -244,6 +254,7 @@ func (t *batch) run(l *Lane, _ error) {
 			c.buckets[c.bucketOf(e.slot)].pins.Add(1)
 		}
 	}
+	t.need = s.lastUnmap
 	s.mu.Unlock()
 	t.step, t.waits = batchRead, 1
 	for i := 0; i < len(t.keys); {
@@ -292,7 +303,10 @@ func (t *batch) opsDone(l *Lane) {
 		return
 	}
 	if t.step == batchRead {
-		t.write(l)
+		t.step = batchDurable
+		if l.c.journal.waitDurable(t.need, &t.w, false) {
+			t.write(l)
+		}
 		return
 	}
 	t.finish(l)
