@@ -38,9 +38,9 @@ type Cache struct {
 	// Discard tells the SSD which buckets are free.
 	Discard bool `toml:"discard,omitempty"`
 	// Queues, Depth and MaxIO apply to the ublk devices; 0 means the default.
-	Queues int    `toml:"queues,omitempty"`
-	Depth  int    `toml:"depth,omitempty"`
-	MaxIO  Size   `toml:"max-io,omitempty"`
+	Queues int    `toml:"queues,omitzero"`
+	Depth  int    `toml:"depth,omitzero"`
+	MaxIO  Size   `toml:"max-io,omitzero"`
 	Copy   string `toml:"copy,omitempty"` // auto, copy, zero-copy
 
 	Backings map[string]*Backing `toml:"backing,omitempty"`
