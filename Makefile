@@ -1,1 +1,139 @@
+# make help lists what there is. A Debian 12 or later machine with Go 1.26, make and git needs no
+# preparation; what else is needed is installed with apt-get, as root, and said.
+.DEFAULT_GOAL := build
+.NOTPARALLEL:
+SHELL := /bin/bash
+
+# Kernels that make test boots: a series, or newest.
+KERNELS ?= 6.12 6.18 newest
+# More flags of ubvm test for all kernels, for all but the newest, and for the newest.
+VM_FLAGS ?=
+VM_FLAGS_OLD ?= --timeout 15m
+VM_FLAGS_NEWEST ?= --timeout 25m
+# Flags of the test binaries: tests that need not run everywhere look at testing.Short.
+VM_ARGS_OLD ?= -test.short
+VM_ARGS_NEWEST ?=
+
+# Histories that the simulator plays in make unit, and how long make soak goes on.
+SIM_SEEDS ?= 3000
+SOAK ?= 1h
+SOAK_ROUNDS ?= 5
+
+DEMO_FLAGS ?=
+BENCH_FLAGS ?=
+BENCH_OUT ?= bin/bench
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+
+# git does not answer in a tree that belongs to somebody else; build without the commit then.
+ifeq ($(shell git rev-parse HEAD 2>/dev/null),)
+export GOFLAGS += -buildvcs=false
+endif
+export STAGES := $(CURDIR)/bin/stages
+
+TOOL = go tool -modfile=tools/go.mod
+STAGE = @tools/stage
+
 include testdata/vm/vm.mk
+
+.PHONY: build
+build: ## build bin/ubcache (the default)
+	CGO_ENABLED=0 go build -o bin/ubcache ./cmd/ubcache
+
+.PHONY: bin/ubdemo bin/ubbench
+bin/ubdemo bin/ubbench:
+	CGO_ENABLED=0 go build -o $@ ./cmd/$(@F)
+
+.PHONY: test
+test: stages check unit vm-tests ## everything: check, unit, and the VM tests on every kernel
+	@echo; echo "=== summary"; cat $(STAGES)
+
+.PHONY: stages
+stages:
+	@mkdir -p bin; : >$(STAGES)
+
+.PHONY: check
+check: bin ## formatting, vet, staticcheck, go.mod
+	$(STAGE) "gofumpt" tools/formatted
+	$(STAGE) "vet, amd64" env GOARCH=amd64 go vet ./...
+	$(STAGE) "vet, amd64, VM tests" env GOARCH=amd64 go vet -tags vm ./...
+	$(STAGE) "vet, arm64" env GOARCH=arm64 go vet ./...
+	$(STAGE) "vet, arm64, VM tests" env GOARCH=arm64 go vet -tags vm ./...
+	$(STAGE) "staticcheck" $(TOOL) staticcheck ./...
+	$(STAGE) "staticcheck, VM tests" $(TOOL) staticcheck -tags vm ./...
+	$(STAGE) "go.mod is tidy" go mod tidy -diff
+
+.PHONY: unit
+unit: bin ## unit and simulation tests, with the race detector; benchmarks once
+	$(STAGE) "C compiler" tools/need-gcc
+	$(STAGE) "unit tests, race detector" env CGO_ENABLED=1 go test -race -timeout 20m ./...
+	$(STAGE) "unit tests, one CPU" env GOMAXPROCS=1 go test -timeout 10m ./ublk/... ./internal/uring
+	$(STAGE) "simulator, $(SIM_SEEDS) histories" \
+		go test ./cache/sim -run Histories -timeout 30m -v -seeds $(SIM_SEEDS)
+	$(STAGE) "benchmarks, once" go test -run '^$$' -bench . -benchtime 1x -timeout 10m ./...
+
+.PHONY: vm-tests
+vm-tests: $(addprefix vm-test-,$(KERNELS)) ## the VM tests on every kernel (KERNELS="6.12 newest")
+
+# The newest kernel gets all tests, the others those that tests do not leave out with -short.
+vm-test-%: bin/ubvm
+	$(STAGE) "VM tests, Linux $*" $(UBVM) test --kernel $* $(addprefix --pkg ,$(VM_PKGS)) \
+		$(if $(filter newest,$*),$(VM_FLAGS_NEWEST),$(VM_FLAGS_OLD)) $(VM_FLAGS) -- \
+		$(if $(filter newest,$*),$(VM_ARGS_NEWEST),$(VM_ARGS_OLD))
+
+.PHONY: demo
+demo: build bin/ubdemo bin/ubvm ## see it work: on loop files if this machine has ublk, else in a VM
+	@if why=$$(tools/has-ublk); then \
+		PATH="$(CURDIR)/bin:$$PATH" bin/ubdemo $(DEMO_FLAGS); \
+	else \
+		echo "Running in a VM: $$why."; \
+		$(UBVM) run --kernel $(KERNEL) --bin bin/ubcache --bin bin/ubdemo -- ubdemo $(DEMO_FLAGS); \
+	fi
+
+.PHONY: bench
+bench: build bin/ubbench bin/ubvm ## compare with kublk, bcache, dm-cache and others in a VM
+	@mkdir -p $(BENCH_OUT)
+	$(UBVM) run --kernel $(KERNEL) --kublk --mem 4096 --timeout 40m --out $(BENCH_OUT) \
+		--bin bin/ubcache --bin bin/ubbench -- ubbench $(BENCH_FLAGS)
+
+.PHONY: soak
+soak: bin bin/ubvm ## new histories for SOAK=1h, then the VM tests SOAK_ROUNDS=5 times
+	$(STAGE) "simulator for $(SOAK)" go test ./cache/sim -run Histories -timeout 0 -v \
+		-for $(SOAK) -from $$(date +%s)000000
+	$(STAGE) "VM tests, $(SOAK_ROUNDS) times" $(UBVM) test --kernel $(KERNEL) --timeout 12h \
+		$(addprefix --pkg ,$(VM_PKGS)) $(VM_FLAGS) -- -test.count=$(SOAK_ROUNDS)
+
+.PHONY: fmt
+fmt: ## format all Go files
+	$(TOOL) gofumpt -w $$(find . -name '*.go' -not -path './.git/*' -not -path './bin/*')
+
+.PHONY: docs
+docs: ## write docs/cli.md anew from the help texts
+	go test ./internal/repo -run CLI -update
+
+.PHONY: install
+install: build ## install into PREFIX (/usr/local): program, systemd unit, udev rule
+	install -D bin/ubcache $(DESTDIR)$(PREFIX)/sbin/ubcache
+	@for f in packaging/*.service packaging/*.target; do [ ! -e $$f ] || \
+		{ install -v -d $(DESTDIR)$(PREFIX)/lib/systemd/system && \
+		sed 's|/usr/sbin/ubcache|$(PREFIX)/sbin/ubcache|' $$f \
+			>$(DESTDIR)$(PREFIX)/lib/systemd/system/$${f##*/}; }; done
+	@for f in packaging/*.rules; do [ ! -e $$f ] || \
+		{ install -v -d $(DESTDIR)$(PREFIX)/lib/udev/rules.d && \
+		sed 's|/usr/sbin/ubcache|$(PREFIX)/sbin/ubcache|' $$f \
+			>$(DESTDIR)$(PREFIX)/lib/udev/rules.d/$${f##*/}; }; done
+
+.PHONY: clean
+clean: ## remove bin/ (the VM's kernels and images stay in their cache)
+	rm -rf bin
+
+bin:
+	@mkdir -p bin
+
+.PHONY: help
+help: ## this list
+	@grep -hE '^[a-z-]+:.* ## ' $(firstword $(MAKEFILE_LIST)) | \
+		sed 's/:.* ## /\t/' | awk -F '\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+	@printf '  make %-10s %s\n' vm-shell "a shell in the VM, with ubcache (KERNEL=6.12)" \
+		vm-test "the VM tests on one kernel (KERNEL=6.12)" vm-setup "build kernels and root image"
