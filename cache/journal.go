@@ -389,10 +389,10 @@ func (k *commit) written(l *Lane) {
 // finish ends the commit, or begins the next if somebody waits for more. After an error all who
 // wait are told, and the records stay pending for a later try on new pages.
 func (k *commit) finish(l *Lane) {
-	j := k.j
+	j, err := k.j, k.err // k is another lane's as soon as running is false
 	var failed waitList
 	j.mu.Lock()
-	if k.err != nil {
+	if err != nil {
 		failed = j.mu.waiting.takeAll()
 		failed.join(j.mu.credits.takeAll())
 	}
@@ -400,9 +400,9 @@ func (k *commit) finish(l *Lane) {
 	again = again && j.mu.next > LSN(j.durableLSN.Load())
 	j.mu.running = again
 	j.mu.Unlock()
-	if k.err != nil {
+	if err != nil {
 		l.count(&l.stats.JournalErrors, 1)
-		failed.wakeAll(fmt.Errorf("commit journal: %w", k.err))
+		failed.wakeAll(fmt.Errorf("commit journal: %w", err))
 	}
 	if again {
 		k.begin(l)

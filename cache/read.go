@@ -136,15 +136,18 @@ func (p *readPiece) lookUp(l *Lane) {
 // fillLock takes, keeps or lets go of the fill lock as the misses need it; false if it has to
 // be waited for. The stripe is locked.
 func (p *readPiece) fillLock(l *Lane, s *stripe, miss blockRange) bool {
-	if p.held && (miss.from < 0 || p.lock.cancelled) {
-		s.release(&p.lock)
-		p.held = false
+	if p.held {
+		// Blocks that became misses while the lock was waited for are not under it.
+		miss.from = max(miss.from, int(p.lock.first-p.first))
+		miss.to = min(miss.to, int(p.lock.last-p.first)+1)
+		if miss.from >= miss.to || p.lock.cancelled {
+			s.release(&p.lock)
+			p.held = false
+		}
+		p.miss = miss
 		return true
 	}
-	if p.held || !p.fill || miss.from < 0 {
-		if p.held {
-			p.miss = miss
-		}
+	if !p.fill || miss.from < 0 {
 		return true
 	}
 	first, last := p.first+Block(miss.from), p.first+Block(miss.to-1)

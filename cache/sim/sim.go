@@ -38,7 +38,7 @@ func NewConfig(seed uint64) Config {
 		Checksums: rng.IntN(3) > 0, Devices: 1 + rng.IntN(2),
 		DeviceBytes: int64(1+rng.IntN(4))<<20 + int64(rng.IntN(8))*4096,
 		LBS:         512, Discards: rng.IntN(2) == 0, Zeroes: rng.IntN(2) == 0,
-		Crashes: rng.IntN(20) * *crashFlag, Trim: rng.IntN(4) == 0, ModeChanges: rng.IntN(3) == 0,
+		Crashes: rng.IntN(20), Trim: rng.IntN(4) == 0, ModeChanges: rng.IntN(3) == 0,
 		Flushes: rng.IntN(20), Hot: rng.IntN(100),
 	}
 	if !c.Checksums {
@@ -124,10 +124,9 @@ func New(cfg Config) (*Sim, error) {
 	if err != nil {
 		return nil, err
 	}
-	for i := range cfg.Devices {
+	for range cfg.Devices {
 		s.backs = append(s.backs, NewDisk(cfg.DeviceBytes))
 		s.models = append(s.models, newModel(cfg.DeviceBytes/int64(cfg.LBS)*int64(cfg.LBS)))
-		_ = i
 	}
 	if err := s.open(); err != nil {
 		return nil, err

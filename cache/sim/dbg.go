@@ -1,3 +1,0 @@
-package sim
-import "flag"
-var crashFlag = flag.Int("crash", 1, "")

@@ -1,0 +1,232 @@
+package sim
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"ubcache/cache"
+)
+
+// lockedDisk is a Disk for several threads.
+type lockedDisk struct {
+	mu sync.Mutex
+	*Disk
+}
+
+func (d *lockedDisk) ReadAt(p []byte, off int64) (int, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.Disk.ReadAt(p, off)
+}
+
+func (d *lockedDisk) WriteAt(p []byte, off int64) (int, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.Disk.WriteAt(p, off)
+}
+
+func (d *lockedDisk) Sync() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.Disk.Sync()
+}
+
+// threadLane is a Driver with a thread of its own; operations take effect when its loop comes
+// round, on memory.
+type threadLane struct {
+	l     *cache.Lane
+	disks []*lockedDisk // by cache.BackingID
+	ops   []*cache.Op
+	wake  chan struct{}
+	start time.Time
+	done  map[uint32]error
+}
+
+func (t *threadLane) Submit(op *cache.Op) { t.ops = append(t.ops, op) }
+
+func (t *threadLane) Finish(r *cache.Request) { t.done[r.Tag] = r.Err }
+
+func (t *threadLane) CopyOut(r *cache.Request, off int, dst []byte) error {
+	copy(dst, r.Data[off:])
+	return nil
+}
+
+func (t *threadLane) CopyIn(r *cache.Request, off int, src []byte) error {
+	copy(r.Data[off:], src)
+	return nil
+}
+
+func (t *threadLane) Wake() {
+	select {
+	case t.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (t *threadLane) Now() int64 { return int64(time.Since(t.start)) + 1 }
+
+// round does what there is to do and reports whether there was anything.
+func (t *threadLane) round() bool {
+	select {
+	case <-t.wake:
+		t.l.Run()
+	default:
+		if len(t.ops) == 0 {
+			return false
+		}
+	}
+	ops := t.ops
+	t.ops = nil
+	for _, op := range ops {
+		d := t.disks[op.Dev]
+		switch op.Kind {
+		case cache.OpRead:
+			_, _ = d.ReadAt(op.Mem, op.Off)
+		case cache.OpWrite:
+			_, _ = d.WriteAt(op.Mem, op.Off)
+		case cache.OpFlush:
+			_ = d.Sync()
+		default:
+			_, _ = d.WriteAt(make([]byte, op.Len), op.Off)
+		}
+		t.l.Complete(op, nil)
+	}
+	return true
+}
+
+func newThreadLane(c *cache.Cache, disks []*lockedDisk) *threadLane {
+	t := &threadLane{
+		disks: disks, wake: make(chan struct{}, 1), start: time.Now(), done: map[uint32]error{},
+	}
+	t.l = c.NewLane(t)
+	return t
+}
+
+// TestParallelLanes lets several threads work on neighbouring blocks of one device, each on its
+// own sectors, while the background lane writes back and evicts: what each reads is what it wrote
+// last. It is for the race detector as much as for the result.
+func TestParallelLanes(t *testing.T) {
+	const lanes, perLane = 4, 3000
+	ssd := &lockedDisk{Disk: NewDisk(6 << 20)}
+	back := &lockedDisk{Disk: NewDisk(8 << 20)}
+	if _, err := cache.Format(ssd, cache.FormatOptions{BucketBytes: 64 << 10}); err != nil {
+		t.Fatal(err)
+	}
+	c, err := cache.Open(ssd, cache.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tun := cache.DefaultTunables()
+	tun.SequentialCutoff = 0
+	b, err := c.Attach(cache.AttachOptions{
+		Name: "p", Mode: cache.Writeback, LBS: 512, Tunables: tun,
+		Identity: cache.Identity{Size: 8 << 20},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.SetAbilities(true, true)
+	disks := []*lockedDisk{ssd, back}
+
+	bg := newThreadLane(c, disks)
+	c.StartBackground(bg.l)
+	var stop atomic.Bool
+	var bgDone, wg sync.WaitGroup
+	bgDone.Add(1)
+	go func() {
+		defer bgDone.Done()
+		for !stop.Load() {
+			bg.l.Tick()
+			if !bg.round() {
+				time.Sleep(100 * time.Microsecond) // an idle loop would wait in its ring
+			}
+		}
+	}()
+	all := make([]*threadLane, lanes)
+	for i := range all {
+		all[i] = newThreadLane(c, disks)
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			if err := work(all[i], b, i, lanes, perLane); err != nil {
+				t.Error(err)
+			}
+		}()
+	}
+	for i := range 40 {
+		time.Sleep(5 * time.Millisecond) // modes change under load
+		if err := c.SetMode(b.ID(), cache.Mode(i%5)); err != nil {
+			t.Error(err)
+		}
+	}
+	wg.Wait()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if err := c.Settle(ctx); err != nil {
+		t.Fatal(err)
+	}
+	stop.Store(true)
+	bgDone.Wait()
+	if p := c.Verify(); len(p) > 0 {
+		t.Error(p)
+	}
+	for _, l := range append(all, bg) {
+		l.l.Close()
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// work writes and reads the sectors whose number is i modulo lanes.
+func work(t *threadLane, b *cache.Backing, i, lanes, n int) error {
+	rng := rand.New(rand.NewPCG(uint64(i), 3))
+	sectors := int(b.Size()) / sectorSize / lanes
+	last := make([]uint64, sectors)
+	buf := make([]byte, sectorSize)
+	for k := range n {
+		s := rng.IntN(sectors)
+		r := &cache.Request{
+			Backing: b.ID(), Off: int64(s*lanes+i) * sectorSize, Len: sectorSize, Data: buf,
+			Tag: uint32(k),
+		}
+		want := last[s]
+		if k%50 == 49 {
+			r.Op = cache.ReqFlush
+		} else if rng.IntN(2) == 0 {
+			r.Op = cache.ReqWrite
+			r.FUA = rng.IntN(16) == 0
+			last[s] = uint64(k + 1)
+			for j := 0; j < sectorSize; j += 8 {
+				binary.LittleEndian.PutUint64(buf[j:], uint64(k+1))
+			}
+		}
+		t.l.Submit(r)
+		for {
+			if err, ok := t.done[r.Tag]; ok {
+				if err != nil {
+					return err
+				}
+				delete(t.done, r.Tag)
+				break
+			}
+			if !t.round() {
+				time.Sleep(20 * time.Microsecond) // as above
+			}
+		}
+		if r.Op == cache.ReqRead {
+			for j := 0; j < sectorSize; j += 8 {
+				if got := binary.LittleEndian.Uint64(buf[j:]); got != want {
+					return fmt.Errorf("lane %d, request %d: sector %d has %d, want %d", i, k, s, got, want)
+				}
+			}
+		}
+	}
+	return nil
+}
