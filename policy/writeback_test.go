@@ -19,6 +19,7 @@ func TestWritebackRate(t *testing.T) {
 		{"at the target", WritebackView{Dirty: 100, Target: 100, Max: 700, Age: time.Second, Delay: delay}, 0},
 		{"old, idle", WritebackView{Dirty: 1, Target: 100, Max: 700, Age: delay + 1, Delay: delay, Idle: time.Second}, Full},
 		{"old, busy", WritebackView{Dirty: 1, Target: 100, Max: 700, Age: delay + 1, Delay: delay}, 0},
+		{"old for long, busy", WritebackView{Dirty: 1, Target: 100, Max: 700, Age: 4 * delay, Delay: delay}, 0},
 		{"very old, busy", WritebackView{Dirty: 1, Target: 100, Max: 700, Age: 4*delay + 1, Delay: delay}, minRate},
 		{"a little above, busy", WritebackView{Dirty: 1001, Target: 1000, Max: 7000, Delay: delay}, minRate},
 		{"above, busy", WritebackView{Dirty: 110_000, Target: 10_000, Max: 700_000, Delay: delay}, 10_000},
