@@ -1,0 +1,181 @@
+package cache
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// memStorage is a device in memory.
+type memStorage []byte
+
+func (m memStorage) ReadAt(p []byte, off int64) (int, error)  { return copy(p, m[off:]), nil }
+func (m memStorage) WriteAt(p []byte, off int64) (int, error) { return copy(m[off:], p), nil }
+func (m memStorage) Sync() error                              { return nil }
+func (m memStorage) Size() int64                              { return int64(len(m)) }
+
+func TestGeometryFitsTheDevice(t *testing.T) {
+	for _, size := range []int64{5 << 20, 64 << 20, 1 << 30, 64 << 30, 1 << 40, 16 << 40} {
+		for _, bucket := range []int64{64 << 10, 1 << 20, 64 << 20} {
+			g, err := planGeometry(size, bucket)
+			if err != nil {
+				if size/bucket > 2*minBuckets {
+					t.Errorf("%d bytes in buckets of %d: %v", size, bucket, err)
+				}
+				continue
+			}
+			end := g.DataOff + int64(g.Buckets)*g.BucketBytes
+			if end > size || g.DataOff%bucket != 0 {
+				t.Errorf("%d bytes in buckets of %d: data from %d to %d", size, bucket, g.DataOff, end)
+			}
+			if size-end > 4*bucket+size/50 && g.slots() < int64(maxSlots)-g.slotsPerBucket() {
+				t.Errorf("%d bytes in buckets of %d: %d unused at the end", size, bucket, size-end)
+			}
+			first, n := g.pageSlots(g.pageOf(Slot(g.slots() - 1)))
+			if int64(first)+int64(n) != g.slots() {
+				t.Errorf("last summary page has slots %d+%d of %d", first, n, g.slots())
+			}
+		}
+	}
+}
+
+func TestSuperblockSurvivesTheLossOfEitherCopy(t *testing.T) {
+	dev := make(memStorage, 8<<20)
+	sb, err := Format(dev, FormatOptions{BucketBytes: 64 << 10, Label: "two copies"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, off := range []int{superOffA, superOffB} {
+		d := bytes.Clone(dev)
+		d[off+100] ^= 1
+		got, err := ReadSuper(memStorage(d))
+		if err != nil || got.UUID != sb.UUID || got.Label != "two copies" {
+			t.Errorf("with the copy at %d damaged: %+v, %v", off, got, err)
+		}
+	}
+	dev[superOffA+100] ^= 1
+	dev[superOffB+100] ^= 1
+	if _, err := ReadSuper(dev); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("both copies damaged: %v", err)
+	}
+}
+
+func TestReadSuperRefuses(t *testing.T) {
+	if _, err := ReadSuper(make(memStorage, 8<<20)); !errors.Is(err, ErrNotCache) {
+		t.Errorf("an empty device: %v", err)
+	}
+	dev := make(memStorage, 8<<20)
+	if _, err := Format(dev, FormatOptions{BucketBytes: 64 << 10}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ReadSuper(dev[:4<<20]); !errors.Is(err, ErrTooSmall) {
+		t.Errorf("a device that shrank: %v", err)
+	}
+	newer := bytes.Clone(dev)
+	newer[superOffA+supVersion] = formatVersion + 1
+	newer[superOffB+supVersion] = formatVersion + 1
+	if _, err := ReadSuper(memStorage(newer)); !errors.Is(err, ErrNewer) {
+		t.Errorf("a newer format: %v", err)
+	}
+	// A copy at the other one's place is not believed.
+	moved := bytes.Clone(dev)
+	copy(moved[superOffA:superOffA+superBytes], dev[superOffB:])
+	clear(moved[superOffB : superOffB+superBytes])
+	if _, err := ReadSuper(memStorage(moved)); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("a copy at the wrong place: %v", err)
+	}
+}
+
+// TestGoldenImage opens a cache that an early version wrote and compares all that is in it. The
+// image stays for good: a change that cannot read it is a new format version.
+func TestGoldenImage(t *testing.T) {
+	image := filepath.Join("testdata", "v1.image")
+	golden := filepath.Join("testdata", "v1.dump")
+	if *update {
+		writeGolden(t, image)
+	}
+	dev := readSparse(t, image)
+	var got strings.Builder
+	if err := Dump(dev, &got, DumpOptions{Journal: true, Blocks: true}); err != nil {
+		t.Fatal(err)
+	}
+	if *update {
+		if err := os.WriteFile(golden, []byte(got.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.String() != string(want) {
+		t.Errorf("the image reads as\n%s\nwant\n%s", got.String(), want)
+	}
+	rep, err := Check(t.Context(), dev, CheckOptions{Data: true})
+	if err != nil || len(rep.Problems) > 0 || rep.DirtyBlocks == 0 || rep.ReadBlocks == 0 {
+		t.Errorf("check: %+v, %v", rep, err)
+	}
+}
+
+// writeGolden makes an image with records in the journal and in summaries, two devices, partial
+// and dirty blocks.
+func writeGolden(t *testing.T, path string) {
+	dev := make(memStorage, 6<<20)
+	_, err := Format(dev, FormatOptions{
+		BucketBytes: 64 << 10, Label: "golden", UUID: UUID{0x60, 0x1d}, Now: time.Unix(1, 0),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := newHarness(t, dev, 2<<20)
+	for i := range 40 {
+		h.write(int64(i)*3*4096, bytes.Repeat([]byte{byte(i + 1)}, 4096))
+	}
+	h.write(512, bytes.Repeat([]byte{0xee}, 1024))
+	h.flush()
+	h.settle()
+	h.write(9*4096, bytes.Repeat([]byte{0x77}, 8192))
+	h.flush()
+	h.c.Abandon()
+	writeSparse(t, path, dev)
+}
+
+// An image file has the pages that are not zero: page number (8 bytes), page.
+func writeSparse(t *testing.T, path string, dev memStorage) {
+	var out bytes.Buffer
+	for i := 0; i < len(dev); i += pageSize {
+		p := dev[i : i+pageSize]
+		if bytes.Equal(p, make([]byte, pageSize)) {
+			continue
+		}
+		var n [8]byte
+		n[0], n[1] = byte(i/pageSize), byte(i/pageSize>>8)
+		out.Write(n[:])
+		out.Write(p)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, compress(t, out.Bytes()), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func readSparse(t *testing.T, path string) memStorage {
+	z, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dev := make(memStorage, 6<<20)
+	for in := decompress(t, z); len(in) > 0; in = in[8+pageSize:] {
+		copy(dev[(int(in[0])|int(in[1])<<8)*pageSize:], in[8:8+pageSize])
+	}
+	return dev
+}
