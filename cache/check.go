@@ -219,15 +219,18 @@ func (c *Cache) dumpJournal(w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	for seq := from; seq < to; seq++ {
-		p := rec.pages[seq]
+	return rec.eachPage(from, to, func(p journalPage, data []byte) error {
 		_, _ = fmt.Fprintf(w, "page %d epoch=%d first=%d tail=%d durable=%d\n",
-			seq, p.epoch, p.first, p.tail, p.durable)
-		for i := range p.recs {
-			_, _ = fmt.Fprintf(w, "  %d %s\n", p.first+LSN(i), p.recs[i].String())
+			p.seq, p.epoch, p.first, p.tail, p.durable)
+		for i := range p.count {
+			r, err := c.pageRecord(data, i)
+			if err != nil {
+				return err
+			}
+			_, _ = fmt.Fprintf(w, "  %d %s\n", p.first+LSN(i), r.String())
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 func (c *Cache) dumpBlocks(w io.Writer) {

@@ -20,10 +20,11 @@ type recovery struct {
 	readOnly bool
 }
 
+// journalPage is the header of a journal page.
 type journalPage struct {
 	seq, epoch, tail, durable uint64
 	first                     LSN
-	recs                      []record
+	count                     int
 }
 
 func (r *recovery) run() error {
@@ -166,11 +167,7 @@ func (r *recovery) loadJournal() error {
 			return fmt.Errorf("read journal: %w", err)
 		}
 		for i := range n {
-			p, ok, err := c.decodeJournalPage(buf[i*pageSize:][:pageSize], at+i)
-			if err != nil {
-				return err
-			}
-			if ok {
+			if p, ok := c.decodeJournalPage(buf[i*pageSize:][:pageSize], at+i); ok {
 				r.pages[p.seq] = p
 			}
 		}
@@ -178,32 +175,56 @@ func (r *recovery) loadJournal() error {
 	return nil
 }
 
-// decodeJournalPage reads a page; ok is false if it is not one of this cache, or torn.
-func (c *Cache) decodeJournalPage(p []byte, index int64) (jp journalPage, ok bool, err error) {
+// decodeJournalPage reads a page's header; ok is false if the page is not one of this cache, or
+// torn.
+func (c *Cache) decodeJournalPage(p []byte, index int64) (jp journalPage, ok bool) {
 	le := binary.LittleEndian
 	if le.Uint32(p) != journalMagic || le.Uint64(p[jpCache:]) != cacheID(c.sb.UUID) {
-		return jp, false, nil
+		return jp, false
 	}
 	var q [pageSize]byte
 	copy(q[:], p)
 	le.PutUint64(q[jpSum:], 0)
-	n := int(le.Uint16(p[jpCount:]))
 	jp = journalPage{
 		seq: le.Uint64(p[jpSeq:]), epoch: le.Uint64(p[jpEpoch:]), tail: le.Uint64(p[jpTail:]),
 		durable: le.Uint64(p[jpDurable:]), first: LSN(le.Uint64(p[jpFirst:])),
+		count: int(le.Uint16(p[jpCount:])),
 	}
-	if metaSum(q[:], journalOff+index*pageSize) != le.Uint64(p[jpSum:]) || n > pageRecords ||
-		int64(jp.seq%uint64(c.geo.JournalPages)) != index {
-		return jp, false, nil
-	}
-	for i := range n {
-		rec := decodeRecord(p[journalHeader+i*recordBytes:])
-		if err := rec.check(&c.geo); err != nil {
-			return jp, false, err
+	ok = metaSum(q[:], journalOff+index*pageSize) == le.Uint64(p[jpSum:]) &&
+		jp.count <= pageRecords && int64(jp.seq%uint64(c.geo.JournalPages)) == index
+	return jp, ok
+}
+
+// pageRecord reads record i of a page.
+func (c *Cache) pageRecord(p []byte, i int) (record, error) {
+	rec := decodeRecord(p[journalHeader+i*recordBytes:])
+	return rec, rec.check(&c.geo)
+}
+
+// eachPage calls f with the pages of the chain, in order.
+func (r *recovery) eachPage(from, to uint64, f func(journalPage, []byte) error) error {
+	c := r.c
+	const chunk = 256
+	buf := alignedBytes(chunk * pageSize)
+	for seq := from; seq < to; {
+		at := seq % uint64(c.geo.JournalPages)
+		n := min(to-seq, chunk, uint64(c.geo.JournalPages)-at)
+		if _, err := c.ssd.ReadAt(buf[:n*pageSize], c.geo.journalPageOff(seq)); err != nil {
+			return fmt.Errorf("read journal: %w", err)
 		}
-		jp.recs = append(jp.recs, rec)
+		for i := range n {
+			p := buf[i*pageSize:][:pageSize]
+			jp, ok := c.decodeJournalPage(p, int64(at+i))
+			if !ok || jp != r.pages[seq] {
+				return fmt.Errorf("%w: journal page %d changed while it was read", ErrCorrupt, seq)
+			}
+			if err := f(jp, p); err != nil {
+				return err
+			}
+			seq++
+		}
 	}
-	return jp, true, nil
+	return nil
 }
 
 // chain finds the pages to replay: from the tail that the newest page names to the first one that
@@ -256,26 +277,38 @@ func (r *recovery) replay() error {
 	for _, b := range r.stale {
 		j.mu.queue.note(r.c.buckets, b, r.next)
 	}
-	for seq := from; seq < to; seq++ {
-		p := r.pages[seq]
-		if p.first > r.next {
-			return fmt.Errorf("%w: journal page %d begins at record %d instead of %d",
-				ErrCorrupt, seq, p.first, r.next)
-		}
-		j.firstLSN[seq%j.pages] = p.first
-		for i := range p.recs {
-			if l := p.first + LSN(i); l == r.next {
-				if err := r.apply(l, &p.recs[i]); err != nil {
-					return err
-				}
-				r.next++
-			}
-		}
+	if err := r.eachPage(from, to, r.replayPage); err != nil {
+		return err
 	}
 	j.mu.tailSeq, j.mu.pageSeq, j.mu.durSeq = from, to, to-1
 	j.mu.next = r.next
 	j.durableLSN.Store(uint64(r.next))
 	r.pages = nil
+	return nil
+}
+
+// replayPage applies the records of a page that were not applied before.
+func (r *recovery) replayPage(p journalPage, data []byte) error {
+	j := &r.c.journal
+	if p.first > r.next {
+		return fmt.Errorf("%w: journal page %d begins at record %d instead of %d",
+			ErrCorrupt, p.seq, p.first, r.next)
+	}
+	j.firstLSN[p.seq%j.pages] = p.first
+	for i := range p.count {
+		l := p.first + LSN(i)
+		if l != r.next {
+			continue
+		}
+		rec, err := r.c.pageRecord(data, i)
+		if err != nil {
+			return err
+		}
+		if err := r.apply(l, &rec); err != nil {
+			return err
+		}
+		r.next++
+	}
 	return nil
 }
 
