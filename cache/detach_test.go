@@ -1,0 +1,153 @@
+package cache
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"testing"
+)
+
+// during runs a call of the control path while the harness does the background work for it.
+func (h *harness) during(call func(ctx context.Context) error) error {
+	done := make(chan error, 1)
+	go func() { done <- call(context.Background()) }()
+	var err error
+	ended := false
+	h.until("the end of the call", func() bool {
+		select {
+		case err = <-done:
+			ended = true
+		default:
+		}
+		return ended
+	})
+	return err
+}
+
+func TestDetach(t *testing.T) {
+	h := small(t)
+	id := h.b.ID()
+	h.write(0, fill(1, 8))
+	finish := func(force bool) error {
+		return h.during(func(ctx context.Context) error { return h.c.FinishDetach(ctx, id, force) })
+	}
+	if err := finish(false); !errors.Is(err, ErrNotFinished) {
+		t.Fatalf("detach with dirty data: %v", err)
+	}
+	if err := h.c.BeginDetach(id); err != nil {
+		t.Fatal(err)
+	}
+	if s := h.c.Status().Backings[0]; s.State != "detaching" {
+		t.Errorf("state %q", s.State)
+	}
+	h.until("the drain", func() bool { return h.b.Remaining() == 0 && len(h.ops) == 0 })
+	if !bytes.Equal(h.back[:8*BlockSize], fill(1, 8)) {
+		t.Error("the backing device lacks the data")
+	}
+	if err := finish(false); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(h.c.Super().Backings); n != 0 {
+		t.Errorf("%d backing devices are left", n)
+	}
+	// A start finds nothing of it, whether or not the summaries were written since.
+	h.flushControl()
+	h.c.Abandon()
+	h.ops = nil
+	h.open()
+	if s := h.c.Status(); s.CachedBytes != 0 || len(s.Backings) != 0 {
+		t.Errorf("after a start %d bytes are cached, %d devices attached", s.CachedBytes, len(s.Backings))
+	}
+}
+
+// flushControl makes everything durable from the control path.
+func (h *harness) flushControl() {
+	h.t.Helper()
+	if err := h.during(h.c.Sync); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+func TestDetachGoesOnAfterARestartAndCanBeCancelled(t *testing.T) {
+	h := small(t)
+	id := h.b.ID()
+	h.write(0, fill(1, 8))
+	h.fail = func(op *Op) error {
+		if op.Dev != SSD && op.Kind == OpWrite {
+			return errMedium // nothing is written back before the restart
+		}
+		return nil
+	}
+	if err := h.c.BeginDetach(id); err != nil {
+		t.Fatal(err)
+	}
+	h.flushControl()
+	h.c.Abandon()
+	h.ops, h.fail = nil, nil
+	h.open()
+	b, err := h.c.Backing(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.b = b
+	if b.Mode() != None || b.Remaining() == 0 {
+		t.Fatalf("after a restart the mode is %v, %d blocks remain", b.Mode(), b.Remaining())
+	}
+	h.until("the drain", func() bool { return b.Remaining() == 0 && len(h.ops) == 0 })
+	if err := h.c.CancelDetach(id); err != nil {
+		t.Fatal(err)
+	}
+	if b.Mode() != Writeback {
+		t.Errorf("after the cancellation the mode is %v", b.Mode())
+	}
+	h.write(0, fill(2, 1))
+	if b.dirty.Load() != 1 {
+		t.Error("a write after the cancellation is not cached")
+	}
+}
+
+func TestForcedDetachDropsDirtyData(t *testing.T) {
+	h := small(t)
+	h.write(0, fill(1, 8))
+	err := h.during(func(ctx context.Context) error { return h.c.FinishDetach(ctx, h.b.ID(), true) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := h.c.Status(); s.CachedBytes != 0 || s.DirtyBytes != 0 {
+		t.Errorf("%d bytes are cached, %d dirty", s.CachedBytes, s.DirtyBytes)
+	}
+}
+
+func TestAttachRefuses(t *testing.T) {
+	h := small(t)
+	ok := AttachOptions{
+		Name: "other", LBS: 512, Identity: Identity{Size: 1 << 20}, Tunables: DefaultTunables(),
+	}
+	for name, change := range map[string]func(*AttachOptions){
+		"the name of another": func(o *AttachOptions) { o.Name = "disk" },
+		"an odd block size":   func(o *AttachOptions) { o.LBS = 1024 },
+		"no size":             func(o *AttachOptions) { o.Identity.Size = 0 },
+		"more than 256 TiB":   func(o *AttachOptions) { o.Identity.Size = 1 << 49 },
+		"a target over max":   func(o *AttachOptions) { o.Tunables.DirtyTarget = 90 },
+	} {
+		o := ok
+		change(&o)
+		if _, err := h.c.Attach(o); err == nil {
+			t.Errorf("%s was attached", name)
+		}
+	}
+	if n := len(h.c.Super().Backings); n != 1 {
+		t.Errorf("%d backing devices", n)
+	}
+	for i := range MaxBackings - 1 {
+		o := ok
+		o.Name = string(rune('A' + i))
+		if _, err := h.c.Attach(o); err != nil {
+			t.Fatalf("device %d: %v", i, err)
+		}
+	}
+	o := ok
+	if _, err := h.c.Attach(o); !errors.Is(err, ErrTooMany) {
+		t.Errorf("one too many: %v", err)
+	}
+}
