@@ -124,3 +124,32 @@ func Mount(t testing.TB, dev, options string) string {
 	})
 	return dir
 }
+
+// Slice makes a device of a part of a test disk, with what was there discarded, so that a test has
+// devices of the sizes it needs.
+func Slice(t testing.TB, disk string, offsetMiB, sizeMiB int) string {
+	t.Helper()
+	dev := RawSlice(t, disk, offsetMiB, sizeMiB)
+	Run(t, "blkdiscard", "-f", dev)
+	return dev
+}
+
+// RawSlice is [Slice] with the content left alone.
+func RawSlice(t testing.TB, disk string, offsetMiB, sizeMiB int) string {
+	t.Helper()
+	table := fmt.Sprintf("0 %d linear %s %d", sizeMiB<<11, RawDisk(t, disk), offsetMiB<<11)
+	return Mapper(t, fmt.Sprintf("%s-%d", disk, offsetMiB), table)
+}
+
+// Snapshot is what a device holds now, as a device of its own: what is written to it, such as
+// the replay of a filesystem's journal, does not reach the original.
+func Snapshot(t testing.TB, dev string) string {
+	t.Helper()
+	Modprobe(t, "dm_snapshot")
+	file := filepath.Join(t.TempDir(), "cow")
+	Run(t, "truncate", "-s", "256M", file)
+	loop := Run(t, "losetup", "--show", "-f", file)
+	t.Cleanup(func() { Run(t, "losetup", "-d", loop) })
+	return Mapper(t, "snapshot", fmt.Sprintf("0 %d snapshot %s %s N 8",
+		SizeBytes(t, dev)/512, dev, loop))
+}

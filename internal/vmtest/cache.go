@@ -1,0 +1,264 @@
+//go:build vm
+
+package vmtest
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ubcache/ublk"
+)
+
+const (
+	configPath = "/etc/ubcache.toml"
+	runtimeDir = "/run/ubcache"
+)
+
+// CacheStatus is what tests read of `ubcache status --json`. The names of the fields are a promise
+// to scripts, so they are written out here and not taken from the daemon.
+type CacheStatus struct {
+	Name    string `json:"name"`
+	Running bool   `json:"running"`
+	PID     int    `json:"pid"`
+	SSD     string `json:"ssd"`
+	Cache   struct {
+		SizeBytes   int64 `json:"size_bytes"`
+		CachedBytes int64 `json:"cached_bytes"`
+		DirtyBytes  int64 `json:"dirty_bytes"`
+	} `json:"cache"`
+	Devices []DeviceStatus `json:"devices"`
+}
+
+// DeviceStatus is one cached device of a [CacheStatus].
+type DeviceStatus struct {
+	Name          string `json:"name"`
+	Mode          string `json:"mode"`
+	State         string `json:"state"`
+	SizeBytes     int64  `json:"size_bytes"`
+	CachedBytes   int64  `json:"cached_bytes"`
+	DirtyBytes    int64  `json:"dirty_bytes"`
+	BackingDevice string `json:"backing_device"`
+	Path          string `json:"path"`
+	Service       string `json:"service"`
+	CopyMode      string `json:"copy_mode"`
+}
+
+// CacheStats is what tests read of `ubcache stats --json`.
+type CacheStats struct {
+	Cache struct {
+		EvictedBlocks int64 `json:"evicted_blocks"`
+	} `json:"cache"`
+	Devices map[string]DeviceStats `json:"devices"`
+}
+
+// DeviceStats are the counters of one cached device.
+type DeviceStats struct {
+	Reads             int64   `json:"reads"`
+	Writes            int64   `json:"writes"`
+	Flushes           int64   `json:"flushes"`
+	Discards          int64   `json:"discards"`
+	HitBlocks         int64   `json:"hit_blocks"`
+	MissBlocks        int64   `json:"miss_blocks"`
+	CachedWriteBlocks int64   `json:"cached_write_blocks"`
+	WritebackBlocks   int64   `json:"writeback_blocks"`
+	HealedBlocks      int64   `json:"healed_blocks"`
+	BadBlocks         int64   `json:"bad_blocks"`
+	SSDErrors         int64   `json:"ssd_errors"`
+	BackingErrors     int64   `json:"backing_errors"`
+	HitRatio          float64 `json:"hit_ratio"`
+}
+
+// Cache is a cache named main, with its daemon, driven through the command line.
+type Cache struct{ SSD string }
+
+// NewCache formats a device and starts the cache. At the end of the test the cache is stopped and
+// the SSD checked, data included: each test has to leave it without a problem. A test that has
+// failed prints what is known instead. Either way nothing is left for the next one.
+func NewCache(t testing.TB, ssd string, format ...string) *Cache {
+	t.Helper()
+	nothing(t)
+	Ubcache(t, append([]string{"format", ssd}, format...)...)
+	return adopt(t, ssd)
+}
+
+// ReopenCache is NewCache for a cache that was there before a reset of the machine.
+func ReopenCache(t testing.TB, ssd string) *Cache {
+	t.Helper()
+	return adopt(t, ssd)
+}
+
+func adopt(t testing.TB, ssd string) *Cache {
+	t.Helper()
+	c := &Cache{SSD: ssd}
+	t.Cleanup(func() {
+		t.Helper()
+		if t.Failed() {
+			Diagnose(t.Output())
+		} else {
+			c.Stop(t)
+			c.Check(t)
+		}
+		nothing(t)
+	})
+	c.Start(t)
+	return c
+}
+
+// nothing takes away whatever a test has left: daemons, block devices, configuration.
+func nothing(t testing.TB) {
+	t.Helper()
+	if _, err := os.Stat(configPath); err == nil {
+		_, _ = Try(t, "ubcache", "stop", "--force")
+	}
+	locks, _ := filepath.Glob(runtimeDir + "/*.lock")
+	for _, lock := range locks {
+		_, _ = Try(t, "sh", "-c", "kill -9 $(cat "+lock+")")
+	}
+	list, err := ublk.List()
+	if err != nil {
+		t.Errorf("list ublk devices: %v", err)
+	}
+	for _, d := range list {
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		if err := ublk.DeleteID(ctx, d.ID); err != nil && !errors.Is(err, ublk.ErrNotFound) {
+			t.Errorf("delete what is left of ublk device %d: %v", d.ID, err)
+		}
+		cancel()
+	}
+	if err := errors.Join(os.RemoveAll(runtimeDir), os.RemoveAll("/dev/ubcache")); err != nil {
+		t.Error(err)
+	}
+	if err := os.Remove(configPath); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+}
+
+// Start starts the daemon, or takes over from one that was killed.
+func (c *Cache) Start(t testing.TB) {
+	t.Helper()
+	Ubcache(t, "start")
+}
+
+// Stop stops the daemon if there is one.
+func (c *Cache) Stop(t testing.TB) {
+	t.Helper()
+	if c.running(t) {
+		Ubcache(t, "stop")
+	}
+}
+
+func (c *Cache) running(t testing.TB) bool {
+	t.Helper()
+	var list []CacheStatus
+	decode(t, Ubcache(t, "status", "--json"), &list)
+	return len(list) == 1 && list[0].Running
+}
+
+// Check checks the SSD of the stopped cache, every cached block included.
+func (c *Cache) Check(t testing.TB) {
+	t.Helper()
+	Ubcache(t, "check", "--data", c.SSD)
+}
+
+// Attach puts the cache in front of a device and returns the cached device.
+func (c *Cache) Attach(t testing.TB, dev, name string, flags ...string) string {
+	t.Helper()
+	Ubcache(t, append([]string{"attach", dev, "--name", name}, flags...)...)
+	return c.Device(t, name).Path
+}
+
+// Set changes settings of a cached device.
+func (c *Cache) Set(t testing.TB, name string, settings ...string) {
+	t.Helper()
+	Ubcache(t, append([]string{"set", name}, settings...)...)
+}
+
+// Status is the state of the running cache.
+func (c *Cache) Status(t testing.TB) CacheStatus {
+	t.Helper()
+	var list []CacheStatus
+	decode(t, Ubcache(t, "status", "--json"), &list)
+	if len(list) != 1 || !list[0].Running {
+		t.Fatalf("status shows %d caches, expected one that runs: %+v", len(list), list)
+	}
+	return list[0]
+}
+
+// Device is the state of a cached device.
+func (c *Cache) Device(t testing.TB, name string) DeviceStatus {
+	t.Helper()
+	for _, d := range c.Status(t).Devices {
+		if d.Name == name {
+			return d
+		}
+	}
+	t.Fatalf("status does not show %s", name)
+	return DeviceStatus{}
+}
+
+// Stats are the counters since the last start.
+func (c *Cache) Stats(t testing.TB) CacheStats {
+	t.Helper()
+	var list []CacheStats
+	decode(t, Ubcache(t, "stats", "--json"), &list)
+	if len(list) != 1 {
+		t.Fatalf("stats shows %d caches, expected one", len(list))
+	}
+	return list[0]
+}
+
+// Kill ends the daemon as nothing else could: kill -9. It does not wait until the process is gone:
+// that is for start to do.
+func (c *Cache) Kill(t testing.TB) {
+	t.Helper()
+	pid := c.Status(t).PID
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		t.Fatalf("kill daemon %d: %v", pid, err)
+	}
+}
+
+// Refused runs a command that must be refused with this exit status and one line that has these
+// words.
+func Refused(t testing.TB, status int, words string, args ...string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	var stdout, stderr bytes.Buffer
+	cmd := exec.CommandContext(ctx, "ubcache", args...)
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err := cmd.Run()
+	what := "ubcache " + strings.Join(args, " ")
+	if got := cmd.ProcessState.ExitCode(); got != status {
+		t.Errorf("%s: exit status %d (%v), expected %d\n%s%s", what, got, err, status, &stdout, &stderr)
+		return
+	}
+	line := stderr.String()
+	if !strings.HasPrefix(line, "ubcache: ") || strings.Count(line, "\n") != 1 {
+		t.Errorf("%s: expected one line, beginning with the program's name, not\n%s", what, line)
+	}
+	if !strings.Contains(line, words) {
+		t.Errorf("%s: expected %q in\n%s", what, words, line)
+	}
+	if stdout.Len() > 0 {
+		t.Errorf("%s: refused, and yet says\n%s", what, &stdout)
+	}
+	t.Logf("%s", strings.TrimSpace(line))
+}
+
+func decode(t testing.TB, text string, v any) {
+	t.Helper()
+	if err := json.Unmarshal([]byte(text), v); err != nil {
+		t.Fatalf("%v in %s", err, text)
+	}
+}

@@ -1,0 +1,173 @@
+//go:build vm
+
+package vmtest
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// fileSystem says how one is made, mounted and checked.
+type fileSystem struct {
+	name        string
+	make, check []string
+}
+
+var fileSystems = []fileSystem{
+	{"ext4", []string{"mkfs.ext4", "-q", "-F"}, []string{"e2fsck", "-fn"}},
+	{"xfs", []string{"mkfs.xfs", "-q", "-f"}, []string{"xfs_repair", "-n"}},
+	{"btrfs", []string{"mkfs.btrfs", "-q", "-f"}, []string{"btrfs", "check", "--readonly"}},
+}
+
+func (fs fileSystem) create(t testing.TB, dev string) {
+	t.Helper()
+	Run(t, fs.make[0], append(fs.make[1:], dev)...)
+}
+
+func (fs fileSystem) verify(t testing.TB, dev string) {
+	t.Helper()
+	Run(t, fs.check[0], append(fs.check[1:], dev)...)
+}
+
+// treeFiles is the size of the file tree; making it takes as long as copying it.
+func treeFiles(t testing.TB) int {
+	if Full(t) {
+		return 3000
+	}
+	return 1500
+}
+
+// newTree is a file tree in memory to copy from.
+func newTree(t testing.TB, files int, seed uint64) (dir string, list Tree) {
+	t.Helper()
+	dir = t.TempDir()
+	return dir, MakeTree(t, dir, files, seed)
+}
+
+// unmounted mounts a device, does something with its files, and unmounts it again.
+func mounted(t testing.TB, dev string, use func(dir string)) {
+	t.Helper()
+	dir := t.TempDir()
+	Run(t, "mount", dev, dir)
+	defer func() {
+		t.Helper()
+		Run(t, "umount", dir)
+	}()
+	use(dir)
+}
+
+func copyTree(t testing.TB, from, to string) {
+	t.Helper()
+	Run(t, "cp", "-a", "--sparse=always", from+"/.", to)
+}
+
+// TestFileSystem copies a file tree into each filesystem, restarts the cache and compares.
+func TestFileSystem(t *testing.T) {
+	for _, fs := range fileSystems {
+		t.Run(fs.name, func(t *testing.T) {
+			if fs.name != "ext4" {
+				OnlyFull(t)
+			}
+			Limit(t, 4*time.Minute)
+			c := NewCache(t, Slice(t, "ssd", 0, 512))
+			dev := c.Attach(t, Slice(t, "slow", 0, 1024), "data", "--mode=writeback")
+			fs.create(t, dev)
+			src, want := newTree(t, treeFiles(t), 1)
+			mounted(t, dev, func(dir string) { copyTree(t, src, dir) })
+			c.Stop(t)
+			c.Start(t)
+			dev = c.Device(t, "data").Path
+			mounted(t, dev, func(dir string) { want.Compare(t, "after a restart", ListTree(t, dir)) })
+			if c.Stats(t).Devices["data"].HitBlocks == 0 {
+				t.Error("nothing came from the cache")
+			}
+			fs.verify(t, dev)
+		})
+	}
+}
+
+// TestLVMOnTop makes a logical volume on the cached device.
+func TestLVMOnTop(t *testing.T) {
+	OnlyFull(t)
+	Limit(t, 3*time.Minute)
+	c := NewCache(t, Slice(t, "ssd", 0, 512))
+	dev := c.Attach(t, Slice(t, "slow", 0, 1024), "data", "--mode=writeback")
+	// LVM does not know the type of block device.
+	lvm := []string{"--config", `devices { types = ["ublk",16,"blkext",16] use_devicesfile=0 }`}
+	run := func(name string, args ...string) { Run(t, name, append(lvm, args...)...) }
+	run("pvcreate", "-q", "-y", dev)
+	run("vgcreate", "-q", "vgcached", dev)
+	deactivate := func() { _, _ = Try(t, "vgchange", append(lvm, "-q", "-an", "vgcached")...) }
+	t.Cleanup(deactivate)
+	run("lvcreate", "-q", "-y", "-W", "n", "-L", "600M", "-n", "one", "vgcached")
+	fileSystems[0].create(t, "/dev/vgcached/one")
+	src, want := newTree(t, 600, 2)
+	mounted(t, "/dev/vgcached/one", func(dir string) { copyTree(t, src, dir) })
+	Refused(t, 3, "vgcached-one", "stop")
+	deactivate()
+	c.Stop(t)
+	c.Start(t)
+	run("vgchange", "-q", "-ay", "vgcached")
+	mounted(t, "/dev/vgcached/one", func(dir string) { want.Compare(t, "LV", ListTree(t, dir)) })
+	fileSystems[0].verify(t, "/dev/vgcached/one")
+}
+
+// TestOnDeviceMapper has SSD and backing device on dm-linear, the latter of two pieces, and
+// compares what comes through the cache with what is on the backing device in the end.
+func TestOnDeviceMapper(t *testing.T) {
+	OnlyFull(t)
+	Limit(t, 3*time.Minute)
+	raw := Disk(t, "slow")
+	backing := Mapper(t, "pieces", "0 1048576 linear "+raw+" 4194304\n1048576 524288 linear "+raw+" 2048\n")
+	c := NewCache(t, Slice(t, "ssd", 0, 256))
+	dev := c.Attach(t, backing, "data", "--mode=writeback")
+	fileSystems[0].create(t, dev)
+	src, want := newTree(t, 600, 3)
+	mounted(t, dev, func(dir string) { copyTree(t, src, dir) })
+	Ubcache(t, "flush", "data")
+	c.Stop(t)
+	fileSystems[0].verify(t, backing)
+	raws := Snapshot(t, backing)
+	mounted(t, raws, func(dir string) { want.Compare(t, "backing device alone", ListTree(t, dir)) })
+	c.Start(t)
+	mounted(t, c.Device(t, "data").Path, func(dir string) {
+		want.Compare(t, "through the cache", ListTree(t, dir))
+	})
+}
+
+// TestPartitions makes a partition table on the cached device, and filesystems in two partitions.
+func TestPartitions(t *testing.T) {
+	OnlyFull(t)
+	Limit(t, 3*time.Minute)
+	c := NewCache(t, Slice(t, "ssd", 0, 256))
+	dev := c.Attach(t, Slice(t, "slow", 0, 1024), "data", "--mode=writeback")
+	Sh(t, "printf 'label: gpt\nsize=400M\nsize=400M\n' | sfdisk -q "+dev)
+	src, want := newTree(t, 600, 4)
+	parts := []string{dev + "p1", dev + "p2"}
+	for _, p := range parts {
+		waitForDevice(t, p)
+		fileSystems[0].create(t, p)
+		mounted(t, p, func(dir string) {
+			copyTree(t, src, dir)
+			// Partition 1 being mounted is the whole device being in use.
+			Refused(t, 3, p+" is mounted", "stop")
+		})
+	}
+	c.Stop(t)
+	c.Start(t)
+	for _, p := range parts {
+		waitForDevice(t, p)
+		mounted(t, p, func(dir string) { want.Compare(t, p, ListTree(t, dir)) })
+		fileSystems[0].verify(t, p)
+	}
+}
+
+func waitForDevice(t testing.TB, dev string) {
+	t.Helper()
+	Wait(t, 10*time.Second, dev, func() bool {
+		_, err := os.Stat(filepath.Clean(dev))
+		return err == nil
+	})
+}

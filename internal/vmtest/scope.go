@@ -1,0 +1,81 @@
+//go:build vm
+
+package vmtest
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"runtime/debug"
+	"testing"
+	"time"
+)
+
+// EnvScope chooses the list of acceptance tests: full or short. Without it the newest kernels get
+// the full list and the older series of the matrix the short one.
+const EnvScope = "UBCACHE_VM_SCOPE"
+
+// Full reports whether the full list runs.
+func Full(t testing.TB) bool {
+	t.Helper()
+	switch scope := os.Getenv(EnvScope); scope {
+	case "full":
+		return true
+	case "short":
+		return false
+	case "":
+		return KernelAtLeast(t, "7.0")
+	default:
+		t.Fatalf("%s=%s: want full or short", EnvScope, scope)
+		return false
+	}
+}
+
+// OnlyFull skips a test that is not on the short list, and says so.
+func OnlyFull(t testing.TB) {
+	t.Helper()
+	if !Full(t) {
+		// Not only in the log, which is shown with -v alone.
+		fmt.Printf("%s: not on the short list of this kernel; %s=full runs it\n", t.Name(), EnvScope)
+		t.Skip("not on the short list")
+	}
+}
+
+// Limit ends the whole run if the test takes longer. A task that waits for direct I/O cannot be
+// killed and the kernel does not report it, so nothing else would end such a test.
+func Limit(t testing.TB, limit time.Duration) {
+	t.Helper()
+	name := t.Name()
+	timer := time.AfterFunc(limit, func() {
+		fmt.Printf("--- LIMIT: %s is still running after %s\n", name, limit)
+		_ = os.WriteFile("/proc/sysrq-trigger", []byte("w"), 0)
+		Diagnose(os.Stdout)
+		debug.SetTraceback("all")
+		panic(name + " ran into its limit")
+	})
+	t.Cleanup(func() { timer.Stop() })
+}
+
+// Diagnose writes what helps to understand a failure: the state of the caches, the daemons' logs,
+// the end of the kernel's.
+func Diagnose(w io.Writer) {
+	for _, c := range []string{
+		"ubcache status; ubcache stats",
+		"tail -n 60 /run/ubcache/*.log /run/ubcache/*.log.old",
+		"cat /etc/ubcache.toml; ls -l /run/ubcache /dev/ublk* /dev/ubcache",
+		"ps -eo pid,stat,wchan:32,args | grep -v '\\[.*\\]$'",
+		"dmesg | tail -n 60",
+	} {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		cmd := exec.CommandContext(ctx, "sh", "-c", c)
+		cmd.WaitDelay = time.Second
+		out, err := cmd.CombinedOutput()
+		cancel()
+		fmt.Fprintf(w, "$ %s\n%s", c, out)
+		if ctx.Err() != nil {
+			fmt.Fprintln(w, err)
+		}
+	}
+}
