@@ -113,7 +113,8 @@ docs: ## write docs/cli.md anew from the help texts
 	go test ./internal/repo -run CLI -update
 
 .PHONY: install
-install: build ## install into PREFIX (/usr/local): program, systemd unit, udev rule
+install: ## install into PREFIX (/usr/local): program, systemd unit, udev rule
+	@[ -e bin/ubcache ] || $(MAKE) build
 	install -D bin/ubcache $(DESTDIR)$(PREFIX)/sbin/ubcache
 	@for f in packaging/*.service packaging/*.target; do [ ! -e $$f ] || \
 		{ install -v -d $(DESTDIR)$(PREFIX)/lib/systemd/system && \
