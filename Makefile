@@ -6,13 +6,13 @@ SHELL := /bin/bash
 
 # Kernels that make test boots: a series, or newest.
 KERNELS ?= 6.12 6.18 newest
-# More flags of ubvm test for all kernels, for all but the newest, and for the newest.
+# More flags of ubvm test for all kernels, for all but the newest, and for the newest. The newest
+# gets all tests, the others a short list (vmtest.OnlyFull).
 VM_FLAGS ?=
-VM_FLAGS_OLD ?= --timeout 15m
-VM_FLAGS_NEWEST ?= --timeout 25m
-# Flags of the test binaries: tests that need not run everywhere look at testing.Short.
-VM_ARGS_OLD ?= -test.short
-VM_ARGS_NEWEST ?=
+VM_FLAGS_OLD ?= --timeout 15m --env UBCACHE_VM_SCOPE=short
+VM_FLAGS_NEWEST ?= --timeout 30m --env UBCACHE_VM_SCOPE=full
+# A package whose tests reset the machine; it has a run of its own.
+VM_RESET_PKG ?= ./internal/vmtest/powercut
 
 # Histories that the simulator plays in make unit, and how long make soak goes on.
 SIM_SEEDS ?= 3000
@@ -76,11 +76,12 @@ unit: bin ## unit and simulation tests, with the race detector; benchmarks once
 .PHONY: vm-tests
 vm-tests: $(addprefix vm-test-,$(KERNELS)) ## the VM tests on every kernel (KERNELS="6.12 newest")
 
-# The newest kernel gets all tests, the others those that tests do not leave out with -short.
 vm-test-%: bin/ubvm
 	$(STAGE) "VM tests, Linux $*" $(UBVM) test --kernel $* $(addprefix --pkg ,$(VM_PKGS)) \
-		$(if $(filter newest,$*),$(VM_FLAGS_NEWEST),$(VM_FLAGS_OLD)) $(VM_FLAGS) -- \
-		$(if $(filter newest,$*),$(VM_ARGS_NEWEST),$(VM_ARGS_OLD))
+		$(if $(filter newest,$*),$(VM_FLAGS_NEWEST),$(VM_FLAGS_OLD)) $(VM_FLAGS)
+	$(if $(wildcard $(VM_RESET_PKG)/*_test.go),$(STAGE) "VM power cuts Linux $*" \
+		$(UBVM) test --kernel $* --pkg $(VM_RESET_PKG) --on-reset reboot \
+		$(if $(filter newest,$*),$(VM_FLAGS_NEWEST),$(VM_FLAGS_OLD)) $(VM_FLAGS))
 
 .PHONY: demo
 demo: build bin/ubdemo bin/ubvm ## see it work: on loop files if this machine has ublk, else in a VM
@@ -92,17 +93,16 @@ demo: build bin/ubdemo bin/ubvm ## see it work: on loop files if this machine ha
 	fi
 
 .PHONY: bench
-bench: build bin/ubbench bin/ubvm ## compare with kublk, bcache, dm-cache and others in a VM
-	@mkdir -p $(BENCH_OUT)
-	$(UBVM) run --kernel $(KERNEL) --kublk --mem 4096 --timeout 40m --out $(BENCH_OUT) \
-		--bin bin/ubcache --bin bin/ubbench -- ubbench $(BENCH_FLAGS)
+bench: bin/ubbench ## compare with kublk, bcache, dm-cache and others, in a VM
+	bin/ubbench --kernel $(KERNEL) --out $(BENCH_OUT) $(BENCH_FLAGS)
 
 .PHONY: soak
 soak: bin bin/ubvm ## new histories for SOAK=1h, then the VM tests SOAK_ROUNDS=5 times
 	$(STAGE) "simulator for $(SOAK)" go test ./cache/sim -run Histories -timeout 0 -v \
 		-for $(SOAK) -from $$(date +%s)000000
 	$(STAGE) "VM tests, $(SOAK_ROUNDS) times" $(UBVM) test --kernel $(KERNEL) --timeout 12h \
-		$(addprefix --pkg ,$(VM_PKGS)) $(VM_FLAGS) -- -test.count=$(SOAK_ROUNDS)
+		--env UBCACHE_VM_SCOPE=full $(addprefix --pkg ,$(VM_PKGS)) $(VM_FLAGS) -- \
+		-test.count=$(SOAK_ROUNDS)
 
 .PHONY: fmt
 fmt: ## format all Go files
