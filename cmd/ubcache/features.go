@@ -41,21 +41,6 @@ var uses = []use{
 		ublk.FeatureSafeStop, "safe stop", "stop asks the kernel whether a device is open",
 		"stop looks through /proc, which leaves a small gap", false,
 	},
-	{
-		ublk.FeatureUpdateSize, "resize", "a device grows while in use", "a restart is needed", false,
-	},
-	{
-		ublk.FeatureSharedMemory, "shared memory", "attributes with each request, without a copy",
-		"attributes by I/O priority, rules and direct access only", false,
-	},
-	{
-		ublk.FeatureIntegrity, "integrity", "end-to-end checksums by the kernel's own means",
-		"checksums between cache and SSD only", false,
-	},
-	{
-		ublk.FeatureBatchIO, "batches", "fewer system calls at high rates", "a few percent of speed",
-		false,
-	},
 }
 
 // featureReport is one line of the report.

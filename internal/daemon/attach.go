@@ -21,7 +21,9 @@ const attachWait = 2 * time.Second
 
 // attach adds a backing device to the running cache and serves it.
 func (in *Instance) attach(_ context.Context, a control.AttachArgs, _ func(control.Progress)) (any, error) {
-	in.changing.Lock()
+	if err := in.change(); err != nil {
+		return nil, err
+	}
 	defer in.changing.Unlock()
 	what := "attach " + a.Device
 	// A client that hangs up does not leave it half attached.

@@ -52,9 +52,10 @@ func (in *Instance) Status() control.Status {
 		Name: in.opts.Name, Running: true, PID: os.Getpid(), Started: in.started,
 		SSD: in.ssdInfo.Path, Config: in.opts.ConfigPath,
 	}
-	if in.isStopped() {
+	if !in.enter() {
 		return st
 	}
+	defer in.using.RUnlock()
 	st.Cache = in.cache.Status()
 	for i := range st.Cache.Backings {
 		id := st.Cache.Backings[i].ID
@@ -71,13 +72,24 @@ func (in *Instance) Stats() control.Stats {
 		Name: in.opts.Name, Seconds: time.Since(in.started).Seconds(),
 		Devices: map[string]control.BackingStats{},
 	}
-	if in.isStopped() {
+	if !in.enter() {
 		return st
 	}
+	defer in.using.RUnlock()
 	st.Cache = in.cache.Stats()
 	for _, s := range in.list() {
 		b := st.Cache.Backings[s.b.ID()]
 		st.Devices[s.name] = control.BackingStats{BackingStats: b, HitRatio: b.HitRatio()}
 	}
 	return st
+}
+
+// enter keeps the engine alive until using is unlocked; false if it is not.
+func (in *Instance) enter() bool {
+	in.using.RLock()
+	if in.isStopped() {
+		in.using.RUnlock()
+		return false
+	}
+	return true
 }

@@ -20,7 +20,7 @@ func (in *Instance) detach(ctx context.Context, a control.DetachArgs, progress f
 		return nil, err
 	}
 	id := s.b.ID()
-	if err := in.cache.BeginDetach(id); err != nil {
+	if err := in.beginDetach(id); err != nil {
 		return nil, report.Wrap(what, err, "")
 	}
 	if a.NoWait {
@@ -31,13 +31,16 @@ func (in *Instance) detach(ctx context.Context, a control.DetachArgs, progress f
 		return nil, report.Refuse(what, "its device is missing: "+s.problem,
 			"bring it back and restart, or --force loses its dirty data")
 	}
-	if err := in.drain(ctx, s, progress); err != nil && !a.Force {
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
+	err = in.drain(ctx, s, progress)
+	if errors.Is(err, context.Canceled) || err != nil && !a.Force {
+		if errors.Is(err, context.Canceled) {
+			return nil, report.Fail(what, "interrupted", "writing goes on; detach again to finish")
 		}
 		return nil, report.Wrap(what, err, "--force gives those blocks up")
 	}
-	in.changing.Lock()
+	if err := in.change(); err != nil {
+		return nil, err
+	}
 	defer in.changing.Unlock()
 	r, err := in.recordOf(id)
 	if err != nil || !r.Detaching {
@@ -63,9 +66,19 @@ func (in *Instance) detach(ctx context.Context, a control.DetachArgs, progress f
 	return d, nil
 }
 
+func (in *Instance) beginDetach(id cache.BackingID) error {
+	if err := in.change(); err != nil {
+		return err
+	}
+	defer in.changing.Unlock()
+	return in.cache.BeginDetach(id)
+}
+
 // cancelDetach puts a backing device back in service.
 func (in *Instance) cancelDetach(_ context.Context, a control.NameArgs, _ func(control.Progress)) (any, error) {
-	in.changing.Lock()
+	if err := in.change(); err != nil {
+		return nil, err
+	}
 	defer in.changing.Unlock()
 	s, err := in.find(a.Name)
 	if err != nil {
@@ -122,6 +135,9 @@ func (in *Instance) drain(ctx context.Context, s *served, progress func(control.
 	if s.dev == nil && s.b.Remaining() > 0 {
 		return fmt.Errorf("its device is missing: %s", s.problem)
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(in.life, cancel)()
 	total := int64(0)
 	last := time.Time{}
 	return in.cache.WaitDrained(ctx, s.b.ID(), func(left int64) {
@@ -134,6 +150,16 @@ func (in *Instance) drain(ctx context.Context, s *served, progress func(control.
 			What: s.name, LeftBytes: left * cache.BlockSize, TotalBytes: total * cache.BlockSize,
 		})
 	})
+}
+
+// change begins a change of what is served; in.changing is to be unlocked after it.
+func (in *Instance) change() error {
+	in.changing.Lock()
+	if in.isStopped() {
+		in.changing.Unlock()
+		return report.Fail("", "cache "+in.opts.Name+" is stopping", "")
+	}
+	return nil
 }
 
 // device describes a backing device as it is served.

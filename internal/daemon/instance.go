@@ -69,6 +69,12 @@ type Instance struct {
 	}
 	// changing is held by attach, detach and stop for as long as they take, one at a time.
 	changing sync.Mutex
+	// using is read-locked by whoever asks the engine something, and locked for its end.
+	using sync.RWMutex
+	// life ends when the engine is about to.
+	life context.Context
+	kill context.CancelFunc
+
 	done     chan struct{} // closed when the instance has stopped
 	doneOnce sync.Once
 }
@@ -107,6 +113,7 @@ func Start(ctx context.Context, o Options) (*Instance, error) {
 		log: slog.With("cache", o.Name), done: make(chan struct{}),
 	}
 	in.mu.served = map[cache.BackingID]*served{}
+	in.life, in.kill = context.WithCancel(context.Background())
 	if err := in.start(ctx); err != nil {
 		in.abandon()
 		return nil, wrapOnce(what, err)

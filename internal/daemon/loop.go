@@ -22,7 +22,9 @@ type loop struct {
 	wakeFD int
 	buf    *uring.Arena // what the wake-up reads into
 	own    int          // submissions of the driver in flight
-	serve  func(*cache.Request)
+	// finish answers requests, and before is called before each wait; tests only.
+	finish func(*cache.Request)
+	before func()
 
 	pending, sleeping atomic.Uint32
 	stopping          atomic.Bool
@@ -118,10 +120,10 @@ func (l *loop) Wake() {
 
 // Finish implements cache.Driver. A background lane has no requests.
 func (l *loop) Finish(r *cache.Request) {
-	if l.serve == nil {
+	if l.finish == nil {
 		panic("daemon: request on the background lane")
 	}
-	l.serve(r)
+	l.finish(r)
 }
 
 // CopyOut implements cache.Driver.
@@ -230,6 +232,9 @@ func (l *loop) runCalls() {
 }
 
 func (l *loop) round(timeout time.Duration) error {
+	if l.before != nil {
+		l.before()
+	}
 	l.sleeping.Store(1)
 	n := uint32(1)
 	if l.pending.Load() != 0 {

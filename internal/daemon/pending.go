@@ -92,3 +92,16 @@ func (in *Instance) takeName() error {
 	in.lock = f
 	return nil
 }
+
+// ReadPending is a copy of what a killed daemon has left in the pending ring of a cache; nil if
+// there is none.
+func ReadPending(dir string, id cache.UUID) ([]byte, error) {
+	b, err := os.ReadFile(pendingPath(dir, id))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil || len(b) < cache.PendingBytes {
+		return nil, err
+	}
+	return b, nil
+}

@@ -17,7 +17,7 @@ func Run(o Options, ready func(control.Status)) error {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	signal.Ignore(syscall.SIGPIPE)
-	in, err := Start(context.Background(), o)
+	in, err := startUnless(signals, o)
 	if err != nil {
 		return err
 	}
@@ -27,6 +27,7 @@ func Run(o Options, ready func(control.Status)) error {
 		return report.Wrap("start cache "+o.Name, err, "")
 	}
 	go server.Serve()
+	go in.watch()
 	notify("READY=1\nSTATUS=serving")
 	ready(in.Status())
 	for {
@@ -44,4 +45,21 @@ func Run(o Options, ready func(control.Status)) error {
 			return err
 		}
 	}
+}
+
+// startUnless starts a cache unless a signal comes first.
+func startUnless(signals chan os.Signal, o Options) (*Instance, error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	over := make(chan struct{})
+	defer close(over)
+	go func() {
+		select {
+		case s := <-signals:
+			signals <- s // for the caller, if the start is through already
+			cancel()
+		case <-over:
+		}
+	}()
+	return Start(ctx, o)
 }

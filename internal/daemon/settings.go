@@ -125,7 +125,9 @@ func showSettings(m cache.Mode, t cache.Tunables) map[string]string {
 
 // set changes settings of a backing device, in the cache and in the configuration.
 func (in *Instance) set(_ context.Context, a control.SetArgs, _ func(control.Progress)) (any, error) {
-	in.changing.Lock()
+	if err := in.change(); err != nil {
+		return nil, err
+	}
 	defer in.changing.Unlock()
 	s, err := in.find(a.Name)
 	if err != nil {

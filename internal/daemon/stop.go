@@ -118,6 +118,9 @@ func (in *Instance) finish(ctx context.Context) error {
 		return fmt.Errorf("write metadata: %w", err)
 	}
 	in.recordIdentities()
+	in.kill()
+	in.using.Lock()
+	defer in.using.Unlock()
 	if err := in.bg.stop(); err != nil {
 		return err
 	}
@@ -207,6 +210,9 @@ const quiesceTime = 10 * time.Second
 func (in *Instance) HandOver(ctx context.Context) error {
 	in.changing.Lock()
 	defer in.changing.Unlock()
+	if in.isStopped() {
+		return nil
+	}
 	for _, s := range in.list() {
 		if s.ublk == nil {
 			continue

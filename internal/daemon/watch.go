@@ -1,0 +1,74 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"ubcache/internal/blockdev"
+)
+
+// watchEvery is how often missing backing devices are looked for.
+const watchEvery = 5 * time.Second
+
+// watch serves backing devices that were missing at the start as soon as they are there. It ends
+// with the instance.
+func (in *Instance) watch() {
+	t := time.NewTicker(watchEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-in.life.Done():
+			return
+		case <-t.C:
+		}
+		if err := in.change(); err != nil {
+			return
+		}
+		for _, s := range in.list() {
+			if s.dev == nil && in.conf.Backings[s.name] != nil {
+				in.adopt(s)
+			}
+		}
+		in.changing.Unlock()
+	}
+}
+
+// adopt serves a backing device that has appeared. in.changing is held.
+func (in *Instance) adopt(s *served) {
+	sb := in.cache.Super()
+	r, err := in.recordOf(s.b.ID())
+	if err != nil {
+		return
+	}
+	sb.Clean = false // what is on the device may have changed through the cache since
+	ctx, cancel := context.WithTimeout(in.life, attachWait)
+	defer cancel()
+	dev, err := in.openBacking(ctx, in.conf.Backings[s.name], r, &sb)
+	if err != nil {
+		in.mu.Lock()
+		s.problem = err.Error()
+		in.mu.Unlock()
+		return
+	}
+	if err := in.join(s, dev); err != nil {
+		in.log.Error("backing device has appeared but cannot be served", "name", s.name, "error", err)
+	}
+}
+
+// join gives the engine a device that was missing, and serves it.
+func (in *Instance) join(s *served, dev *blockdev.Device) error {
+	setAbilities(s.b, dev)
+	err := in.bg.do(func() error { return in.bg.setFile(s.b.ID(), dev.FD(), dev.Info.Block) })
+	if err != nil {
+		return errors.Join(err, dev.Close())
+	}
+	in.mu.Lock()
+	s.dev, s.problem = dev, ""
+	in.mu.Unlock()
+	in.log.Info("backing device has appeared", "name", s.name, "device", dev.Info.Path)
+	if in.opts.NoUblk {
+		return nil
+	}
+	return in.serve(context.Background(), s)
+}
