@@ -1,0 +1,72 @@
+package main
+
+// The sides of the comparisons.
+const (
+	oursZero  = "ubcache zero-copy" // without data checksums: requests pass without a copy
+	oursCopy  = "ubcache"           // with data checksums, the default
+	kublkZero = "kublk auto_zc"
+	kublkCopy = "kublk copy"
+	bcache    = "bcache"
+	dmCache   = "dm-cache"
+	dmWrite   = "dm-writecache"
+	kloop     = "kernel loop"
+	raw       = "RAM disk itself"
+)
+
+// comparison is a row to be: ours against a peer, with the ratio that is asked for, 0 for none.
+type comparison struct {
+	ours, peer string
+	bar        float64
+}
+
+// stage is a workload with its comparisons.
+type stage struct {
+	workload
+	rows []comparison
+}
+
+// hits are the peers that every read workload is compared with, after those that have bars.
+func hits(rows ...comparison) []comparison {
+	for _, peer := range []string{bcache, dmCache, dmWrite, kloop, raw} {
+		rows = append(rows, comparison{oursCopy, peer, 0})
+	}
+	return rows
+}
+
+// plan is all of it. Writes come last: they scatter what the fill had put side by side.
+var plan = []stage{
+	{
+		workload{name: "random 4 KiB hits, QD16", rw: "randread", block: "4k", depth: 16},
+		hits(comparison{oursZero, kublkZero, 1.5}, comparison{oursCopy, kublkCopy, 1.2}),
+	},
+	{
+		workload{name: "random 4 KiB hits, QD1", rw: "randread", block: "4k", depth: 1},
+		hits(comparison{oursZero, kublkZero, 0.9}, comparison{oursCopy, kublkCopy, 0.9}),
+	},
+	{
+		workload{name: "sequential 1 MiB hits, QD8", rw: "read", block: "1m", depth: 8, mbs: true},
+		hits(comparison{oursZero, kublkZero, 1}, comparison{oursCopy, kublkCopy, 1}),
+	},
+	{
+		workload{name: "random 4 KiB writes, QD16", rw: "randwrite", block: "4k", depth: 16, bytes: 96 << 20},
+		[]comparison{
+			{oursCopy, bcache, 1.5},
+			{oursZero, bcache, 0},
+			{oursCopy, dmWrite, 0},
+			{oursCopy, dmCache, 0},
+		},
+	},
+	{
+		workload{name: "random 4 KiB writes with fsync, QD1", rw: "randwrite", block: "4k", depth: 1, fsync: true, bytes: 8 << 20},
+		[]comparison{
+			{oursCopy, bcache, 0},
+			{oursZero, bcache, 0},
+			{oursCopy, dmWrite, 0},
+		},
+	},
+}
+
+func (s *stage) rowName(c comparison) string { return s.name + ": " + c.ours + " / " + c.peer }
+
+// shownRounds is how often a side is measured that no bar depends on.
+const shownRounds = 2
