@@ -33,7 +33,12 @@ func TestAffinityFollowsDepth(t *testing.T) {
 		tags, moves int
 		pinned      bool
 	}{
-		{1, 0, true}, {2, 0, true}, {3, 0, true}, {16, 1, false}, {3, 0, false}, {1, 1, true},
+		{1, 0, true},
+		{2, 0, true},
+		{3, 0, true},
+		{16, 1, false},
+		{3, 0, false},
+		{1, 1, true},
 		{128, 1, false},
 	} {
 		if moves := feed(a, 2*affinityCalm, c.tags); moves != c.moves || a.pinned != c.pinned {

@@ -80,7 +80,7 @@ func TestErrors(t *testing.T) {
 	if !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "modprobe ublk_drv") {
 		t.Errorf("message: %v", err)
 	}
-	err = (FeatureUserCopy).require(FeatureUserCopy | FeatureQuiesce)
+	err = FeatureUserCopy.require(FeatureUserCopy | FeatureQuiesce)
 	var u *UnsupportedError
 	if !errors.As(err, &u) || u.NeedsLinux != "6.16" ||
 		err.Error() != "ublk: QUIESCE is not supported by this kernel (needs Linux ≥ 6.16)" {
