@@ -1,0 +1,272 @@
+package cache
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"testing"
+	"time"
+)
+
+// nullDriver completes every operation successfully, at once or, with dev set, on memory.
+type nullDriver struct {
+	lane *Lane
+	ops  []*Op
+	ssd  memStorage
+	back memStorage
+	done int
+	now  int64
+}
+
+func (d *nullDriver) Submit(op *Op)                       { d.ops = append(d.ops, op) }
+func (d *nullDriver) Finish(*Request)                     { d.done++ }
+func (d *nullDriver) CopyOut(*Request, int, []byte) error { return nil }
+func (d *nullDriver) CopyIn(*Request, int, []byte) error  { return nil }
+func (d *nullDriver) Wake()                               {}
+func (d *nullDriver) Now() int64                          { return d.now }
+
+// run completes what is under way.
+func (d *nullDriver) run() {
+	for len(d.ops) > 0 {
+		op := d.ops[len(d.ops)-1]
+		d.ops = d.ops[:len(d.ops)-1]
+		if d.ssd != nil {
+			dev := d.ssd
+			if op.Dev != SSD {
+				dev = d.back
+			}
+			switch op.Kind {
+			case OpRead:
+				copy(op.Mem, dev[op.Off:])
+			case OpWrite:
+				copy(dev[op.Off:], op.Mem)
+			}
+		}
+		d.lane.Complete(op, nil)
+	}
+}
+
+// do plays a request to its end; tick lets the background work, too.
+func (d *nullDriver) do(r *Request) error {
+	d.done = 0
+	d.lane.Submit(r)
+	for d.run(); d.done == 0; d.tick() {
+		continue
+	}
+	return r.Err
+}
+
+func (d *nullDriver) tick() {
+	d.now += int64(tickEvery)
+	d.lane.Tick()
+	for d.run(); ; d.run() {
+		if d.lane.Run(); len(d.ops) == 0 {
+			return
+		}
+	}
+}
+
+const benchBlocks = 4096
+
+// newBenchCache is a cache in memory with benchBlocks clean blocks, and its lane.
+func newBenchCache(b *testing.B, o FormatOptions) (*Cache, *nullDriver, *Backing) {
+	b.Helper()
+	d := &nullDriver{
+		now: 1, ssd: make(memStorage, 128<<20), back: make(memStorage, benchBlocks*BlockSize),
+	}
+	if _, err := Format(d.ssd, o); err != nil {
+		b.Fatal(err)
+	}
+	c, err := Open(d.ssd, Options{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(c.Abandon)
+	d.lane = c.NewLane(d)
+	c.StartBackground(d.lane)
+	back := attachBench(b, c, benchBlocks*BlockSize)
+	data := alignedBytes(len(d.back))
+	for i := 0; i < len(data); i += BlockSize {
+		data[i] = byte(i / BlockSize)
+	}
+	for off := 0; off < len(data); off += regionBytes {
+		err := d.do(&Request{
+			Backing: back.ID(), Op: ReqWrite, Off: int64(off), Len: regionBytes,
+			Data: data[off:][:regionBytes],
+		})
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+	return c, d, back
+}
+
+func attachBench(b *testing.B, c *Cache, size int64) *Backing {
+	b.Helper()
+	tun := DefaultTunables()
+	tun.SequentialCutoff, tun.WritebackDelay = 0, time.Hour
+	back, err := c.Attach(AttachOptions{
+		Name: "disk", Mode: Writeback, LBS: 512, Identity: Identity{Size: size}, Tunables: tun,
+		UUID: UUID{0xb},
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	back.SetAbilities(true, true)
+	return back
+}
+
+// BenchmarkHit is a 4 KiB read hit without any device: what the engine itself costs. With
+// checksums nearly all of it is the checksum.
+func BenchmarkHit(b *testing.B) {
+	for _, m := range []struct {
+		name   string
+		copied bool
+	}{{"zero-copy", false}, {"copy", true}} {
+		b.Run(m.name, func(b *testing.B) {
+			_, d, back := newBenchCache(b, FormatOptions{NoChecksums: !m.copied})
+			data := alignedBytes(benchBlocks * BlockSize)
+			if err := d.do(&Request{Backing: back.ID(), Len: int64(len(data)), Data: data}); err != nil {
+				b.Fatal(err)
+			}
+			d.ssd = nil // data is right already
+			r := &Request{Backing: back.ID(), Op: ReqRead, Len: BlockSize}
+			b.ReportAllocs()
+			b.ResetTimer()
+			for i := range b.N {
+				r.Off = int64(i) * 2741 % benchBlocks * BlockSize
+				if m.copied {
+					r.Data = data[r.Off:][:BlockSize:BlockSize]
+				}
+				d.lane.Submit(r)
+				d.run()
+			}
+			b.StopTimer()
+			if s := d.lane.c.Stats().Backings[back.ID()]; r.Err != nil || s.MissBlocks+s.HealedBlocks > 0 {
+				b.Fatalf("not only hits: %+v, %v", s, r.Err)
+			}
+		})
+	}
+}
+
+// BenchmarkWrite is a 4 KiB overwrite in writeback mode on memory, with the commits, checkpoints
+// and evictions that it causes.
+func BenchmarkWrite(b *testing.B) {
+	_, d, back := newBenchCache(b, FormatOptions{})
+	data := alignedBytes(BlockSize)
+	r := &Request{Backing: back.ID(), Op: ReqWrite, Len: BlockSize, Data: data}
+	b.ReportAllocs()
+	b.ResetTimer()
+	for i := range b.N {
+		r.Off = int64(i) * 2741 % benchBlocks * BlockSize
+		if err := d.do(r); err != nil {
+			b.Fatal(err)
+		}
+		if i%256 == 0 {
+			d.tick()
+		}
+	}
+}
+
+// sparseFile is a device whose holes cost nothing.
+type sparseFile struct{ *os.File }
+
+func (f sparseFile) Size() int64 {
+	i, err := f.Stat()
+	if err != nil {
+		panic(err)
+	}
+	return i.Size()
+}
+
+// BenchmarkIndex loads the index of a full cache of 64 GiB: 16 Mi blocks of 4 KiB at random
+// places. It reports resident memory a block, all of the cache's state included, and the time.
+func BenchmarkIndex(b *testing.B) {
+	const blocks = 16 << 20
+	name := filepath.Join(b.TempDir(), "ssd")
+	makeFull(b, name, blocks)
+	for range b.N {
+		f, err := os.OpenFile(name, os.O_RDWR, 0)
+		if err != nil {
+			b.Fatal(err)
+		}
+		debug.FreeOSMemory()
+		before, start := residentBytes(b), time.Now()
+		c, err := Open(sparseFile{f}, Options{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		took := time.Since(start)
+		debug.FreeOSMemory()
+		used := residentBytes(b) - before
+		if n := c.Status().Backings[0].CachedBytes / BlockSize; n != blocks {
+			b.Fatalf("%d blocks are cached, not %d", n, blocks)
+		}
+		b.ReportMetric(float64(used)/blocks, "B/block")
+		b.ReportMetric(took.Seconds(), "load-s")
+		c.Abandon()
+		if err := f.Close(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// makeFull makes a cache on a file whose summaries say that every slot of it holds a clean block.
+func makeFull(b *testing.B, name string, blocks int64) {
+	b.Helper()
+	f, err := os.Create(name)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer f.Close()
+	// Two pages of summaries a bucket, the journal, and the start.
+	buckets := blocks * BlockSize / defaultBucketBytes
+	size := blocks*BlockSize + buckets*2*pageSize + 1<<30
+	size -= size % pageSize
+	if err := f.Truncate(size); err != nil {
+		b.Fatal(err)
+	}
+	if _, err := Format(sparseFile{f}, FormatOptions{}); err != nil {
+		b.Fatal(err)
+	}
+	c, err := Open(sparseFile{f}, Options{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer c.Abandon()
+	back := attachBench(b, c, 2*blocks*BlockSize)
+	for s := range Slot(blocks) {
+		// An odd factor makes it a permutation of twice as many blocks, half of them cached.
+		k := makeKey(back.ID(), Block(uint64(s)*0x9e3779b1%uint64(2*blocks)))
+		c.index.insert(k, entry{slot: s, st: state(fullMask), sum: uint32(s)})
+	}
+	page := alignedBytes(int(c.geo.summaryPages() * pageSize))
+	for i := range buckets {
+		c.snapshot(BucketID(i), 1, page)
+		for n := range 2 {
+			off := c.geo.summaryOff(n, BucketID(i))
+			sealSummary(page, off)
+			if _, err := f.WriteAt(page, off); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+}
+
+// residentBytes is the process's anonymous memory in RAM.
+func residentBytes(b *testing.B) (n int64) {
+	b.Helper()
+	text, err := os.ReadFile("/proc/self/smaps_rollup")
+	if err != nil {
+		b.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if _, err := fmt.Sscanf(line, "Anonymous: %d kB", &n); err == nil {
+			return n << 10
+		}
+	}
+	b.Fatal("no Anonymous in smaps_rollup")
+	return 0
+}
