@@ -281,9 +281,7 @@ func FuzzJournalPage(f *testing.F) {
 			return
 		}
 		// Sealed, so that the fuzzer gets past the checksum.
-		for i, b := range []byte{0x55, 0x42, 0x4a, 0x4c} {
-			p[i] = b
-		}
+		copy(p, []byte{0x55, 0x42, 0x4a, 0x4c})
 		putWord(p[jpCache:], cacheID(c.sb.UUID))
 		putWord(p[jpSeq:], 1)
 		putWord(p[jpSum:], 0)

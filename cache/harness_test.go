@@ -52,12 +52,13 @@ func (h *harness) open() {
 	c.StartBackground(h.l)
 }
 
-func (h *harness) Submit(op *Op)                                 { h.ops = append(h.ops, op) }
-func (h *harness) Finish(*Request)                               { h.done = true }
+func (h *harness) Submit(op *Op)   { h.ops = append(h.ops, op) }
+func (h *harness) Finish(*Request) { h.done = true }
 func (h *harness) CopyOut(r *Request, off int, dst []byte) error { copy(dst, r.Data[off:]); return nil }
-func (h *harness) CopyIn(r *Request, off int, src []byte) error  { copy(r.Data[off:], src); return nil }
-func (h *harness) Wake()                                         {}
-func (h *harness) Now() int64                                    { return h.now }
+
+func (h *harness) CopyIn(r *Request, off int, src []byte) error { copy(r.Data[off:], src); return nil }
+func (h *harness) Wake()                                        {}
+func (h *harness) Now() int64                                   { return h.now }
 
 // step completes the oldest operation and runs what was woken.
 func (h *harness) step() {

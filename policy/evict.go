@@ -1,6 +1,5 @@
 package policy
 
-
 // BucketView is what eviction knows of a bucket.
 type BucketView struct {
 	Slots  int // that it has
