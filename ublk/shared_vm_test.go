@@ -146,7 +146,12 @@ func (s *piServer) Handle(q *ublk.Queue, r *ublk.Request) {
 func TestIntegrity(t *testing.T) {
 	need(t, ublk.FeatureIntegrity)
 	disk := newDisk(t, testDiskSize)
-	meta := make([]byte, testDiskSize/piBlock*piBytes)
+	metaMem, err := ublk.NewArena(testDiskSize / piBlock * piBytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = metaMem.Free() }) // after the queues have ended
+	meta := metaMem.Bytes()
 	for i := range meta {
 		meta[i] = 0xff // a tuple of ones is not verified: nothing was written yet
 	}
