@@ -72,30 +72,44 @@ func (b *bench) bcache(ctx context.Context, t *target) error {
 			return err
 		}
 	}
-	t.hits = func() (n hitCount, err error) {
-		if n.hits, err = number(sys + "stats_total/cache_hits"); err != nil {
-			return n, err
-		}
-		n.misses, err = number(sys + "stats_total/cache_misses")
-		return n, err
-	}
-	// Filled by writing through: reads do not get everything in, and dirty data would be on its
-	// way to the slow disk during the measurements.
+	t.hits = func() (hitCount, error) { return countReads(t.dev, slow) }
+	// Filled by writing through, since dirty data would be on its way to the slow disk during the
+	// measurements. It lets some pass when it has no bucket at hand; later reads get those.
 	if err := set("cache_mode", "writethrough"); err != nil {
 		return err
 	}
 	if err := writeAll(ctx, t.dev); err != nil {
 		return err
 	}
-	return set("cache_mode", "writeback")
+	for range 20 {
+		if err = checkFull(ctx, t); err == nil {
+			return set("cache_mode", "writeback")
+		}
+	}
+	return err
 }
 
-func number(file string) (int64, error) {
-	text, err := os.ReadFile(file)
+// countReads tells hits from misses by what reaches the disk behind the cache.
+func countReads(top, slow string) (n hitCount, err error) {
+	all, err := reads(top)
+	if err == nil {
+		n.misses, err = reads(slow)
+	}
+	n.hits = all - n.misses
+	return n, err
+}
+
+// reads is how many a block device has completed.
+func reads(dev string) (int64, error) {
+	dev, err := filepath.EvalSymlinks(dev)
 	if err != nil {
 		return 0, err
 	}
-	return strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
+	text, err := os.ReadFile(filepath.Join("/sys/class/block", filepath.Base(dev), "stat"))
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseInt(strings.Fields(string(text))[0], 10, 64)
 }
 
 // dmCache makes a dm-cache that holds the span already: by itself it would take long to promote it.
@@ -133,26 +147,8 @@ func (b *bench) dmCache(ctx context.Context, t *target) error {
 	}
 	t.dev, err = mapper(ctx, "dmcache", fmt.Sprintf("0 %d cache %s %s %s %d 1 writeback smq 0",
 		backingMiB<<11, meta, ssd, slow, blockSectors))
-	t.hits = func() (hitCount, error) { return dmCacheHits(ctx) }
+	t.hits = func() (hitCount, error) { return countReads(t.dev, slow) }
 	return err
-}
-
-// dmCacheHits reads the status: after the metadata's and the cache's block size and use come read
-// hits and misses.
-func dmCacheHits(ctx context.Context) (n hitCount, err error) {
-	out, err := run(ctx, "dmsetup", "status", "dmcache")
-	if err != nil {
-		return n, err
-	}
-	f := strings.Fields(out)
-	if len(f) < 9 {
-		return n, fmt.Errorf("dmsetup status: %s", out)
-	}
-	if n.hits, err = strconv.ParseInt(f[7], 10, 64); err != nil {
-		return n, err
-	}
-	n.misses, err = strconv.ParseInt(f[8], 10, 64)
-	return n, err
 }
 
 // dmWritecache caches what is written, so it is filled by writing.
@@ -173,5 +169,6 @@ func (b *bench) dmWritecache(ctx context.Context, t *target) error {
 	if err != nil {
 		return err
 	}
+	t.hits = func() (hitCount, error) { return countReads(t.dev, slow) }
 	return writeAll(ctx, t.dev)
 }
