@@ -42,8 +42,9 @@ type Cache struct {
 
 	closing atomic.Bool // everything is to be written: the cache stops
 
-	control sync.Mutex // guards sb
+	control sync.Mutex // guards sb and past, and changes of lanes and backings
 	sb      *Superblock
+	past    Stats // of lanes that were closed
 	tasks   struct {
 		sync.Mutex
 		list []*task // for the background lane

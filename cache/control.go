@@ -179,6 +179,7 @@ func (c *Cache) FinishDetach(ctx context.Context, id BackingID, force bool) erro
 	all := *c.backings.Load()
 	all[id] = nil
 	c.backings.Store(&all)
+	delete(c.past.Backings, id) // the number may be another device's later
 	return nil
 }
 

@@ -52,8 +52,8 @@ func (h *harness) open() {
 	c.StartBackground(h.l)
 }
 
-func (h *harness) Submit(op *Op)   { h.ops = append(h.ops, op) }
-func (h *harness) Finish(*Request) { h.done = true }
+func (h *harness) Submit(op *Op)                                 { h.ops = append(h.ops, op) }
+func (h *harness) Finish(*Request)                               { h.done = true }
 func (h *harness) CopyOut(r *Request, off int, dst []byte) error { copy(dst, r.Data[off:]); return nil }
 
 func (h *harness) CopyIn(r *Request, off int, src []byte) error { copy(r.Data[off:], src); return nil }

@@ -59,7 +59,7 @@ type journal struct {
 		credits  waitList
 		urgent   LSN // a checkpoint waits for this record: the slack may be used
 		running  bool
-		stalled  *Lane // commit stopped for lack of space on that lane, or nil
+		stalled  bool // the commit stopped for lack of space
 		queue    bucketQueue
 	}
 
@@ -160,17 +160,15 @@ func (j *journal) waitDurable(l LSN, w *waiter, urgent bool) bool {
 		j.mu.urgent = l
 	}
 	start := !j.mu.running
-	resume := j.mu.stalled
-	if resume != nil && urgent {
-		j.mu.stalled = nil
-	} else {
-		resume = nil
+	resume := j.mu.stalled && urgent
+	if resume {
+		j.mu.stalled = false
 	}
 	j.mu.Unlock()
 	switch {
 	case start:
 		j.start(w.lane)
-	case resume != nil:
+	case resume:
 		j.commit.resume.wake(nil)
 	}
 	return false
@@ -210,11 +208,11 @@ func (j *journal) advanceTail() {
 		j.mu.tailSeq = next
 	}
 	stalled := j.mu.stalled
-	j.mu.stalled = nil
+	j.mu.stalled = false
 	credits := j.mu.credits.takeAll()
 	j.mu.Unlock()
 	credits.wakeAll(nil)
-	if stalled != nil {
+	if stalled {
 		j.commit.resume.wake(nil)
 	}
 }
@@ -238,6 +236,7 @@ type commitStep uint8
 const (
 	commitFlush commitStep = iota
 	commitWrite
+	commitNext
 )
 
 // start begins a commit on the lane unless one runs.
@@ -265,8 +264,14 @@ func (k *commit) begin(l *Lane) {
 	l.d.Submit(op)
 }
 
-// run goes on after a stall.
-func (k *commit) run(l *Lane, _ error) { k.writePages(l) }
+// run goes on after a stall, or begins the next commit.
+func (k *commit) run(l *Lane, _ error) {
+	if k.step == commitNext {
+		k.begin(l)
+		return
+	}
+	k.writePages(l)
+}
 
 func (k *commit) opDone(l *Lane, _ *Op, err error) {
 	if err != nil && k.err == nil {
@@ -300,7 +305,11 @@ func (k *commit) writePages(l *Lane) {
 	}
 	free := j.freePages()
 	if free < n+1 || (free < n+j.slack && j.mu.urgent < from) {
-		j.mu.stalled = l
+		// It goes on where the room is made; this lane may have ended by then.
+		j.mu.stalled = true
+		if bg := l.c.bgLane.Load(); bg != nil {
+			k.resume.lane = bg
+		}
 		j.mu.Unlock()
 		l.c.pokeBackground()
 		return
@@ -386,7 +395,7 @@ func (k *commit) written(l *Lane) {
 	k.finish(l)
 }
 
-// finish ends the commit, or begins the next if somebody waits for more. After an error all who
+// finish ends the commit, or lets the next begin on the lane of who waits for more. After an error all who
 // wait are told, and the records stay pending for a later try on new pages.
 func (k *commit) finish(l *Lane) {
 	j, err := k.j, k.err // k is another lane's as soon as running is false
@@ -396,15 +405,24 @@ func (k *commit) finish(l *Lane) {
 		failed = j.mu.waiting.takeAll()
 		failed.join(j.mu.credits.takeAll())
 	}
-	again := j.mu.waiting.head != nil || j.mu.credits.head != nil
-	again = again && j.mu.next > LSN(j.durableLSN.Load())
+	next := j.mu.waiting.head
+	if next == nil {
+		next = j.mu.credits.head
+	}
+	again := next != nil && j.mu.next > LSN(j.durableLSN.Load())
 	j.mu.running = again
+	if again {
+		k.step, k.resume.lane = commitNext, next.lane
+	}
 	j.mu.Unlock()
 	if err != nil {
 		l.count(&l.stats.JournalErrors, 1)
 		failed.wakeAll(fmt.Errorf("commit journal: %w", err))
 	}
-	if again {
+	switch {
+	case again && next.lane == l:
 		k.begin(l)
+	case again:
+		k.resume.wake(nil)
 	}
 }

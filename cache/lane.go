@@ -2,6 +2,7 @@ package cache
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 
 	"ubcache/policy"
@@ -30,7 +31,7 @@ type Lane struct {
 	freePages    [][]byte // BlockSize each, off the Go heap
 	pageMem      [][]byte
 
-	seq   [MaxBackings + 1]*policy.Sequential
+	seq   [MaxBackings + 1]*policy.Sequential // nil until a request comes
 	stats laneStats
 	io    [MaxBackings + 1]ioStats
 
@@ -43,9 +44,6 @@ func (c *Cache) NewLane(d Driver) *Lane {
 	for i := range l.open {
 		l.open[i].id = noBucket
 	}
-	for i := range l.seq {
-		l.seq[i] = &policy.Sequential{}
-	}
 	c.control.Lock()
 	defer c.control.Unlock()
 	old := *c.lanes.Load()
@@ -54,7 +52,8 @@ func (c *Cache) NewLane(d Driver) *Lane {
 	return l
 }
 
-// Close gives back what the lane holds. No request of it may be under way. Its counters stay.
+// Close gives back what the lane holds. No request of it may be under way. What it counted stays
+// in the cache's statistics.
 func (l *Lane) Close() {
 	for i := range l.open {
 		if o := &l.open[i]; o.id != noBucket {
@@ -63,6 +62,12 @@ func (l *Lane) Close() {
 		}
 	}
 	l.freePools()
+	c := l.c
+	c.control.Lock()
+	defer c.control.Unlock()
+	c.past.addLane(l, *c.backings.Load())
+	lanes := slices.DeleteFunc(slices.Clone(*c.lanes.Load()), func(o *Lane) bool { return o == l })
+	c.lanes.Store(&lanes)
 }
 
 func (l *Lane) freePools() {

@@ -1,6 +1,9 @@
 package cache
 
-import "sync/atomic"
+import (
+	"maps"
+	"sync/atomic"
+)
 
 // counter is written by one lane and read by anybody.
 type counter = atomic.Int64
@@ -97,26 +100,36 @@ type Stats struct {
 
 // Stats adds up the counters of all lanes.
 func (c *Cache) Stats() Stats {
-	s := Stats{Backings: map[BackingID]BackingStats{}}
+	c.control.Lock()
+	defer c.control.Unlock()
+	s := c.past
+	s.Backings = maps.Clone(c.past.Backings)
 	for _, l := range *c.lanes.Load() {
-		o := &l.stats
-		s.SSDReadBytes += o.SSDReadBytes.Load()
-		s.SSDWriteBytes += o.SSDWriteBytes.Load()
-		s.BackingReadBytes += o.BackingReadBytes.Load()
-		s.BackingWriteBytes += o.BackingWriteBytes.Load()
-		s.MetadataBytes += o.MetadataBytes.Load()
-		s.JournalFlushes += o.JournalFlushes.Load()
-		s.JournalErrors += o.JournalErrors.Load()
-		s.EvictedBuckets += o.EvictedBuckets.Load()
-		s.EvictedBlocks += o.EvictedBlocks.Load()
-		s.Checkpoints += o.Checkpoints.Load()
-		for _, b := range *c.backings.Load() {
-			if b != nil {
-				t := s.Backings[b.id]
-				t.add(&l.io[b.id])
-				s.Backings[b.id] = t
-			}
-		}
+		s.addLane(l, *c.backings.Load())
 	}
 	return s
+}
+
+func (s *Stats) addLane(l *Lane, backings [MaxBackings + 1]*Backing) {
+	o := &l.stats
+	s.SSDReadBytes += o.SSDReadBytes.Load()
+	s.SSDWriteBytes += o.SSDWriteBytes.Load()
+	s.BackingReadBytes += o.BackingReadBytes.Load()
+	s.BackingWriteBytes += o.BackingWriteBytes.Load()
+	s.MetadataBytes += o.MetadataBytes.Load()
+	s.JournalFlushes += o.JournalFlushes.Load()
+	s.JournalErrors += o.JournalErrors.Load()
+	s.EvictedBuckets += o.EvictedBuckets.Load()
+	s.EvictedBlocks += o.EvictedBlocks.Load()
+	s.Checkpoints += o.Checkpoints.Load()
+	if s.Backings == nil {
+		s.Backings = map[BackingID]BackingStats{}
+	}
+	for _, b := range backings {
+		if b != nil {
+			t := s.Backings[b.id]
+			t.add(&l.io[b.id])
+			s.Backings[b.id] = t
+		}
+	}
 }

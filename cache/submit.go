@@ -3,6 +3,8 @@ package cache
 import (
 	"fmt"
 	"syscall"
+
+	"ubcache/policy"
 )
 
 // span is a run of bytes of a cached device, not empty.
@@ -111,6 +113,9 @@ func (l *Lane) submitWrite(r *Request) {
 
 // sequential notes the request in its stream and reports whether the stream is past the cutoff.
 func (l *Lane) sequential(r *Request) bool {
+	if l.seq[r.b.id] == nil {
+		l.seq[r.b.id] = &policy.Sequential{}
+	}
 	run := l.seq[r.b.id].Add(uint64(r.Off), uint64(r.Len))
 	cutoff := r.b.cutoff.Load()
 	return cutoff > 0 && run >= uint64(cutoff)
