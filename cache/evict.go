@@ -1,6 +1,10 @@
 package cache
 
-import "ubcache/policy"
+import (
+	"time"
+
+	"ubcache/policy"
+)
 
 // eviction keeps a reserve of free buckets. A bucket is emptied in memory under one record, and
 // becomes free when that is durable and no read of its slots is under way.
@@ -11,9 +15,14 @@ type eviction struct {
 	freeing []BucketID
 	last    LSN // of the records that emptied them
 	trims   int
+	retry   int64 // not before then, after a search that found nothing
 }
 
-const evictBatch = 32
+const (
+	evictBatch = 32
+	// evictPause is between searches of a cache in which everything is dirty.
+	evictPause = int64(20 * time.Millisecond)
+)
 
 // start empties buckets if too few are free.
 func (v *eviction) start() {
@@ -28,13 +37,19 @@ func (v *eviction) start() {
 	if free >= c.reserve {
 		return
 	}
+	now := l.d.Now()
+	if now < v.retry {
+		return
+	}
 	var last LSN
 	for range min(evictBatch, 2*c.reserve-free) {
 		b := v.pick()
-		if b == noBucket || !c.journal.reserve(1) {
-			if b != noBucket {
-				c.alloc.pushBack(b)
-			}
+		if b == noBucket {
+			v.retry = now + evictPause
+			break
+		}
+		if !c.journal.reserve(1) {
+			c.alloc.pushBack(b)
 			break
 		}
 		last = v.empty(b)
