@@ -149,7 +149,7 @@ func TestDriver(t *testing.T) {
 			t.Run(fmt.Sprintf("%s/checksums=%v", mode, checksums), func(t *testing.T) {
 				seed := uint64(mode)*2 + 1
 				w := newBench(t, benchOptions{
-					ssdBytes: 64 << 20, diskBytes: 2 * half, mode: mode, noChecksums: !checksums,
+					ssdBytes: 512 << 20, diskBytes: 2 * half, mode: mode, noChecksums: !checksums,
 				})
 				worlds := []*world{newWorld(0, half), newWorld(half, half)}
 				for round := range 4 {
@@ -235,7 +235,7 @@ func benchmarkHit(b *testing.B, checksums bool) {
 	must(b, err)
 	defer os.RemoveAll(dir)
 	w := newBench(b, benchOptions{
-		dir: dir, ssdBytes: 128 << 20, diskBytes: size, mode: cache.Writeback,
+		dir: dir, ssdBytes: 2 << 30, diskBytes: size, mode: cache.Writeback,
 		noChecksums: !checksums,
 	})
 	fill := w.client(4, 1<<20)
