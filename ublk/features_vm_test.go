@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"ubcache/ublk"
 )
 
@@ -113,5 +115,28 @@ func TestDMAAndSegments(t *testing.T) {
 	verify(t, d.Path(), testDiskSize, 100)
 	if err := d.Delete(timeout(t, 20*time.Second)); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestUpdateSize(t *testing.T) {
+	need(t, ublk.FeatureUpdateSize)
+	disk := newDisk(t, testDiskSize)
+	d := serve(t, testOptions(ublk.Copy, testDiskSize/2), disk.factory)
+	fd, err := unix.Open(d.Path(), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	for _, size := range []uint64{testDiskSize, testDiskSize / 4} {
+		if err := d.UpdateSize(size); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := deviceSize(fd); err != nil || got != size {
+			t.Errorf("size after update: %d, %v, want %d", got, err, size)
+		}
+		info, err := d.Info()
+		if err != nil || info.Params.SizeBytes != size {
+			t.Errorf("info after update: %+v, %v", info, err)
+		}
 	}
 }

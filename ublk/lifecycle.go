@@ -248,7 +248,8 @@ func (d *Device) UpdateSize(bytes uint64) error {
 		return err
 	}
 	if bytes == 0 || bytes%uint64(d.opts.Params.LogicalBlockBytes) != 0 {
-		return fmt.Errorf("ublk%d: update size: %d bytes is no multiple of the block size", d.id, bytes)
+		return fmt.Errorf("ublk%d: update size: %d bytes is no multiple of the block size", d.id,
+			bytes)
 	}
 	return d.ctl.updateSize(d.id, bytes>>9)
 }

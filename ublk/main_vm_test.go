@@ -71,7 +71,8 @@ func need(t testing.TB, want ublk.Features) {
 			continue
 		}
 		if kernelAtLeast(t, f.NeedsLinux) {
-			t.Fatalf("the kernel should have %s (since %s) but reports %v", f.Name, f.NeedsLinux, have)
+			t.Fatalf("the kernel should have %s (since %s) but reports %v", f.Name, f.NeedsLinux,
+				have)
 		}
 		t.Skipf("skipped: %s needs Linux ≥ %s", f.Name, f.NeedsLinux)
 	}

@@ -218,7 +218,8 @@ func (o Options) Validate() error {
 	pow2 := func(v uint32) bool { return bits.OnesCount32(v) == 1 }
 	page := uint32(os.Getpagesize())
 	bad(o.ID < -1, "ID %d: want -1 or a number", o.ID)
-	bad(o.Queues < 1 || o.Queues > sys.MaxQueues, "Queues %d: want 1 … %d", o.Queues, sys.MaxQueues)
+	bad(o.Queues < 1 || o.Queues > sys.MaxQueues, "Queues %d: want 1 … %d", o.Queues,
+		sys.MaxQueues)
 	bad(o.Depth < 1 || o.Depth > sys.MaxQueueDepth, "Depth %d: want 1 … %d", o.Depth,
 		sys.MaxQueueDepth)
 	bad(o.MaxIOBytes < int(page) || o.MaxIOBytes > 1<<sys.IOBufBits,

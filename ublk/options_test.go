@@ -23,7 +23,9 @@ func TestValidate(t *testing.T) {
 		"Recovery":           func(o *Options) { o.Recovery = 9 },
 		"LogicalBlockBytes":  func(o *Options) { o.Params.LogicalBlockBytes = 1000 },
 		"block size":         func(o *Options) { o.Params.IOOptBytes = 1 << 30 },
-		"PhysicalBlockBytes": func(o *Options) { o.Params.LogicalBlockBytes = 4096; o.Params.PhysicalBlockBytes = 512 },
+		"PhysicalBlockBytes": func(o *Options) {
+			o.Params.LogicalBlockBytes, o.Params.PhysicalBlockBytes = 4096, 512
+		},
 		"SizeBytes":          func(o *Options) { o.Params.SizeBytes = 1000 },
 		"FUA":                func(o *Options) { o.Params.FUA = true },
 		"DMAAlign":           func(o *Options) { o.Params.DMAAlign = 12 },

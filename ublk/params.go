@@ -50,7 +50,9 @@ func kernelParams(p *Params, maxIOBytes uint32) sys.Params {
 	}
 	if s := p.Segment; s != nil {
 		k.Types |= sys.ParamSegment
-		k.Seg = sys.Segment{BoundaryMask: s.BoundaryMask, MaxSize: s.MaxBytes, MaxSegments: s.MaxCount}
+		k.Seg = sys.Segment{
+			BoundaryMask: s.BoundaryMask, MaxSize: s.MaxBytes, MaxSegments: s.MaxCount,
+		}
 	}
 	if i := p.Integrity; i != nil {
 		k.Types |= sys.ParamIntegrity

@@ -113,8 +113,8 @@ func TestSharedMemory(t *testing.T) {
 	}
 }
 
-// piServer keeps 32 bytes of metadata for each block of 4 KiB: 16 opaque ones and a CRC64 tuple that
-// the kernel makes and verifies.
+// piServer keeps 32 bytes of metadata for each block of 4 KiB: 16 opaque ones and a CRC64 tuple
+// that the kernel makes and verifies.
 type piServer struct {
 	*diskQueue
 	meta []byte

@@ -54,8 +54,8 @@ func (l *loopServer) Completion(q *ublk.Queue, userData uint64, res int32, _ uin
 
 var throughput = flag.Int("throughput", 0, "rounds of TestThroughput")
 
-// TestThroughput measures in rounds, so that what else runs on the machine hits all servers alike, and
-// prints the median and the best of each.
+// TestThroughput measures in rounds, so that what else runs on the machine hits all servers alike,
+// and prints the median and the best of each.
 func TestThroughput(t *testing.T) {
 	if *throughput == 0 {
 		t.Skip("skipped: takes a minute a round (-throughput=ROUNDS)")
