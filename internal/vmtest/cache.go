@@ -80,7 +80,10 @@ type DeviceStats struct {
 }
 
 // Cache is a cache named main, with its daemon, driven through the command line.
-type Cache struct{ SSD string }
+type Cache struct {
+	SSD    string
+	closed bool
+}
 
 // NewCache formats a device and starts the cache. At the end of the test the cache is stopped and
 // the SSD checked, data included: each test has to leave it without a problem. A test that has
@@ -101,18 +104,25 @@ func ReopenCache(t testing.TB, ssd string) *Cache {
 func adopt(t testing.TB, ssd string) *Cache {
 	t.Helper()
 	c := &Cache{SSD: ssd}
-	t.Cleanup(func() {
-		t.Helper()
-		if t.Failed() {
-			Diagnose(t.Output())
-		} else {
-			c.Stop(t)
-			c.Check(t)
-		}
-		nothing(t)
-	})
+	t.Cleanup(func() { c.close(t) })
 	c.Start(t)
 	return c
+}
+
+// close ends the cache and checks it.
+func (c *Cache) close(t testing.TB) {
+	t.Helper()
+	if c.closed {
+		return
+	}
+	c.closed = true
+	defer nothing(t)
+	if t.Failed() {
+		Diagnose(t.Output())
+		return
+	}
+	c.Stop(t)
+	c.Check(t)
 }
 
 // nothing takes away whatever a test has left: daemons, block devices, configuration.
@@ -174,6 +184,8 @@ func (c *Cache) Check(t testing.TB) {
 // Attach puts the cache in front of a device and returns the cached device.
 func (c *Cache) Attach(t testing.TB, dev, name string, flags ...string) string {
 	t.Helper()
+	// Before the backing device goes away, which the test may have made after the cache.
+	t.Cleanup(func() { c.close(t) })
 	Ubcache(t, append([]string{"attach", dev, "--name", name}, flags...)...)
 	return c.Device(t, name).Path
 }

@@ -62,7 +62,7 @@ func Limit(t testing.TB, limit time.Duration) {
 // the end of the kernel's.
 func Diagnose(w io.Writer) {
 	for _, c := range []string{
-		"ubcache status; ubcache stats",
+		"ubcache status --json; ubcache stats",
 		"tail -n 60 /run/ubcache/*.log /run/ubcache/*.log.old",
 		"cat /etc/ubcache.toml; ls -l /run/ubcache /dev/ublk* /dev/ubcache",
 		"ps -eo pid,stat,wchan:32,args | grep -v '\\[.*\\]$'",

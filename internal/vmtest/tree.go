@@ -61,7 +61,7 @@ func fileSize(i int, rnd *rand.Rand) int {
 	return rnd.IntN(8 << 10)
 }
 
-// sparseFile writes three pieces, none at a block's border, into a file of 40 MB.
+// sparseFile writes three pieces, none at a block's border, into a file of 2 MB.
 func sparseFile(name string, rnd *rand.Rand, buf []byte) error {
 	f, err := os.Create(name)
 	if err != nil {
@@ -71,11 +71,11 @@ func sparseFile(name string, rnd *rand.Rand, buf []byte) error {
 	for range 3 {
 		piece := buf[:1+rnd.IntN(9000)]
 		Fill(piece, rnd.Uint64())
-		if _, err := f.WriteAt(piece, rnd.Int64N(30<<20)); err != nil {
+		if _, err := f.WriteAt(piece, rnd.Int64N(2<<20)); err != nil {
 			return err
 		}
 	}
-	return f.Truncate(40_000_001)
+	return f.Truncate(2_200_001)
 }
 
 // Fill writes pseudo-random bytes that the seed determines.
