@@ -206,6 +206,9 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
+// unserved are features that change the protocol to one that the queues do not speak.
+const unserved = FeatureNeedGetData | FeatureUnprivileged | FeatureZoned | FeatureBatchIO
+
 // Validate reports everything that is wrong with o at once.
 func (o Options) Validate() error {
 	o = o.withDefaults()
@@ -226,6 +229,7 @@ func (o Options) Validate() error {
 		"MaxIOBytes %d: want %d … %d", o.MaxIOBytes, page, 1<<sys.IOBufBits)
 	bad(o.Mode > AutoZeroCopy, "Mode %d", o.Mode)
 	bad(o.Recovery > RecoveryFailIO, "Recovery %d", o.Recovery)
+	bad(o.Extra&unserved != 0, "Extra %v: this package does not serve that", o.Extra&unserved)
 	bad(o.Files < 0 || o.Files > 1<<15-1, "Files %d: want at most %d", o.Files, 1<<15-1)
 	bad(o.Buffers < 0 || o.Buffers > 1<<14-sys.MaxQueueDepth, "Buffers %d: want at most %d",
 		o.Buffers, 1<<14-sys.MaxQueueDepth)

@@ -15,22 +15,23 @@ func TestValidate(t *testing.T) {
 		t.Errorf("default options: %v", err)
 	}
 	for name, c := range map[string]func(o *Options){
-		"ID":                 func(o *Options) { o.ID = -2 },
-		"Queues":             func(o *Options) { o.Queues = 5000 },
-		"Depth":              func(o *Options) { o.Depth = 4097 },
-		"MaxIOBytes":         func(o *Options) { o.MaxIOBytes = 64 << 20 },
-		"Mode":               func(o *Options) { o.Mode = 9 },
-		"Recovery":           func(o *Options) { o.Recovery = 9 },
-		"LogicalBlockBytes":  func(o *Options) { o.Params.LogicalBlockBytes = 1000 },
-		"block size":         func(o *Options) { o.Params.IOOptBytes = 1 << 30 },
+		"ID":                func(o *Options) { o.ID = -2 },
+		"Queues":            func(o *Options) { o.Queues = 5000 },
+		"Depth":             func(o *Options) { o.Depth = 4097 },
+		"MaxIOBytes":        func(o *Options) { o.MaxIOBytes = 64 << 20 },
+		"Mode":              func(o *Options) { o.Mode = 9 },
+		"Extra":             func(o *Options) { o.Extra = FeatureBatchIO },
+		"Recovery":          func(o *Options) { o.Recovery = 9 },
+		"LogicalBlockBytes": func(o *Options) { o.Params.LogicalBlockBytes = 1000 },
+		"block size":        func(o *Options) { o.Params.IOOptBytes = 1 << 30 },
 		"PhysicalBlockBytes": func(o *Options) {
 			o.Params.LogicalBlockBytes, o.Params.PhysicalBlockBytes = 4096, 512
 		},
-		"SizeBytes":          func(o *Options) { o.Params.SizeBytes = 1000 },
-		"FUA":                func(o *Options) { o.Params.FUA = true },
-		"DMAAlign":           func(o *Options) { o.Params.DMAAlign = 12 },
-		"Integrity":          func(o *Options) { o.Params.Integrity = &IntegrityParams{} },
-		"Segment":            func(o *Options) { o.Params.Segment = &SegmentParams{} },
+		"SizeBytes": func(o *Options) { o.Params.SizeBytes = 1000 },
+		"FUA":       func(o *Options) { o.Params.FUA = true },
+		"DMAAlign":  func(o *Options) { o.Params.DMAAlign = 12 },
+		"Integrity": func(o *Options) { o.Params.Integrity = &IntegrityParams{} },
+		"Segment":   func(o *Options) { o.Params.Segment = &SegmentParams{} },
 	} {
 		o := good
 		c(&o)

@@ -69,7 +69,9 @@ func TestThroughput(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(fd)
-	own := func(mode ublk.CopyMode, a ublk.AffinityPolicy, factory func() ublk.Handler) func(*testing.T) {
+	own := func(mode ublk.CopyMode, a ublk.AffinityPolicy, factory func() ublk.Handler) func(
+		*testing.T,
+	) {
 		o := testOptions(mode, size)
 		o.ID, o.Depth, o.Affinity = benchID, 128, a
 		return func(t *testing.T) {
@@ -108,7 +110,8 @@ func TestThroughput(t *testing.T) {
 		for _, s := range servers {
 			r := results[fmt.Sprintf("%s qd%d", s.name, depth)]
 			slices.Sort(r)
-			t.Logf("%-14s QD%-2d median %6.0f best %6.0f IOPS", s.name, depth, r[len(r)/2], r[len(r)-1])
+			t.Logf("%-14s QD%-2d median %6.0f best %6.0f IOPS", s.name, depth,
+				r[len(r)/2], r[len(r)-1])
 		}
 	}
 }

@@ -152,7 +152,8 @@ func findHeader(t *testing.T) string {
 		places = append(places, more...)
 	}
 	for _, p := range places {
-		if text, err := os.ReadFile(p); err == nil && bytes.Contains(text, []byte("UBLK_F_IO_DESC_SIZE")) {
+		text, err := os.ReadFile(p)
+		if err == nil && bytes.Contains(text, []byte("UBLK_F_IO_DESC_SIZE")) {
 			return p
 		}
 	}
