@@ -65,9 +65,10 @@ func (r killRow) run(t *testing.T) {
 		})
 		time.Sleep(time.Duration(rnd.IntN(500)) * time.Millisecond)
 		probe.longest.Store(0)
-		before := probe.done.Load()
 		c.Kill(t)
+		before := probe.done.Load()
 		c.Start(t)
+		// One of these was under way at the kill, or began after it.
 		Wait(t, time.Minute, "the probe's next write", func() bool {
 			return probe.done.Load() > before+1 || probe.failed()
 		})
