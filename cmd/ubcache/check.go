@@ -41,7 +41,7 @@ func openCache(ctx context.Context, file *config.File, what, arg string) (
 	}
 	if err != nil {
 		_ = dev.Close()
-		return nil, nil, report.Wrap(what+" "+arg, err, "")
+		return nil, nil, daemon.CacheError(what+" "+arg, err)
 	}
 	return dev, pending, nil
 }
@@ -89,7 +89,7 @@ problems.`,
 			})
 			m.end()
 			if err != nil {
-				return report.Wrap("check "+a[0], err, "")
+				return daemon.CacheError("check "+a[0], err)
 			}
 			return printCheck(cmd.OutOrStdout(), g, a[0], r)
 		},

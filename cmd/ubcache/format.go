@@ -95,6 +95,9 @@ func (f *formatFlags) run(ctx context.Context, g *globals, device string) (*form
 		return nil, report.Refuse(what, fmt.Sprintf("%s already has a cache %q on %s", g.config,
 			f.name, old.Device), "choose another --name, or --force replaces it")
 	}
+	if err := cache.CheckSize(i.SizeBytes, int64(f.bucket)); err != nil {
+		return nil, report.Refuse(what, err.Error(), "")
+	}
 	ctx, cancel := context.WithTimeout(ctx, busyWait)
 	defer cancel()
 	dev, err := i.Open(ctx)

@@ -63,12 +63,13 @@ type meter struct {
 const lineEvery = 10 * time.Second
 
 func newMeter(verb string, quiet bool) *meter {
-	return &meter{verb: verb, tty: isTerminal(os.Stderr), quiet: quiet, start: time.Now()}
+	now := time.Now()
+	return &meter{verb: verb, tty: isTerminal(os.Stderr), quiet: quiet, start: now, last: now}
 }
 
 func (m *meter) show(p control.Progress) {
 	now := time.Now()
-	if m.quiet || p.TotalBytes == 0 || !m.tty && now.Sub(m.last) < lineEvery && !m.last.IsZero() {
+	if m.quiet || p.TotalBytes == 0 || !m.tty && now.Sub(m.last) < lineEvery {
 		return
 	}
 	m.last = now

@@ -30,7 +30,9 @@ mode, who uses them. The exit status is 4 if a cache that was named is not runni
 			list := []control.Status{}
 			var missing error
 			for _, n := range picked {
-				st := control.Status{Name: n, SSD: file.Caches[n].Device, Config: g.config}
+				st := control.Status{
+					Name: n, SSD: file.Caches[n].Device, Config: g.config, Devices: []control.Device{},
+				}
 				err := call(cmd.Context(), file, n, control.CmdStatus, nil, &st, nil)
 				switch {
 				case report.CodeOf(err) == report.NotRunning && len(names) > 0:

@@ -158,14 +158,14 @@ func (i *Info) fileUsers() string {
 	return ""
 }
 
-// Openers names processes that have the device or file open, but for this one.
+// Openers names processes that have the device or file open.
 func (i *Info) Openers() []string {
 	var want unix.Stat_t
 	if unix.Stat(i.Path, &want) != nil {
 		return nil
 	}
 	links, _ := filepath.Glob("/proc/[0-9]*/fd/*")
-	seen := map[int]bool{os.Getpid(): true}
+	seen := map[int]bool{}
 	var list []string
 	for _, l := range links {
 		var st unix.Stat_t

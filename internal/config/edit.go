@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/BurntSushi/toml"
 	"golang.org/x/sys/unix"
@@ -82,12 +83,35 @@ func (f *File) Encode() ([]byte, error) {
 	if !bytes.HasSuffix(b.Bytes(), []byte("\n\n")) {
 		b.WriteByte('\n')
 	}
-	enc := toml.NewEncoder(&b)
+	var body bytes.Buffer
+	enc := toml.NewEncoder(&body)
 	enc.Indent = ""
 	if err := enc.Encode(f); err != nil {
 		return nil, err
 	}
+	b.WriteString(tidy(body.String()))
 	return b.Bytes(), nil
+}
+
+// tidy drops the headings of tables that only have tables in them, and parts the others by a blank
+// line.
+func tidy(text string) string {
+	lines := strings.FieldsFunc(text, func(r rune) bool { return r == '\n' })
+	var b strings.Builder
+	heading := func(s string) bool { return strings.HasPrefix(s, "[") }
+	for i, l := range lines {
+		if heading(l) {
+			if i+1 < len(lines) && strings.HasPrefix(lines[i+1], strings.TrimSuffix(l, "]")+".") {
+				continue
+			}
+			if b.Len() > 0 {
+				b.WriteByte('\n')
+			}
+		}
+		b.WriteString(l)
+		b.WriteByte('\n')
+	}
+	return b.String()
 }
 
 func (f *File) save() error {

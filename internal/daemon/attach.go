@@ -77,6 +77,9 @@ func (in *Instance) openNew(ctx context.Context, a *control.AttachArgs, o *cache
 	if err != nil {
 		return nil, err
 	}
+	if what, ok := in.has(i); ok {
+		return nil, report.Refuse("attach "+a.Device, what, "")
+	}
 	if by := i.Users(); by != "" {
 		return nil, report.Refuse(what, by, "the device must not be in use; unmount it first")
 	}
@@ -91,6 +94,19 @@ func (in *Instance) openNew(ctx context.Context, a *control.AttachArgs, o *cache
 		return nil, err
 	}
 	return dev, nil
+}
+
+// has reports whether the cache has the device already.
+func (in *Instance) has(i *blockdev.Info) (what string, ok bool) {
+	if i.Path == in.ssdInfo.Path {
+		return "it is the SSD of this cache", true
+	}
+	for _, s := range in.list() {
+		if s.dev != nil && s.dev.Info.Path == i.Path {
+			return "it is attached already, as " + s.name, true
+		}
+	}
+	return "", false
 }
 
 func (in *Instance) checkNew(dev *blockdev.Device, a *control.AttachArgs, o *cache.AttachOptions) error {

@@ -50,7 +50,7 @@ func (in *Instance) stopCommand(_ context.Context, a control.StopArgs, _ func(co
 func (in *Instance) Status() control.Status {
 	st := control.Status{
 		Name: in.opts.Name, Running: true, PID: os.Getpid(), Started: in.started,
-		SSD: in.ssdInfo.Path, Config: in.opts.ConfigPath,
+		SSD: in.ssdInfo.Path, Config: in.opts.ConfigPath, Devices: []control.Device{},
 	}
 	if !in.enter() {
 		return st

@@ -134,7 +134,7 @@ func (in *Instance) start(ctx context.Context) error {
 	if err := control.MakeRuntimeDir(in.dir); err != nil {
 		return err
 	}
-	if err := in.takeName(); err != nil {
+	if err := in.takeName(ctx); err != nil {
 		return err
 	}
 	if err := in.checkKernel(); err != nil {
@@ -185,7 +185,7 @@ func (in *Instance) openDevices(ctx context.Context) error {
 	}
 	sb, err := cache.ReadSuper(in.ssd)
 	if err != nil {
-		return report.Wrap("open cache on "+in.ssdInfo.Path, err, hintFor(err))
+		return CacheError("open cache on "+in.ssdInfo.Path, err)
 	}
 	if sb.UUID.String() != in.conf.UUID {
 		return report.Refuse("open cache on "+in.ssdInfo.Path,
@@ -195,14 +195,19 @@ func (in *Instance) openDevices(ctx context.Context) error {
 	return in.openBackings(ctx, sb)
 }
 
-func hintFor(err error) string {
+// CacheError is what people are told when a cache cannot be read.
+func CacheError(what string, err error) error {
 	switch {
-	case errors.Is(err, cache.ErrNewer):
-		return "use the newer ubcache"
+	case errors.Is(err, cache.ErrNewer): // it says itself what to do
+		return report.Refuse(what, err.Error(), "")
+	case errors.Is(err, cache.ErrNotCache):
+		return report.Refuse(what, err.Error(), "ubcache format makes one")
+	case errors.Is(err, cache.ErrTooSmall):
+		return report.Refuse(what, err.Error(), "")
 	case errors.Is(err, cache.ErrCorrupt):
-		return "ubcache check tells more"
+		return report.Wrap(what, err, "ubcache check tells more")
 	}
-	return ""
+	return report.Wrap(what, err, "")
 }
 
 // openPatiently waits for a device that somebody has, and says so.
@@ -241,7 +246,7 @@ func (in *Instance) openCache() error {
 		Pending: in.pending.mem, Discard: in.conf.Discard && in.ssdInfo.Discard,
 	})
 	if err != nil {
-		return report.Wrap("open cache on "+in.ssdInfo.Path, err, hintFor(err))
+		return CacheError("open cache on "+in.ssdInfo.Path, err)
 	}
 	return nil
 }

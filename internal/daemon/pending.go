@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -62,35 +60,6 @@ func (p *pendingRing) close(remove bool) {
 	if remove {
 		_ = os.Remove(p.path)
 	}
-}
-
-// takeName makes sure that one daemon runs a cache. The lock goes away with the process.
-func (in *Instance) takeName() error {
-	path := filepath.Join(in.dir, in.opts.Name+".lock")
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return report.Wrap("take "+path, err, "")
-	}
-	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		text, _ := os.ReadFile(path)
-		_ = f.Close()
-		return report.Refuse("start cache "+in.opts.Name,
-			"already running as process "+strings.TrimSpace(string(text)), "")
-	}
-	if err != nil {
-		_ = f.Close()
-		return report.Wrap("lock "+path, err, "")
-	}
-	if err := f.Truncate(0); err == nil {
-		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
-		if err != nil {
-			_ = f.Close()
-			return report.Wrap("write "+path, err, "")
-		}
-	}
-	in.lock = f
-	return nil
 }
 
 // ReadPending is a copy of what a killed daemon has left in the pending ring of a cache; nil if

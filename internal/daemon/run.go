@@ -14,6 +14,8 @@ import (
 // Run starts a cache, answers on its control socket, and returns when it was stopped, by command
 // or by signal. ready is called once the devices are there.
 func Run(o Options, ready func(control.Status)) error {
+	// Executed as /proc/self/exe it would be listed under the name exe.
+	_ = os.WriteFile("/proc/self/comm", []byte("ubcache"), 0)
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	signal.Ignore(syscall.SIGPIPE)
