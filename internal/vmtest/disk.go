@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Disk returns the device of a test disk (ssd, ssd4k, slow, slow4k or one of ubvm's --disk),
@@ -38,14 +40,21 @@ func RawDisk(t testing.TB, name string) string {
 	return real
 }
 
+// QueueFile is the name of a file in a block device's queue folder in sysfs.
+func QueueFile(t testing.TB, dev, name string) string {
+	t.Helper()
+	var st unix.Stat_t
+	if err := unix.Stat(dev, &st); err != nil {
+		t.Fatalf("stat %s: %v", dev, err)
+	}
+	// By number, for device-mapper's nodes have other names than its devices.
+	return fmt.Sprintf("/sys/dev/block/%d:%d/queue/%s", unix.Major(st.Rdev), unix.Minor(st.Rdev), name)
+}
+
 // QueueLimit reads a number from a block device's queue folder in sysfs.
 func QueueLimit(t testing.TB, dev, name string) int64 {
 	t.Helper()
-	real, err := filepath.EvalSymlinks(dev)
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := os.ReadFile(filepath.Join("/sys/class/block", filepath.Base(real), "queue", name))
+	text, err := os.ReadFile(QueueFile(t, dev, name))
 	if err != nil {
 		t.Fatal(err)
 	}
