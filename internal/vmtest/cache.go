@@ -241,7 +241,7 @@ func (c *Cache) Kill(t testing.TB) {
 }
 
 // Refused runs a command that must be refused with this exit status and one line that has these
-// words.
+// words, in upper or lower case.
 func Refused(t testing.TB, status int, words string, args ...string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -259,7 +259,7 @@ func Refused(t testing.TB, status int, words string, args ...string) {
 	if !strings.HasPrefix(line, "ubcache: ") || strings.Count(line, "\n") != 1 {
 		t.Errorf("%s: expected one line, beginning with the program's name, not\n%s", what, line)
 	}
-	if !strings.Contains(line, words) {
+	if !strings.Contains(strings.ToLower(line), strings.ToLower(words)) {
 		t.Errorf("%s: expected %q in\n%s", what, words, line)
 	}
 	if stdout.Len() > 0 {

@@ -113,7 +113,7 @@ func refuseContent(t *testing.T) {
 		}
 		fs.create(t, other)
 		unchanged(t, []string{other}, func() {
-			Refused(t, refused, fs.name, "format", other)
+			Refused(t, refused, fs.name+" filesystem", "format", other)
 		})
 		fs.verify(t, other)
 	}
@@ -128,7 +128,7 @@ func refuseContent(t *testing.T) {
 	Ubcache(t, "format", fresh, "--name=second")
 	unchanged(t, []string{fresh, other}, func() {
 		Refused(t, refused, "cache", "attach", fresh, "--cache=main", "--name=data")
-		Refused(t, refused, "xfs", "attach", other, "--cache=main", "--name=data", "--header")
+		Refused(t, refused, "xfs filesystem", "attach", other, "--cache=main", "--name=data", "--header")
 	})
 	Sh(t, "sed -i '/cache.second/,$d' "+configPath)
 }

@@ -12,7 +12,6 @@ package powercut
 
 import (
 	"fmt"
-	"os"
 	"testing"
 	"time"
 
@@ -31,6 +30,8 @@ var rounds = []round{{"writeback", false}, {"writethrough", true}, {"writeback",
 const (
 	ssdMiB     = 256
 	backingMiB = 512
+	config     = "/etc/ubcache.toml"
+	keptConfig = "powercut/ubcache.toml"
 	// enough is how often each writer's data is durable before the power goes.
 	enough = 25
 )
@@ -76,6 +77,9 @@ func (r round) cut(t *testing.T, ssd, backing string) {
 		}
 		return true
 	})
+	// The root filesystem is a new one after each boot, so the configuration has to be kept
+	// elsewhere.
+	vmtest.Run(t, "cp", config, vmtest.Out(t, keptConfig))
 	if d := c.Device(t, "data"); r.mode == "writeback" && d.DirtyBytes == 0 {
 		t.Fatal("nothing is dirty: the backing device has everything anyway")
 	}
@@ -84,9 +88,7 @@ func (r round) cut(t *testing.T, ssd, backing string) {
 
 // verify looks at what the round before the reset has left.
 func (r round) verify(t *testing.T, ssd, backing string) {
-	if _, err := os.Stat("/etc/ubcache.toml"); err != nil {
-		t.Fatalf("the configuration did not survive: %v", err)
-	}
+	vmtest.Run(t, "cp", vmtest.Out(t, keptConfig), config)
 	acked := readWitness(t)
 	fmt.Printf("%s: acknowledged before the power cut: %v\n", t.Name(), acked)
 	for i, n := range acked {
@@ -96,8 +98,10 @@ func (r round) verify(t *testing.T, ssd, backing string) {
 	}
 	if r.alone {
 		// Through a snapshot, for the replay of the filesystem's journal must not change the
-		// backing device behind the cache's back.
-		checkFiles(t, "backing device alone", vmtest.Snapshot(t, backing), acked)
+		// backing device behind the cache's back. The subtest's end removes it.
+		t.Run("alone", func(t *testing.T) {
+			checkFiles(t, "backing device alone", vmtest.Snapshot(t, backing), acked)
+		})
 	}
 	c := vmtest.ReopenCache(t, ssd)
 	dev := c.Device(t, "data").Path
