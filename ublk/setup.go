@@ -15,7 +15,7 @@ func (q *Queue) init(charFD int, o *Options, info *sys.DevInfo) (err error) {
 	q.wakeFD, q.current = -1, -1
 	cq := uint32(2 * (q.depth + o.Entries + 8))
 	q.ring, err = uring.New(uint32(q.depth+o.Entries+8), uring.Options{
-		SingleIssuer: true, CQEntries: cq,
+		SingleIssuer: true, Hold: true, CQEntries: cq,
 	})
 	if err != nil {
 		return err

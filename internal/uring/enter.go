@@ -17,6 +17,15 @@ func sysSetup(entries uint32, p *params) (int, syscall.Errno) {
 	return int(fd), e
 }
 
+// sysEnterHold waits without telling the runtime, so the wait must be a short one; see hold.go.
+func sysEnterHold(fd int, submit, minComplete, flags uint32, arg, argSz uintptr) (int,
+	syscall.Errno,
+) {
+	n, _, e := syscall.RawSyscall6(unix.SYS_IO_URING_ENTER, uintptr(fd), uintptr(submit),
+		uintptr(minComplete), uintptr(flags), arg, argSz)
+	return int(n), e
+}
+
 // sysEnter never sleeps: minComplete is zero.
 func sysEnter(fd int, submit, flags uint32) (int, syscall.Errno) {
 	n, _, e := syscall.RawSyscall6(unix.SYS_IO_URING_ENTER, uintptr(fd), uintptr(submit), 0,

@@ -105,15 +105,28 @@ func (r *Ring) SubmitAndWait(n uint32, timeout time.Duration) error {
 
 func (r *Ring) wait(pending, n uint32, timeout time.Duration) (int, syscall.Errno) {
 	flags := r.enterFix | enterGetEvents
+	if r.hold && (timeout <= 0 || timeout > holdTime) {
+		arg, size := r.timeoutArg(holdTime)
+		took, e := sysEnterHold(r.enterFD, pending, n, flags|enterExtArg, arg, size)
+		if e != unix.ETIME && e != unix.EINTR {
+			return took, e
+		}
+		pending = r.Pending()
+	}
 	if timeout <= 0 {
 		return sysEnterWait(r.enterFD, pending, n, flags, 0, 8)
 	}
-	arg := (*getEventsArg)(unsafe.Pointer(unsafe.SliceData(r.args.b)))
+	arg, size := r.timeoutArg(timeout)
+	return sysEnterWait(r.enterFD, pending, n, flags|enterExtArg, arg, size)
+}
+
+// timeoutArg is the argument of an enter that waits so long. It lies in mapped memory.
+func (r *Ring) timeoutArg(timeout time.Duration) (arg, size uintptr) {
+	a := (*getEventsArg)(unsafe.Pointer(unsafe.SliceData(r.args.b)))
 	ts := (*Timespec)(unsafe.Pointer(&r.args.b[argsTimespecs]))
 	*ts = timespec(timeout)
-	*arg = getEventsArg{ts: uint64(uintptr(unsafe.Pointer(ts)))}
-	return sysEnterWait(r.enterFD, pending, n, flags|enterExtArg,
-		uintptr(unsafe.Pointer(arg)), unsafe.Sizeof(*arg))
+	*a = getEventsArg{ts: uint64(uintptr(unsafe.Pointer(ts)))}
+	return uintptr(unsafe.Pointer(a)), unsafe.Sizeof(*a)
 }
 
 // needEnter reports whether an enter without submissions can do anything: deferred work runs only

@@ -41,6 +41,7 @@ func newRing(t testing.TB, entries uint32, o uring.Options) *uring.Ring {
 var ringKinds = map[string]uring.Options{
 	"plain":    {},
 	"deferred": {SingleIssuer: true},
+	"holding":  {SingleIssuer: true, Hold: true},
 	"sqe128":   {SQE128: true},
 }
 

@@ -19,6 +19,10 @@ type Options struct {
 	// kernel defers completion work to that thread's enters (SINGLE_ISSUER, DEFER_TASKRUN),
 	// and the ring's descriptor is registered with the thread.
 	SingleIssuer bool
+	// Hold is for rings of locked goroutines that wait often and not for long: a wait keeps its P
+	// for a while, which spares the runtime's monitor much work. New raises GOMAXPROCS by one for
+	// each such ring, so that others do not want for one.
+	Hold bool
 	// SQE128 makes submissions of 128 bytes, as ublk's control commands need them.
 	SQE128 bool
 }
@@ -47,6 +51,7 @@ type Ring struct {
 	ringMem, sqeMem []byte
 	args            *Arena // getEventsArg, then one Timespec for the wait and one per SQ slot
 
+	hold           bool // Options.Hold
 	files, buffers bool // tables are registered
 }
 
@@ -96,6 +101,9 @@ func New(entries uint32, o Options) (*Ring, error) {
 	}
 	if o.SingleIssuer {
 		r.registerRingFD()
+	}
+	if r.hold = o.Hold; r.hold {
+		addHolder()
 	}
 	return r, nil
 }
@@ -168,6 +176,9 @@ func (r *Ring) Close() error {
 		return nil
 	}
 	r.unregisterRingFD()
+	if r.hold {
+		dropHolder()
+	}
 	var errs []error
 	if r.sqeMem != nil {
 		errs = append(errs, unix.Munmap(r.sqeMem))
