@@ -63,7 +63,7 @@ func (d *demo) waitFor(w *fileWriter, n int64, fault <-chan error) error {
 	return nil
 }
 
-// killDaemon kills the daemon while files are being written.
+// killDaemon kills the daemon while files are being written, and starts it again.
 func (d *demo) killDaemon() error {
 	dir := filepath.Join(d.mount, "files")
 	if err := os.Mkdir(dir, 0o755); err != nil {
@@ -147,21 +147,27 @@ func (d *demo) compare(dev string) error {
 	return d.unmount()
 }
 
+// checkSSD stops the cache, checks all of its metadata and data, and starts it again.
+func (d *demo) checkSSD() error {
+	if err := d.tell("stop"); err != nil {
+		return err
+	}
+	if err := d.tell("check", "--data", "demo"); err != nil {
+		return err
+	}
+	return d.tell("start")
+}
+
 // giveBack detaches and looks at the slow disk alone.
 func (d *demo) giveBack() error {
 	if err := d.tell("detach", "demo"); err != nil {
+		return err
+	}
+	if err := d.tell("stop"); err != nil {
 		return err
 	}
 	if err := d.fsck(d.slow); err != nil {
 		return err
 	}
 	return d.compare(d.slow)
-}
-
-// checkSSD stops the cache and checks all of its metadata and data.
-func (d *demo) checkSSD() error {
-	if err := d.tell("stop"); err != nil {
-		return err
-	}
-	return d.tell("check", "--data", "demo")
 }

@@ -37,7 +37,14 @@ func say(format string, args ...any) { fmt.Printf("   "+format+"\n", args...) }
 
 // show prints a command as one would type it.
 func show(name string, args ...string) {
-	fmt.Printf("   \x1b[2m$ %s %s\x1b[0m\n", name, strings.Join(args, " "))
+	var b strings.Builder
+	for _, a := range args {
+		if strings.Contains(a, " ") {
+			a = "'" + a + "'"
+		}
+		b.WriteString(" " + a)
+	}
+	fmt.Printf("   $ %s%s\n", name, b.String())
 }
 
 // run shows a command, runs it and returns its output.
@@ -63,7 +70,7 @@ func output(ctx context.Context, name string, args ...string) (string, error) {
 }
 
 // ubcache runs the command under demonstration. The configuration is one of its own, so that the
-// machine's is left alone; it is passed in the environment of what is shown as $CONF.
+// machine's is left alone; the first step says what $CONF stands for.
 func (d *demo) ubcache(args ...string) (string, error) {
 	show("ubcache", append(args, "--config=$CONF")...)
 	return d.quietly("ubcache", append(args, "--config="+d.config)...)
@@ -80,27 +87,25 @@ func (d *demo) tell(args ...string) error {
 
 // status is what the demonstration shows of ubcache status and stats.
 type status struct {
-	pid                                  int
-	dirty, cached                        int64
-	hits, misses, written, writes, onSSD int64
+	pid   int
+	dirty int64 // bytes
+
+	hits, misses, writtenBack, onSSD int64 // blocks of 4 KiB
 }
 
 func (d *demo) status() (s status, err error) {
 	var st []struct {
 		PID     int `json:"pid"`
 		Devices []struct {
-			Dirty  int64 `json:"dirty_bytes"`
-			Cached int64 `json:"cached_bytes"`
+			Dirty int64 `json:"dirty_bytes"`
 		} `json:"devices"`
 	}
 	var counts []struct {
 		Devices map[string]struct {
-			Hits      int64 `json:"hit_blocks"`
-			Misses    int64 `json:"miss_blocks"`
-			Written   int64 `json:"writeback_blocks"`
-			Writes    int64 `json:"writes"`
-			OnSSD     int64 `json:"cached_write_blocks"`
-			SSDErrors int64 `json:"ssd_errors"`
+			Hits        int64 `json:"hit_blocks"`
+			Misses      int64 `json:"miss_blocks"`
+			WrittenBack int64 `json:"writeback_blocks"`
+			OnSSD       int64 `json:"cached_write_blocks"`
 		} `json:"devices"`
 	}
 	for _, q := range []struct {
@@ -120,8 +125,8 @@ func (d *demo) status() (s status, err error) {
 	}
 	dev, n := st[0].Devices[0], counts[0].Devices["demo"]
 	return status{
-		pid: st[0].PID, dirty: dev.Dirty, cached: dev.Cached, hits: n.Hits, misses: n.Misses,
-		written: n.Written, writes: n.Writes, onSSD: n.OnSSD,
+		pid: st[0].PID, dirty: dev.Dirty, hits: n.Hits, misses: n.Misses,
+		writtenBack: n.WrittenBack, onSSD: n.OnSSD,
 	}, nil
 }
 
@@ -138,8 +143,7 @@ func (d *demo) cleanUp() error {
 	}
 	var errs []error
 	if d.mounted {
-		_, err := output(ctx, "umount", d.mount)
-		errs = append(errs, err)
+		errs = append(errs, d.unmountAtLast(ctx))
 	}
 	if d.config != "" {
 		_, _ = output(ctx, "ubcache", "stop", "--force", "--config="+d.config)
@@ -148,6 +152,16 @@ func (d *demo) cleanUp() error {
 		errs = append(errs, d.undo[i]())
 	}
 	return errors.Join(errs...)
+}
+
+// unmountAtLast unmounts as soon as the writer, if it was interrupted, has ended its last file.
+func (d *demo) unmountAtLast(ctx context.Context) error {
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		_, err := output(ctx, "umount", d.mount)
+		if err == nil || time.Now().After(deadline) {
+			return err
+		}
+	}
 }
 
 // later notes how something is undone in the end.

@@ -67,11 +67,8 @@ func (d *demo) delay(dev string) (string, error) {
 	}
 	name := fmt.Sprintf("ubdemo-%d", os.Getpid())
 	table := fmt.Sprintf("0 %s delay %s 0 8", size, dev)
-	if _, err := d.run("dmsetup", "create", name, "--table", "'"+table+"'"); err != nil {
-		// The quotes are for the reader; dmsetup wants none.
-		if _, err := d.quietly("dmsetup", "create", name, "--table", table); err != nil {
-			return "", err
-		}
+	if _, err := d.run("dmsetup", "create", name, "--table", table); err != nil {
+		return "", err
 	}
 	d.later("dmsetup", "remove", "--retry", name)
 	path := "/dev/mapper/" + name

@@ -24,11 +24,12 @@ func main() {
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, *dir)
+	interrupted := ctx.Err() != nil
 	stop()
 	switch {
 	case err == nil:
-	case ctx.Err() != nil:
-		fmt.Println("\nInterrupted; everything has been removed.")
+	case interrupted && errors.Is(err, context.Canceled):
+		fmt.Println("\nInterrupted.")
 		os.Exit(130)
 	default:
 		fmt.Println("\nFAILED:", err)
@@ -50,8 +51,8 @@ var steps = []step{
 	{"Write: acknowledged by the SSD, written back later", (*demo).writeBack},
 	{"kill -9 of the daemon in the middle of writing", (*demo).killDaemon},
 	{"Unmount, check the filesystem, compare the files", (*demo).checkFiles},
-	{"Take the cache away: the disk alone has everything", (*demo).giveBack},
 	{"Stop the cache and check the SSD", (*demo).checkSSD},
+	{"Take the cache away: the disk alone has everything", (*demo).giveBack},
 }
 
 func run(ctx context.Context, dir string) (err error) {
@@ -62,10 +63,14 @@ func run(ctx context.Context, dir string) (err error) {
 		return errors.New("this kernel has no ublk: modprobe ublk_drv, or make demo, which uses a VM then")
 	}
 	d := &demo{ctx: ctx, dir: dir}
-	defer func() { err = errors.Join(err, d.cleanUp()) }()
+	defer func() {
+		if e := d.cleanUp(); e != nil {
+			err = fmt.Errorf("not everything could be removed: %w", errors.Join(e, err))
+		}
+	}()
 	start := time.Now()
 	for i, s := range steps {
-		fmt.Printf("\n\x1b[1m%d. %s\x1b[0m\n", i+1, s.title)
+		fmt.Printf("\n--- %d. %s ---\n", i+1, s.title)
 		if err := s.do(d); err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err()
@@ -73,7 +78,7 @@ func run(ctx context.Context, dir string) (err error) {
 			return fmt.Errorf("%s: %w", s.title, err)
 		}
 	}
-	fmt.Printf("\n\x1b[1mAll as claimed, in %.0f s.\x1b[0m\n", time.Since(start).Seconds())
+	fmt.Printf("\nAll as claimed, in %.0f s.\n", time.Since(start).Seconds())
 	return nil
 }
 

@@ -146,7 +146,7 @@ func (d *demo) watchFlush() error {
 		if err != nil {
 			return err
 		}
-		say("%6.1f s %10s %14s", time.Since(start).Seconds(), mb(s.dirty), mb(s.written*4096))
+		say("%6.1f s %10s %14s", time.Since(start).Seconds(), mb(s.dirty), mb(s.writtenBack*4096))
 		if over {
 			if s.dirty != 0 {
 				return fmt.Errorf("%s are dirty after ubcache flush", mb(s.dirty))
