@@ -164,7 +164,7 @@ func (l *loop) run(c *cache.Cache, setup func(*loop) error, ready chan<- error) 
 }
 
 func (l *loop) open() (err error) {
-	l.ring, err = uring.New(loopEntries, uring.Options{SingleIssuer: true})
+	l.ring, err = uring.New(loopEntries, uring.Options{SingleIssuer: true, Hold: true})
 	if err != nil {
 		return err
 	}
