@@ -33,7 +33,7 @@ func ParseSize(s string) (Size, error) {
 		return Size(n) * unit, nil
 	}
 	v, err := strconv.ParseFloat(t, 64)
-	if err != nil || v < 0 || v*float64(unit) > 1<<62 {
+	if err != nil || !(v >= 0) || v*float64(unit) > 1<<62 {
 		return 0, fmt.Errorf("%q is not a size (for instance 512K, 4M, 1.5G)", s)
 	}
 	return Size(v * float64(unit)), nil
