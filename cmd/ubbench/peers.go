@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // kublk starts the kernel's test server as a loop over a RAM disk.
@@ -101,11 +103,12 @@ func countReads(top, slow string) (n hitCount, err error) {
 
 // reads is how many a block device has completed.
 func reads(dev string) (int64, error) {
-	dev, err := filepath.EvalSymlinks(dev)
-	if err != nil {
-		return 0, err
+	var st unix.Stat_t
+	if err := unix.Stat(dev, &st); err != nil {
+		return 0, fmt.Errorf("stat %s: %w", dev, err)
 	}
-	text, err := os.ReadFile(filepath.Join("/sys/class/block", filepath.Base(dev), "stat"))
+	text, err := os.ReadFile(fmt.Sprintf("/sys/dev/block/%d:%d/stat", unix.Major(st.Rdev),
+		unix.Minor(st.Rdev)))
 	if err != nil {
 		return 0, err
 	}
