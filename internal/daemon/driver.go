@@ -53,7 +53,14 @@ const (
 func (d *driver) init(p port, flights int) {
 	d.port, d.free = p, noFlight
 	d.ops = make([]flight, 0, flights)
+	for i := range d.files {
+		d.files[i] = noDevice
+	}
 }
+
+// noDevice stands for a device that is missing. The zero value would be file descriptor 0, which
+// takes writes without a word where it is /dev/null.
+var noDevice = deviceFile{file: uring.FD(-1)}
 
 // started is the zero of Now. The clock is monotonic.
 var started = time.Now()

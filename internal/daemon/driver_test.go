@@ -206,15 +206,19 @@ func TestMissingDevice(t *testing.T) {
 	w := newBench(t, benchOptions{ssdBytes: 64 << 20, diskBytes: 32 << 20, mode: cache.Writearound})
 	c := w.client(1, 4096)
 	must(t, c.l.do(func() error { return c.l.dropFile(w.id) }))
-	n := 1
+	ops := []cache.ReqOp{cache.ReqRead, cache.ReqWrite, cache.ReqDiscard, cache.ReqWriteZeroes}
+	n := 0
 	c.next = func(r *cache.Request, buf []byte) bool {
-		r.Op, r.FUA, r.Off, r.Len, r.Data = cache.ReqRead, false, 0, 4096, buf
-		n--
-		return n >= 0
+		if n == len(ops) {
+			return false
+		}
+		r.Op, r.FUA, r.Off, r.Len, r.Data = ops[n], false, 0, 4096, buf[:4096]
+		n++
+		return true
 	}
 	c.done = func(r *cache.Request) {
 		if r.Err == nil {
-			t.Error("a read without a device succeeded")
+			t.Errorf("a %s without a device succeeded", r.Op)
 		}
 	}
 	c.run()

@@ -67,7 +67,7 @@ func (l *loop) setFile(id cache.BackingID, fd int, block bool) error {
 
 // dropFile gives up a device that has no I/O under way.
 func (l *loop) dropFile(id cache.BackingID) error {
-	l.files[id] = deviceFile{}
+	l.files[id] = noDevice
 	return l.ring.RegisterFile(int(id), -1)
 }
 
