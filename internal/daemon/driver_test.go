@@ -9,6 +9,8 @@ import (
 	"sync"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"ubcache/cache"
 )
 
@@ -203,6 +205,11 @@ func readBack(t *testing.T, c *client, w *world) {
 
 // TestMissingDevice makes sure that a device that is not there is an error and never another file.
 func TestMissingDevice(t *testing.T) {
+	// Descriptor 0 is what the zero value of a file would mean.
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	must(t, err)
+	defer null.Close()
+	must(t, unix.Dup3(int(null.Fd()), 0, 0))
 	w := newBench(t, benchOptions{ssdBytes: 64 << 20, diskBytes: 32 << 20, mode: cache.Writearound})
 	c := w.client(1, 4096)
 	must(t, c.l.do(func() error { return c.l.dropFile(w.id) }))
