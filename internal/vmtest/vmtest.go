@@ -1,8 +1,13 @@
 //go:build vm
 
 // Package vmtest holds what tests need that run inside the integration VM (build tag vm): the test
-// disks, commands, kernel modules, slow devices. The tests themselves lie beside it. Nothing here
-// skips: what a kernel of the matrix must have is there, or the test fails.
+// disks, commands, kernel modules, slow devices, and a cache driven through the command line. The
+// tests themselves lie beside it: the acceptance tests of the whole, from mkfs on the cached device
+// down to the disks. Package powercut has those that reset the machine.
+//
+// What a kernel of the matrix must have is there, or the test fails. Only tests that are not on the
+// short list ([EnvScope]) are skipped, and say so. Each test has a time limit of its own ([Limit]),
+// stops its cache in the end, has the whole SSD checked, and leaves nothing behind ([NewCache]).
 package vmtest
 
 import (
