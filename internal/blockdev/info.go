@@ -203,9 +203,19 @@ func linkRank(name string) int {
 		prefix string
 		rank   int
 	}{
-		{"lvm-pv-", 1}, {"md-name-", 2}, {"dm-name-", 3}, {"usb-", 4}, {"scsi-", 5}, {"wwn-", 6},
-		{"nvme-eui.", 6}, {"nvme-uuid.", 6}, {"md-uuid-", 6}, {"dm-uuid-", 7}, {"virtio-", 7},
-		{"ata-", 8}, {"nvme-", 7},
+		{"lvm-pv-", 1},
+		{"md-name-", 2},
+		{"dm-name-", 3},
+		{"usb-", 4},
+		{"scsi-", 5},
+		{"wwn-", 6},
+		{"nvme-eui.", 6},
+		{"nvme-uuid.", 6},
+		{"md-uuid-", 6},
+		{"dm-uuid-", 7},
+		{"virtio-", 7},
+		{"ata-", 8},
+		{"nvme-", 7},
 	}
 	for _, r := range ranks {
 		if strings.HasPrefix(name, r.prefix) {

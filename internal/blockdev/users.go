@@ -174,7 +174,8 @@ func (i *Info) Openers() []string {
 			continue
 		}
 		seen[pid] = true
-		list = append(list, fmt.Sprintf("%s (pid %d)", sysText(fmt.Sprintf("/proc/%d", pid), "comm"), pid))
+		name := sysText(fmt.Sprintf("/proc/%d", pid), "comm")
+		list = append(list, fmt.Sprintf("%s (pid %d)", name, pid))
 	}
 	return list
 }

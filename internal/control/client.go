@@ -20,7 +20,7 @@ var ErrNotRunning = errors.New("no daemon is running")
 // Call sends a command and waits for its result, which goes to result unless that is nil. Each
 // progress line is handed to progress, if there is one. If ctx ends, it hangs up.
 func Call(ctx context.Context, socket, command string, args, result any,
-	progress func(Progress),
+	progress ProgressFunc,
 ) error {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", socket)

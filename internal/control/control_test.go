@@ -29,14 +29,14 @@ func serve(t *testing.T, handlers map[string]Handler) string {
 
 func TestCall(t *testing.T) {
 	path := serve(t, map[string]Handler{
-		"echo": func(_ context.Context, args json.RawMessage, progress func(Progress)) (any, error) {
+		"echo": func(_ context.Context, args json.RawMessage, progress ProgressFunc) (any, error) {
 			progress(Progress{What: "half", LeftBytes: 1, TotalBytes: 2})
 			return args, nil
 		},
-		"refuse": func(context.Context, json.RawMessage, func(Progress)) (any, error) {
+		"refuse": func(context.Context, json.RawMessage, ProgressFunc) (any, error) {
 			return nil, report.Refuse("do it", "it would hurt", "do not")
 		},
-		"fail": func(context.Context, json.RawMessage, func(Progress)) (any, error) {
+		"fail": func(context.Context, json.RawMessage, ProgressFunc) (any, error) {
 			return nil, errors.New("first\nsecond")
 		},
 	})
@@ -65,7 +65,7 @@ func TestCall(t *testing.T) {
 func TestHangUp(t *testing.T) {
 	begun, ended := make(chan struct{}), make(chan error, 1)
 	path := serve(t, map[string]Handler{
-		"wait": func(ctx context.Context, _ json.RawMessage, _ func(Progress)) (any, error) {
+		"wait": func(ctx context.Context, _ json.RawMessage, _ ProgressFunc) (any, error) {
 			close(begun)
 			<-ctx.Done()
 			ended <- ctx.Err()

@@ -92,6 +92,9 @@ type Progress struct {
 	TotalBytes int64  `json:"total_bytes"`
 }
 
+// ProgressFunc is told how far a command is.
+type ProgressFunc = func(Progress)
+
 // Device is a cached device as it is served.
 type Device struct {
 	cache.BackingStatus

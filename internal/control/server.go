@@ -18,7 +18,7 @@ import (
 )
 
 // Handler carries out one command. ctx ends when the client hangs up or the server closes.
-type Handler func(ctx context.Context, args json.RawMessage, progress func(Progress)) (any, error)
+type Handler func(ctx context.Context, args json.RawMessage, progress ProgressFunc) (any, error)
 
 // Server answers clients on a socket.
 type Server struct {

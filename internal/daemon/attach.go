@@ -20,7 +20,9 @@ import (
 const attachWait = 2 * time.Second
 
 // attach adds a backing device to the running cache and serves it.
-func (in *Instance) attach(_ context.Context, a control.AttachArgs, _ func(control.Progress)) (any, error) {
+func (in *Instance) attach(_ context.Context, a control.AttachArgs, _ control.ProgressFunc) (
+	any, error,
+) {
 	if err := in.change(); err != nil {
 		return nil, err
 	}
@@ -109,7 +111,9 @@ func (in *Instance) has(i *blockdev.Info) (what string, ok bool) {
 	return "", false
 }
 
-func (in *Instance) checkNew(dev *blockdev.Device, a *control.AttachArgs, o *cache.AttachOptions) error {
+func (in *Instance) checkNew(dev *blockdev.Device, a *control.AttachArgs,
+	o *cache.AttachOptions,
+) error {
 	what, i := "attach "+a.Device, dev.Info
 	h, err := header.Read(dev)
 	foreign := err == nil && h.Cache != (cache.UUID{}) && h.Cache.String() != in.conf.UUID
@@ -179,7 +183,9 @@ func (in *Instance) addBacking(ctx context.Context, a *control.AttachArgs, o cac
 	return s, nil
 }
 
-func (in *Instance) writeHeader(dev *blockdev.Device, o *cache.AttachOptions, a *control.AttachArgs) error {
+func (in *Instance) writeHeader(dev *blockdev.Device, o *cache.AttachOptions,
+	a *control.AttachArgs,
+) error {
 	id, err := cache.ParseUUID(in.conf.UUID)
 	if err != nil {
 		return err

@@ -13,12 +13,8 @@ import (
 // handlers are the commands of the control socket.
 func (in *Instance) handlers() map[string]control.Handler {
 	return map[string]control.Handler{
-		control.CmdStatus: func(context.Context, json.RawMessage, func(control.Progress)) (any, error) {
-			return in.Status(), nil
-		},
-		control.CmdStats: func(context.Context, json.RawMessage, func(control.Progress)) (any, error) {
-			return in.Stats(), nil
-		},
+		control.CmdStatus: query(in.Status),
+		control.CmdStats:  query(in.Stats),
 		control.CmdAttach: command(in.attach),
 		control.CmdDetach: command(in.detach),
 		control.CmdCancel: command(in.cancelDetach),
@@ -28,9 +24,18 @@ func (in *Instance) handlers() map[string]control.Handler {
 	}
 }
 
+// query is a command that only asks.
+func query[R any](f func() R) control.Handler {
+	return func(context.Context, json.RawMessage, control.ProgressFunc) (any, error) {
+		return f(), nil
+	}
+}
+
 // command decodes the arguments of a command.
-func command[A any](f func(context.Context, A, func(control.Progress)) (any, error)) control.Handler {
-	return func(ctx context.Context, raw json.RawMessage, progress func(control.Progress)) (any, error) {
+func command[A any](f func(context.Context, A, control.ProgressFunc) (any, error)) control.Handler {
+	return func(ctx context.Context, raw json.RawMessage, progress control.ProgressFunc) (any,
+		error,
+	) {
 		var args A
 		if len(raw) > 0 {
 			if err := json.Unmarshal(raw, &args); err != nil {
@@ -41,7 +46,9 @@ func command[A any](f func(context.Context, A, func(control.Progress)) (any, err
 	}
 }
 
-func (in *Instance) stopCommand(_ context.Context, a control.StopArgs, _ func(control.Progress)) (any, error) {
+func (in *Instance) stopCommand(_ context.Context, a control.StopArgs, _ control.ProgressFunc) (
+	any, error,
+) {
 	// A client that hangs up does not leave the cache half stopped.
 	return struct{}{}, in.Stop(context.Background(), a.Force)
 }

@@ -13,7 +13,9 @@ import (
 
 // detach writes everything back and then gives up a backing device. The writing goes on when the
 // client hangs up and after a restart; a detach of the same device then goes on with it.
-func (in *Instance) detach(ctx context.Context, a control.DetachArgs, progress func(control.Progress)) (any, error) {
+func (in *Instance) detach(ctx context.Context, a control.DetachArgs, progress control.ProgressFunc) (
+	any, error,
+) {
 	what := "detach " + a.Name
 	s, err := in.find(a.Name)
 	if err != nil {
@@ -75,7 +77,9 @@ func (in *Instance) beginDetach(id cache.BackingID) error {
 }
 
 // cancelDetach puts a backing device back in service.
-func (in *Instance) cancelDetach(_ context.Context, a control.NameArgs, _ func(control.Progress)) (any, error) {
+func (in *Instance) cancelDetach(_ context.Context, a control.NameArgs, _ control.ProgressFunc) (
+	any, error,
+) {
 	if err := in.change(); err != nil {
 		return nil, err
 	}
@@ -99,7 +103,9 @@ func (in *Instance) cancelDetach(_ context.Context, a control.NameArgs, _ func(c
 }
 
 // flush writes dirty data back, of one backing device or of all, and keeps it cached.
-func (in *Instance) flush(ctx context.Context, a control.NameArgs, progress func(control.Progress)) (any, error) {
+func (in *Instance) flush(ctx context.Context, a control.NameArgs, progress control.ProgressFunc) (
+	any, error,
+) {
 	list := in.list()
 	if a.Name != "" {
 		s, err := in.find(a.Name)
@@ -131,7 +137,7 @@ func (in *Instance) flush(ctx context.Context, a control.NameArgs, progress func
 }
 
 // drain waits until nothing is left to write back.
-func (in *Instance) drain(ctx context.Context, s *served, progress func(control.Progress)) error {
+func (in *Instance) drain(ctx context.Context, s *served, progress control.ProgressFunc) error {
 	if s.dev == nil && s.b.Remaining() > 0 {
 		return fmt.Errorf("its device is missing: %s", s.problem)
 	}

@@ -20,8 +20,7 @@ type loop struct {
 	driver
 	ring   *uring.Ring
 	wakeFD int
-	buf    *uring.Arena // what the wake-up reads into
-	own    int          // submissions of the driver in flight
+	own    int // submissions of the driver in flight
 	// finish answers requests, and before is called before each wait; tests only.
 	finish func(*cache.Request)
 	before func()

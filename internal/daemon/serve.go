@@ -110,7 +110,9 @@ func (in *Instance) takeOver(ctx context.Context, s *served, old *ublk.Info, o u
 
 // startDevice starts the queues of a device. A device that does not start is removed, unless it
 // has I/O of an earlier daemon waiting.
-func (in *Instance) startDevice(ctx context.Context, s *served, d *ublk.Device, recovered bool) error {
+func (in *Instance) startDevice(ctx context.Context, s *served, d *ublk.Device,
+	recovered bool,
+) error {
 	queues := make([]*queue, d.Options().Queues)
 	for i := range queues {
 		queues[i] = &queue{

@@ -124,7 +124,9 @@ func showSettings(m cache.Mode, t cache.Tunables) map[string]string {
 }
 
 // set changes settings of a backing device, in the cache and in the configuration.
-func (in *Instance) set(_ context.Context, a control.SetArgs, _ func(control.Progress)) (any, error) {
+func (in *Instance) set(_ context.Context, a control.SetArgs, _ control.ProgressFunc) (
+	any, error,
+) {
 	if err := in.change(); err != nil {
 		return nil, err
 	}
