@@ -15,7 +15,7 @@ import (
 // runtime sends a signal, which ends the wait.
 
 // holdTime is longer than a busy queue waits for its next event.
-const holdTime = 2 * time.Millisecond
+const holdTime = 5 * time.Millisecond
 
 // holders makes up for the Ps that waiting threads hold: each ring adds one.
 var holders struct {
