@@ -20,10 +20,11 @@ type target struct {
 
 type hitCount struct{ hits, misses int64 }
 
-// The RAM disks take memory for what is written to them only.
+// The RAM disks take memory for what is written to them only. The span stays below the share of the
+// SSD, a tenth, from which on ours and bcache write back.
 const (
 	ramDisks   = 16
-	ssdMiB     = 768
+	ssdMiB     = 1536
 	backingMiB = 256
 )
 

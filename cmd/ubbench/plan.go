@@ -48,7 +48,7 @@ var plan = []stage{
 		hits(comparison{oursZero, kublkZero, 1}, comparison{oursCopy, kublkCopy, 1}),
 	},
 	{
-		workload{name: "random 4 KiB writes, QD16", rw: "randwrite", block: "4k", depth: 16, bytes: 96 << 20},
+		workload{name: "random 4 KiB writes, QD16", rw: "randwrite", block: "4k", depth: 16, bytes: 64 << 20},
 		[]comparison{
 			{oursCopy, bcache, 1.5},
 			{oursZero, bcache, 0},
