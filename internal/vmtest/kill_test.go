@@ -54,6 +54,7 @@ func (r killRow) run(t *testing.T) {
 	const backingMiB = 192
 	dev := c.Attach(t, Slice(t, "ssd", 1024, backingMiB), "data", "--mode="+r.mode, "--sequential-cutoff=0")
 	load := startLoad(dev)
+	t.Cleanup(func() { load.over.Store(true) })
 	probe := startProbe(t, dev, (backingMiB-1)<<20)
 	rnd := rand.New(rand.NewPCG(uint64(r.kills), 3))
 	var pauses []time.Duration
@@ -151,10 +152,14 @@ func startProbe(t testing.TB, dev string, off int64) *probe {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, in := alignedMemory(t, 4096), alignedMemory(t, 4096)
+	mem, err := unix.Mmap(-1, 0, 8192, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, in := mem[:4096], mem[4096:]
 	p := &probe{}
 	p.wg.Go(func() {
-		defer f.Close()
+		defer func() { _ = errors.Join(f.Close(), unix.Munmap(mem)) }()
 		for i := uint64(1); !p.over.Load(); i++ {
 			Fill(out, i)
 			at := off + int64(i%64)*4096
@@ -171,8 +176,8 @@ func startProbe(t testing.TB, dev string, off int64) *probe {
 			p.done.Add(1)
 		}
 	})
-	// Before the memory is unmapped, also if the test fails.
-	t.Cleanup(func() { _ = p.stop() })
+	// A test that fails does not wait for it: its I/O may hang until the device is deleted.
+	t.Cleanup(func() { p.over.Store(true) })
 	return p
 }
 

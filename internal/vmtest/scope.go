@@ -52,10 +52,23 @@ func Limit(t testing.TB, limit time.Duration) {
 		fmt.Printf("--- LIMIT: %s is still running after %s\n", name, limit)
 		_ = os.WriteFile("/proc/sysrq-trigger", []byte("w"), 0)
 		Diagnose(os.Stdout)
+		dumpDaemons(os.Stdout)
 		debug.SetTraceback("all")
 		panic(name + " ran into its limit")
 	})
 	t.Cleanup(func() { timer.Stop() })
+}
+
+// dumpDaemons ends the daemons with SIGQUIT, at which Go writes down what each goroutine does.
+func dumpDaemons(w io.Writer) {
+	const script = `cd /run/ubcache; for l in *.lock; do p=$(cat $l); kill -QUIT $p
+		for i in $(seq 100); do kill -0 $p 2>/dev/null || break; sleep 0.1; done; done
+		tail -n 400 *.log`
+	out, err := exec.Command("sh", "-c", script).CombinedOutput()
+	fmt.Fprintf(w, "$ kill -QUIT\n%s", out)
+	if err != nil {
+		fmt.Fprintln(w, err)
+	}
 }
 
 // Diagnose writes what helps to understand a failure: the state of the caches, the daemons' logs,
@@ -65,7 +78,7 @@ func Diagnose(w io.Writer) {
 		"ubcache status --json; ubcache stats",
 		"tail -n 60 /run/ubcache/*.log /run/ubcache/*.log.old",
 		"cat /etc/ubcache.toml; ls -l /run/ubcache /dev/ublk* /dev/ubcache",
-		"ps -eo pid,stat,wchan:32,args | grep -v '\\[.*\\]$'",
+		"ps -eLo pid,tid,stat,time,wchan:32,args | grep -v '\\[.*\\]$'",
 		"dmesg | tail -n 60",
 	} {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
@@ -75,7 +88,7 @@ func Diagnose(w io.Writer) {
 		cancel()
 		fmt.Fprintf(w, "$ %s\n%s", c, out)
 		if ctx.Err() != nil {
-			fmt.Fprintln(w, err)
+			fmt.Fprintln(w, "took too long:", err)
 		}
 	}
 }
