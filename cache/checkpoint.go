@@ -53,7 +53,7 @@ func (k *checkpoint) start() {
 	if k.running {
 		return
 	}
-	if !c.closing.Load() && j.usedPages() < j.pages/2 {
+	if !c.closing.Load() && !j.needsRoom() {
 		return
 	}
 	if k.buf == nil {

@@ -195,6 +195,14 @@ func (j *journal) usedPages() uint64 {
 	return j.mu.pageSeq - j.mu.tailSeq
 }
 
+// needsRoom reports whether checkpoints should move the tail: half the ring is used, or somebody
+// waits for pages.
+func (j *journal) needsRoom() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.mu.pageSeq-j.mu.tailSeq >= j.pages/2 || j.mu.stalled || j.mu.credits.head != nil
+}
+
 // advanceTail moves the start of replay to the page of the oldest change that no durable summary
 // has, and lets a stalled commit go on.
 func (j *journal) advanceTail() {

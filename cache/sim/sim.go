@@ -26,8 +26,9 @@ type Config struct {
 	Crashes     int // per 10,000 steps
 	Trim        bool
 	ModeChanges bool
-	Flushes     int // per 100 requests
-	Hot         int // per cent of requests that go to a small part of the device
+	Flushes     int  // per 100 requests
+	Hot         int  // per cent of requests that go to a small part of the device
+	Large       bool // many requests fill the pending ring before it is committed
 }
 
 // NewConfig draws a configuration.
@@ -44,6 +45,7 @@ func NewConfig(seed uint64) Config {
 	if !c.Checksums {
 		c.ZeroCopy = rng.IntN(2) == 0
 	}
+	c.Large = rng.IntN(5) == 0
 	if rng.IntN(3) == 0 {
 		c.LBS = 4096
 	} else {
@@ -353,6 +355,9 @@ func (s *Sim) shape(r *request) {
 	n := 1 + s.rng.IntN(8)
 	if s.rng.IntN(8) == 0 {
 		n = 1 + s.rng.IntN(128)
+	}
+	if s.cfg.Large {
+		n = 1 + s.rng.IntN(1024/unit)
 	}
 	first := s.rng.IntN(span)
 	if s.rng.IntN(2) == 0 { // aligned to blocks
