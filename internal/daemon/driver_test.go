@@ -151,7 +151,7 @@ func TestDriver(t *testing.T) {
 			t.Run(fmt.Sprintf("%s/checksums=%v", mode, checksums), func(t *testing.T) {
 				seed := uint64(mode)*2 + 1
 				w := newBench(t, benchOptions{
-					ssdBytes: 512 << 20, diskBytes: 2 * half, mode: mode, noChecksums: !checksums,
+					ssdBytes: 64 << 20, diskBytes: 2 * half, mode: mode, noChecksums: !checksums,
 				})
 				worlds := []*world{newWorld(0, half), newWorld(half, half)}
 				for round := range 4 {
