@@ -48,7 +48,10 @@ var plan = []stage{
 		hits(comparison{oursZero, kublkZero, 1}, comparison{oursCopy, kublkCopy, 1}),
 	},
 	{
-		workload{name: "random 4 KiB writes, QD16", rw: "randwrite", block: "4k", depth: 16, bytes: 64 << 20},
+		workload{
+			name: "random 4 KiB writes, QD16", rw: "randwrite", block: "4k", depth: 16,
+			bytes: 64 << 20,
+		},
 		[]comparison{
 			{oursCopy, bcache, 1.5},
 			{oursZero, bcache, 0},
@@ -57,7 +60,10 @@ var plan = []stage{
 		},
 	},
 	{
-		workload{name: "random 4 KiB writes with fsync, QD1", rw: "randwrite", block: "4k", depth: 1, fsync: true, bytes: 8 << 20},
+		workload{
+			name: "random 4 KiB writes with fsync, QD1", rw: "randwrite", block: "4k", depth: 1,
+			fsync: true, bytes: 8 << 20,
+		},
 		[]comparison{
 			{oursCopy, bcache, 0},
 			{oursZero, bcache, 0},
