@@ -29,6 +29,8 @@ type Lane struct {
 	freeFlushes  *flush
 	freeEdges    *edge
 	freePages    [][]byte // BlockSize each, off the Go heap
+	freeRegions  [][]byte // regionBytes each
+	regions      int      // that exist, free or not
 	pageMem      [][]byte
 
 	seq   [MaxBackings + 1]*policy.Sequential // nil until a request comes
@@ -74,7 +76,7 @@ func (l *Lane) freePools() {
 	for _, m := range l.pageMem {
 		freeOffHeap(m)
 	}
-	l.pageMem, l.freePages = nil, nil
+	l.pageMem, l.freePages, l.freeRegions, l.regions = nil, nil, nil, 0
 }
 
 // post queues a waiter's owner to run on this lane. Any thread may call it.
@@ -192,6 +194,34 @@ func (l *Lane) page() []byte {
 	p := l.freePages[len(l.freePages)-1]
 	l.freePages = l.freePages[:len(l.freePages)-1]
 	return p
+}
+
+// maxRegions bounds the memory of zero-copy fills.
+const maxRegions = 16
+
+// region takes a buffer for a region from the lane's pool; nil if there is none to spare.
+func (l *Lane) region() []byte {
+	if n := len(l.freeRegions); n > 0 {
+		p := l.freeRegions[n-1]
+		l.freeRegions = l.freeRegions[:n-1]
+		return p
+	}
+	if l.regions == maxRegions {
+		return nil
+	}
+	p, err := offHeap(regionBytes)
+	if err != nil {
+		return nil
+	}
+	l.regions++
+	l.pageMem = append(l.pageMem, p)
+	return p
+}
+
+func (l *Lane) freeRegion(p []byte) {
+	if p != nil {
+		l.freeRegions = append(l.freeRegions, p)
+	}
 }
 
 func (l *Lane) freePage(p []byte) {

@@ -27,6 +27,7 @@ type readPiece struct {
 	slots [regionBlocks]Slot // where each block was found, noSlot if it was not
 	sums  [regionBlocks]uint32
 	again [regionBlocks / 64]uint64 // blocks that the SSD did not return right
+	buf   []byte                    // what a zero-copy fill goes through, each block at its place
 	runs  []slotRun                 // of the fill
 	miss  blockRange                // that the fill covers
 	next  *readPiece
@@ -177,6 +178,11 @@ func (c *Cache) unpin(s Slot) { c.buckets[c.bucketOf(s)].pins.Add(-1) }
 func (p *readPiece) submit(l *Lane) {
 	c, b := l.c, p.r.b
 	p.waits = 1
+	if p.held && p.r.Data == nil {
+		// The kernel lets the pages of a read be written to, but not read from, so that what
+		// goes to the SSD has to be here.
+		p.buf = l.region()
+	}
 	for i := 0; i < p.n; {
 		slot, n := p.slots[i], 1
 		switch slot {
@@ -206,6 +212,12 @@ func (p *readPiece) read(l *Lane, dev BackingID, devOff int64, i, n int) {
 	_, _, lastOff := p.part(i + n - 1)
 	_, lastLen, _ := p.part(i + n - 1)
 	p.waits++
+	if p.buf != nil && dev != SSD {
+		at := i*BlockSize + from
+		l.move(p, OpRead, dev, devOff+int64(from), p.buf[at:at+lastOff+lastLen-reqOff],
+			uint32(i)<<16|uint32(n))
+		return
+	}
 	l.transfer(p, OpRead, dev, devOff+int64(from), p.r, reqOff, lastOff+lastLen-reqOff,
 		uint32(i)<<16|uint32(n))
 }
@@ -220,8 +232,13 @@ func (p *readPiece) opDone(l *Lane, op *Op, err error) {
 		}
 	case op.Dev == SSD:
 		p.verify(l, op, i, n, err)
-	case err != nil && p.err == nil:
-		p.err = err
+	case err != nil:
+		p.fail(err)
+	case p.buf != nil:
+		_, _, reqOff := p.part(i)
+		if err := l.d.CopyIn(p.r, reqOff, op.Mem); err != nil {
+			p.fail(err)
+		}
 	}
 	p.opsDone(l)
 }
@@ -341,7 +358,7 @@ func (l *Lane) distrust(b *Backing, k key, slot Slot) distrustResult {
 // maybeFill writes the misses to the SSD, if they are still wanted there.
 func (p *readPiece) maybeFill(l *Lane) {
 	n := p.miss.to - p.miss.from
-	if !p.held || p.err != nil || !l.c.journal.reserve(n) {
+	if !p.held || p.err != nil || (p.r.Data == nil && p.buf == nil) || !l.c.journal.reserve(n) {
 		p.finish(l, 0)
 		return
 	}
@@ -356,7 +373,12 @@ func (p *readPiece) maybeFill(l *Lane) {
 		_, _, reqOff := p.part(i)
 		p.sumRun(l.c, i, r.n, reqOff)
 		p.waits++
-		l.transfer(p, OpWrite, SSD, l.c.geo.slotOff(r.first), p.r, reqOff, r.n*BlockSize, 0)
+		if p.buf != nil {
+			mem := p.buf[i*BlockSize : (i+r.n)*BlockSize]
+			l.move(p, OpWrite, SSD, l.c.geo.slotOff(r.first), mem, 0)
+		} else {
+			l.transfer(p, OpWrite, SSD, l.c.geo.slotOff(r.first), p.r, reqOff, r.n*BlockSize, 0)
+		}
 		i += r.n
 	}
 	p.opsDone(l)
@@ -420,8 +442,9 @@ func (p *readPiece) finish(l *Lane, unused int) {
 		s.mu.Unlock()
 		p.held = false
 	}
+	l.freeRegion(p.buf)
 	r, err := p.r, p.err
-	p.r, p.next = nil, l.freeReads
+	p.r, p.buf, p.next = nil, nil, l.freeReads
 	l.freeReads = p
 	l.pieceDone(r, err)
 }

@@ -284,6 +284,10 @@ func (s *Sim) mem(op *cache.Op) []byte {
 	if op.Mem != nil {
 		return op.Mem[:op.Len]
 	}
+	// The kernel lets the pages of a request be used in the request's direction only.
+	if (op.Kind == cache.OpRead) != (op.Req.Op == cache.ReqRead) {
+		panic(fmt.Sprintf("sim: %s of the pages of a %s", op.Kind, op.Req.Op))
+	}
 	return s.reqs[op.Req.Tag].data[op.ReqOff:][:op.Len]
 }
 
