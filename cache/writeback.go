@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"cmp"
 	"slices"
 	"time"
 
@@ -126,11 +127,11 @@ func (wb *writeback) startBatch(now int64) bool {
 	return false
 }
 
-func compareKeys(a, b dirtyKey) int {
-	if a.k < b.k {
-		return -1
-	}
-	return 1
+// sortKeys puts keys in order, each once: a block that is overwritten while the buckets are scanned
+// may be found in its old slot and in its new one. Which of them is right a batch finds out.
+func sortKeys(keys []dirtyKey) []dirtyKey {
+	slices.SortFunc(keys, func(a, b dirtyKey) int { return cmp.Compare(a.k, b.k) })
+	return slices.CompactFunc(keys, func(a, b dirtyKey) bool { return a.k == b.k })
 }
 
 // scan finds the next dirty keys from the cursor on, going round at the end.
@@ -149,13 +150,13 @@ func (wb *writeback) scan() bool {
 				}
 			})
 			if len(keys) >= 2*scanKeys {
-				slices.SortFunc(keys, compareKeys)
-				keys = keys[:scanKeys]
+				keys = sortKeys(keys)
+				keys = keys[:min(len(keys), scanKeys)]
 			}
 		}
 		from = 0
 	}
-	slices.SortFunc(keys, compareKeys)
+	keys = sortKeys(keys)
 	keys = keys[:min(len(keys), scanKeys)]
 	wb.keys = keys
 	if len(keys) == 0 {
