@@ -131,7 +131,8 @@ func (c *control) tryStopDev(ctx context.Context, id int) error {
 // server's last reference to /dev/ublkcN exists, so this tries until ctx ends.
 func (c *control) startRecovery(ctx context.Context, id int) error {
 	for {
-		_, err := c.do(ctx, "start recovery", sys.CmdStartUserRecovery, id, 0, nil, nil)
+		// The driver answers at once; ctx bounds the tries, not one that has just begun.
+		err := c.quick("start recovery", sys.CmdStartUserRecovery, id, 0, nil, nil)
 		if errors.Is(err, unix.EINVAL) {
 			// Linux 6.12 says so, too, if an earlier server began a recovery and did not end
 			// it. Then there is nothing to begin.
