@@ -149,7 +149,7 @@ func (r verifyRow) switchModes(t *testing.T, c *Cache) (stop func()) {
 	switches := 0
 	wg.Go(func() {
 		modes := []string{"writethrough", "writeonly", "none", "writeback", "writearound", "writeback"}
-		for tick := time.NewTicker(400 * time.Millisecond); ; switches++ {
+		for tick := time.NewTicker(150 * time.Millisecond); ; switches++ {
 			select {
 			case <-done:
 				return
