@@ -2,16 +2,13 @@ package ublk
 
 import "testing"
 
-// feed runs windows of requests whose tags cycle through n tags and returns how often the thread
-// would have moved.
-func feed(a *affinity, windows, n int) (moves int) {
+// feed runs windows of 4 KiB requests whose tags cycle through n tags and returns how often the
+// thread would have moved.
+func feed(a *affinity, windows, n int) (moves int) { return feedSize(a, windows, n, 4096) }
+
+func feedSize(a *affinity, windows, n, bytes int) (moves int) {
 	for range windows {
-		for i := range affinityWindow {
-			tag := i % n
-			if w, bit := &a.seen[tag/64], uint64(1)<<(tag%64); *w&bit == 0 {
-				*w |= bit
-				a.distinct++
-			}
+		for i := 0; !a.note(&Request{Tag: uint16(i % n), Sectors: uint32(bytes >> 9)}); i++ {
 		}
 		if a.decide() {
 			a.pinned = !a.pinned
@@ -45,6 +42,21 @@ func TestAffinityFollowsDepth(t *testing.T) {
 			t.Errorf("%d tags in flight: %d moves, pinned %v, want %d, %v", c.tags, moves, a.pinned,
 				c.moves, c.pinned)
 		}
+	}
+}
+
+// The thread that copies large requests stays on its CPU, however many are in flight.
+func TestAffinityOfLargeCopies(t *testing.T) {
+	a := newAffinity()
+	if moves := feedSize(a, 10, 16, 1<<20); moves != 1 || a.pinned {
+		t.Errorf("without copies: %d moves, pinned %v", moves, a.pinned)
+	}
+	a.copies = true
+	if moves := feedSize(a, affinityCalm, 16, 1<<20); moves != 1 || !a.pinned {
+		t.Errorf("with copies: %d moves, pinned %v", moves, a.pinned)
+	}
+	if moves := feedSize(a, 2*affinityCalm, 16, 4096); moves != 1 || a.pinned {
+		t.Errorf("small ones again: %d moves, pinned %v", moves, a.pinned)
 	}
 }
 

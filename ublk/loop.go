@@ -237,7 +237,7 @@ func (q *Queue) tagEvent(r *Request, res int32) {
 	}
 	r.load(q.descs.At(r.Tag))
 	q.owned++
-	q.aff.arrived(r.Tag)
+	q.aff.arrived(r)
 	if r.Flags&sys.IONeedRegBuf != 0 {
 		r.Flags &^= sys.IONeedRegBuf
 		r.state = tagRegistering

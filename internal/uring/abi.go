@@ -83,9 +83,16 @@ type probe struct {
 	ops            [256]probeOp
 }
 
+// Iovec is struct iovec: memory outside the Go heap.
+type Iovec struct {
+	Base uintptr
+	Len  uint64
+}
+
 // Operation codes (enum io_uring_op), those this package prepares.
 const (
 	OpNop           = 0
+	OpWritev        = 2
 	OpFsync         = 3
 	OpReadFixed     = 4
 	OpWriteFixed    = 5
@@ -151,6 +158,7 @@ const (
 	setupClamp        = 1 << 4
 	setupSubmitAll    = 1 << 7
 	setupCoopTaskrun  = 1 << 8
+	setupTaskrunFlag  = 1 << 9
 	setupSQE128       = 1 << 10
 	setupSingleIssuer = 1 << 12
 	setupDeferTaskrun = 1 << 13
@@ -165,6 +173,7 @@ const (
 	enterRegisteredRing = 1 << 4
 
 	sqCQOverflow = 1 << 1
+	sqTaskrun    = 1 << 2
 
 	offSQRing = 0
 	offCQRing = 0x8000000

@@ -60,6 +60,12 @@ func (s *SQE) PrepWriteAddr(f File, addr uintptr, n uint32, off uint64, rwFlags 
 	s.rw(OpWrite, f, addr, n, off, rwFlags)
 }
 
+// PrepWritev writes what v names, one after the other, at byte offset off. v itself must lie outside
+// the Go heap too, and stay as it is until the submission has completed.
+func (s *SQE) PrepWritev(f File, v []Iovec, off uint64, rwFlags uint32) {
+	s.rw(OpWritev, f, uintptr(unsafe.Pointer(unsafe.SliceData(v))), uint32(len(v)), off, rwFlags)
+}
+
 // PrepReadFixed reads n bytes at off into registered buffer buf. addr is an address inside the
 // buffer as it was registered; for a buffer that the kernel registered (a ublk request) it is the
 // byte offset inside the request.

@@ -82,7 +82,11 @@ func (r *Ring) SubmitAndWait(n uint32, timeout time.Duration) error {
 			}
 			took, e = sysEnter(r.enterFD, pending, r.enterFix|enterGetEvents)
 		} else {
-			took, e = r.wait(pending, n, timeout)
+			if r.spin.most > 0 && timeout <= 0 {
+				took, e = r.spinWait(pending, n)
+			} else {
+				took, e = r.wait(pending, n, timeout)
+			}
 		}
 		switch e {
 		case 0:

@@ -51,6 +51,7 @@ type Ring struct {
 	ringMem, sqeMem []byte
 	args            *Arena // getEventsArg, then one Timespec for the wait and one per SQ slot
 
+	spin           spinner
 	hold           bool // Options.Hold
 	files, buffers bool // tables are registered
 }
@@ -69,15 +70,15 @@ func New(entries uint32, o Options) (*Ring, error) {
 		flags |= setupSQE128
 	}
 	if o.SingleIssuer {
-		flags |= setupSingleIssuer | setupDeferTaskrun | setupCoopTaskrun
+		flags |= setupSingleIssuer | setupDeferTaskrun | setupCoopTaskrun | setupTaskrunFlag
 	}
 	var p params
 	var fd int
 	// Newest first: NO_SQARRAY is Linux 6.6, DEFER_TASKRUN 6.1, SINGLE_ISSUER 6.0,
 	// COOP_TASKRUN 5.19, SUBMIT_ALL 5.18. The kernel answers EINVAL to what it does not know.
 	drop := []uint32{
-		0, setupNoSQArray, setupDeferTaskrun, setupSingleIssuer, setupCoopTaskrun,
-		setupSubmitAll,
+		0, setupNoSQArray, setupDeferTaskrun, setupSingleIssuer,
+		setupCoopTaskrun | setupTaskrunFlag, setupSubmitAll,
 	}
 	var e syscall.Errno
 	for _, d := range drop {
