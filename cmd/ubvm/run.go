@@ -22,6 +22,7 @@ type runFlags struct {
 	kernel    string
 	timeout   time.Duration
 	memoryMiB int
+	prealloc  bool
 	disks     []string
 	bare      bool
 	env       []string
@@ -36,6 +37,8 @@ func (f *runFlags) add(fs *pflag.FlagSet, timeout time.Duration) {
 	fs.StringVar(&f.kernel, "kernel", "newest", kernelHelp)
 	fs.DurationVar(&f.timeout, "timeout", timeout, "limit of the whole run")
 	fs.IntVar(&f.memoryMiB, "mem", 2048, "memory of the guest in MiB")
+	fs.BoolVar(&f.prealloc, "prealloc", false,
+		"take the guest's memory at once: slow to start, no stalls afterwards")
 	fs.StringArrayVar(&f.disks, "disk", nil,
 		"add or change a disk: NAME[,size=4G][,sector=4096][,iops=N][,bps=100M][,nodiscard][,path=FILE]")
 	fs.BoolVar(&f.bare, "bare", false, "no disks but those of --disk")
@@ -50,7 +53,7 @@ func (f *runFlags) add(fs *pflag.FlagSet, timeout time.Duration) {
 
 // apply puts the flags into a configuration.
 func (f *runFlags) apply(c *vm.Config) (err error) {
-	c.Timeout, c.MemoryMiB = f.timeout, f.memoryMiB
+	c.Timeout, c.MemoryMiB, c.Prealloc = f.timeout, f.memoryMiB, f.prealloc
 	c.Job.Env = append(c.Job.Env, f.env...)
 	if f.out != "" {
 		if c.OutDir, err = filepath.Abs(f.out); err != nil {

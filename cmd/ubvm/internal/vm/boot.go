@@ -29,6 +29,10 @@ const (
 	settleTime = 3 * time.Second
 )
 
+// patchFault is what a kernel prints that has met its own breakpoint. It patches its code while the
+// other CPU runs it, and QEMU's emulation of several CPUs now and then executes the old bytes.
+const patchFault = "Oops: int3"
+
 // session is one boot.
 type session struct {
 	*run
@@ -82,7 +86,9 @@ func (r *run) bootOnce(ctx context.Context, boot int) (done bool, err error) {
 	case err != nil:
 		return false, fmt.Errorf("QEMU: %w: %s", err, strings.TrimSpace(stderr.String()))
 	case con.Fault() != "":
-		return false, r.guestError("kernel failed: " + con.Fault())
+		e := r.guestError("kernel failed: " + con.Fault())
+		e.spoilt = s.config.Accel == TCG && !s.isReady() && strings.Contains(e.What, patchFault)
+		return false, e
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return false, r.guestError(fmt.Sprintf("did not finish within %s", r.config.Timeout))
 	case ctx.Err() != nil:
@@ -130,6 +136,16 @@ func (s *session) wait(ctx context.Context) (what string, qemu error) {
 		case <-ready:
 			booting, ready = nil, nil
 		}
+	}
+}
+
+// isReady tells whether the guest's init has started the job.
+func (s *session) isReady() bool {
+	select {
+	case <-s.ready:
+		return true
+	default:
+		return false
 	}
 }
 

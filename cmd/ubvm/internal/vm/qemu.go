@@ -68,6 +68,9 @@ func (r *run) qemuArgs(boot, step int) []string {
 		"-device", "virtserialport,chardev=port,name=" + frame.Port,
 	}
 	args = append(args, c.Accel.args()...)
+	if c.Prealloc {
+		args = append(args, "-mem-prealloc")
+	}
 	for _, i := range []image{
 		{"ubvm-root", c.Rootfs, "snapshot=on"},
 		{"ubvm-modules", c.Modules, "readonly=on"},

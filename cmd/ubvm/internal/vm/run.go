@@ -25,6 +25,7 @@ type Config struct {
 	BootModules                   []string
 	Accel                         Accel
 	MemoryMiB                     int
+	Prealloc                      bool // of the memory
 	Disks                         []Disk
 	Job                           frame.Job
 	Files                         map[string]string // path on the job disk → file or folder of the host
@@ -44,6 +45,9 @@ type GuestError struct {
 	What    string
 	Console string // the last lines
 	Log     string // file with all of them
+
+	// spoilt says that the emulator is to blame, and that the job had not begun.
+	spoilt bool
 }
 
 func (e *GuestError) Error() string { return "guest " + e.What }
@@ -140,10 +144,20 @@ func copyAny(from, to string) error {
 	return os.WriteFile(to, data, 0o755)
 }
 
+// bootTries is how often a boot that the emulator has spoilt is tried.
+const bootTries = 5
+
 // bootAll boots until the job is done, again after each reset if that is wanted.
 func (r *run) bootAll(ctx context.Context) error {
-	for boot := 1; ; boot++ {
+	for boot, tries := 1, 1; ; boot++ {
 		done, err := r.bootOnce(ctx, boot)
+		if e := (*GuestError)(nil); errors.As(err, &e) && e.spoilt && tries < bootTries {
+			fmt.Fprintf(r.config.Stderr, "ubvm: the emulator spoilt boot %d (%s); trying again\n",
+				boot, e.What)
+			tries++
+			boot--
+			continue
+		}
 		if done || err != nil {
 			return err
 		}
@@ -153,7 +167,7 @@ func (r *run) bootAll(ctx context.Context) error {
 	}
 }
 
-func (r *run) guestError(what string) error {
+func (r *run) guestError(what string) *GuestError {
 	e := &GuestError{What: what, Console: tail(r.path("console"))}
 	log := filepath.Join(r.config.Scratch, "console-of-last-failure")
 	if os.Rename(r.path("console"), log) == nil {
