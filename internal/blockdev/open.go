@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -26,6 +27,7 @@ import (
 type Device struct {
 	Info   *Info
 	f      *os.File
+	cache  *os.File // queue/write_cache in sysfs, nil for files
 	direct bool
 }
 
@@ -73,6 +75,9 @@ func (i *Info) open() (*Device, error) {
 	}
 	switch err := unix.Flock(d.FD(), unix.LOCK_EX|unix.LOCK_NB); err {
 	case nil:
+		if i.Block {
+			d.cache, _ = os.Open(filepath.Join(i.queue, "write_cache"))
+		}
 		return d, nil
 	case unix.EWOULDBLOCK:
 		_ = d.f.Close()
@@ -148,8 +153,23 @@ func (d *Device) Sync() error {
 	}
 }
 
+// WriteCacheFD is a descriptor of the kernel's own note on whether the device has a volatile write
+// cache ("write back") or not ("write through", and the kernel sends it neither flush nor FUA); -1
+// if there is none. The note can change while the device is open.
+func (d *Device) WriteCacheFD() int {
+	if d.cache == nil {
+		return -1
+	}
+	return int(d.cache.Fd())
+}
+
 // Close gives the device up.
-func (d *Device) Close() error { return d.f.Close() }
+func (d *Device) Close() error {
+	if d.cache != nil {
+		_ = d.cache.Close()
+	}
+	return d.f.Close()
+}
 
 // CanPunch reports whether an image file's filesystem can make holes.
 func (d *Device) CanPunch() bool {

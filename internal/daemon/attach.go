@@ -165,7 +165,7 @@ func (in *Instance) addBacking(ctx context.Context, a *control.AttachArgs, o cac
 	}
 	s = &served{name: a.Name, b: b, dev: dev}
 	setAbilities(b, dev)
-	err = in.bg.do(func() error { return in.bg.setFile(b.ID(), dev.FD(), dev.Info.Block) })
+	err = in.bg.do(func() error { return in.bg.setFile(b.ID(), driverDevice(dev)) })
 	if err == nil {
 		in.mu.Lock()
 		in.mu.served[b.ID()] = s

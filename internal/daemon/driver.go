@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ubcache/cache"
+	"ubcache/internal/blockdev"
 	"ubcache/internal/uring"
 )
 
@@ -18,9 +19,19 @@ type port interface {
 
 // deviceFile is a device as one ring names it, and what the driver has to know of its kind.
 type deviceFile struct {
-	file  uring.File
-	block bool // a block device; else a regular file
+	file uring.File
+	device
+	cache writeCache
 }
+
+// device is what a driver needs of an opened device.
+type device struct {
+	fd    int
+	block bool // a block device; else a regular file
+	note  int  // descriptor of the kernel's note on its write cache, or -1
+}
+
+func driverDevice(d *blockdev.Device) device { return device{d.FD(), d.Info.Block, d.WriteCacheFD()} }
 
 // driver turns the engine's operations into submissions on one ring and completions back. It is
 // the part of a cache.Driver that a ublk queue and a background loop have in common, and belongs
@@ -32,6 +43,9 @@ type driver struct {
 	ops   []flight
 	free  int32 // head of the list of free ops, or noFlight
 	now   int64 // of this round of the loop; 0: not read yet
+	text  [32]byte
+
+	gathers gathers
 }
 
 // flight is an operation under way.
@@ -51,7 +65,7 @@ const (
 )
 
 func (d *driver) init(p port, flights int) {
-	d.port, d.free = p, noFlight
+	d.port, d.free, d.gathers.open = p, noFlight, noFlight
 	d.ops = make([]flight, 0, flights)
 	for i := range d.files {
 		d.files[i] = noDevice
@@ -60,7 +74,7 @@ func (d *driver) init(p port, flights int) {
 
 // noDevice stands for a device that is missing. The zero value would be file descriptor 0, which
 // takes writes without a word where it is /dev/null.
-var noDevice = deviceFile{file: uring.FD(-1)}
+var noDevice = deviceFile{file: uring.FD(-1), device: device{fd: -1, note: -1}}
 
 // started is the zero of Now. The clock is monotonic.
 var started = time.Now()
@@ -75,6 +89,13 @@ func (d *driver) Now() int64 {
 
 // Submit starts op at the next enter of the ring.
 func (d *driver) Submit(op *cache.Op) {
+	if !d.hold(op) {
+		d.start(op, 0)
+	}
+}
+
+// start makes a submission of op, of which the first done bytes have been transferred.
+func (d *driver) start(op *cache.Op, done int64) {
 	i := d.free
 	if i == noFlight {
 		i = int32(len(d.ops))
@@ -82,7 +103,7 @@ func (d *driver) Submit(op *cache.Op) {
 	} else {
 		d.free = d.ops[i].next
 	}
-	d.ops[i] = flight{op: op}
+	d.ops[i] = flight{op: op, done: done}
 	d.prepare(i)
 }
 
@@ -96,9 +117,13 @@ func (d *driver) prepare(i int32) {
 	left := op.Len - f.done
 	switch op.Kind {
 	case cache.OpRead, cache.OpWrite:
-		d.prepareTransfer(s, f, dev.file, off, uint32(min(left, maxTransfer)))
+		d.prepareTransfer(s, f, dev, off, uint32(min(left, maxTransfer)))
 	case cache.OpFlush:
-		s.PrepFsync(dev.file, true)
+		if d.volatile(dev) {
+			s.PrepFsync(dev.file, true)
+		} else {
+			s.PrepNop()
+		}
 	case cache.OpDiscard:
 		if dev.block {
 			s.PrepBlockDiscard(dev.file, off, uint64(left))
@@ -116,10 +141,10 @@ func (d *driver) prepare(i int32) {
 	}
 }
 
-func (d *driver) prepareTransfer(s *uring.SQE, f *flight, file uring.File, off uint64, n uint32) {
-	op := f.op
+func (d *driver) prepareTransfer(s *uring.SQE, f *flight, dev *deviceFile, off uint64, n uint32) {
+	op, file := f.op, dev.file
 	flags := uint32(0)
-	if op.FUA {
+	if op.FUA && d.volatile(dev) {
 		flags = uring.RWFDSync
 	}
 	if op.Req == nil {
@@ -144,6 +169,10 @@ func (d *driver) prepareTransfer(s *uring.SQE, f *flight, file uring.File, off u
 // there is more of it to do.
 func (d *driver) complete(userData uint64, res int32) {
 	i := int32(userData)
+	if userData&gatherData != 0 {
+		d.gathered(i, res)
+		return
+	}
 	f := &d.ops[i]
 	op := f.op
 	var err error

@@ -254,14 +254,14 @@ func (in *Instance) openCache() error {
 // startBackground starts the background lane with the devices that are there.
 func (in *Instance) startBackground() (err error) {
 	in.bg, err = startLoop(in.cache, true, func(l *loop) error {
-		if err := l.setFile(cache.SSD, in.ssd.FD(), in.ssdInfo.Block); err != nil {
+		if err := l.setFile(cache.SSD, driverDevice(in.ssd)); err != nil {
 			return err
 		}
 		for id, s := range in.mu.served {
 			if s.dev == nil {
 				continue
 			}
-			if err := l.setFile(id, s.dev.FD(), s.dev.Info.Block); err != nil {
+			if err := l.setFile(id, driverDevice(s.dev)); err != nil {
 				return err
 			}
 		}

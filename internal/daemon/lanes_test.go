@@ -102,10 +102,10 @@ func (w *bench) loop(background bool, finish func(*cache.Request)) *loop {
 	w.t.Helper()
 	l, err := startLoop(w.c, background, func(l *loop) error {
 		l.finish = finish
-		if err := l.setFile(cache.SSD, w.ssd.FD(), false); err != nil {
+		if err := l.setFile(cache.SSD, driverDevice(w.ssd)); err != nil {
 			return err
 		}
-		return l.setFile(w.id, w.disk.FD(), false)
+		return l.setFile(w.id, driverDevice(w.disk))
 	})
 	must(w.t, err)
 	return l

@@ -21,9 +21,11 @@ type loop struct {
 	ring   *uring.Ring
 	wakeFD int
 	own    int // submissions of the driver in flight
-	// finish answers requests, and before is called before each wait; tests only.
+	// finish answers requests, before is called before each wait, and spoil changes results; tests
+	// only.
 	finish func(*cache.Request)
 	before func()
+	spoil  func(userData uint64, res int32) int32
 
 	pending, sleeping atomic.Uint32
 	stopping          atomic.Bool
@@ -54,13 +56,13 @@ func startLoop(c *cache.Cache, background bool, setup func(*loop) error) (*loop,
 	return l, nil
 }
 
-// setFile makes fd the device of that number on this ring. The ring holds a reference until
+// setFile makes dev the device of that number on this ring. The ring holds a reference until
 // dropFile or its end, and the end comes after the last of its I/O.
-func (l *loop) setFile(id cache.BackingID, fd int, block bool) error {
-	if err := l.ring.RegisterFile(int(id), fd); err != nil {
+func (l *loop) setFile(id cache.BackingID, dev device) error {
+	if err := l.ring.RegisterFile(int(id), dev.fd); err != nil {
 		return err
 	}
-	l.files[id] = deviceFile{uring.Fixed(int(id)), block}
+	l.files[id] = deviceFile{file: uring.Fixed(int(id)), device: dev}
 	return nil
 }
 
@@ -191,6 +193,7 @@ func (l *loop) close() {
 		_ = l.ring.UnregisterFiles()
 		_ = l.ring.Close()
 	}
+	l.gathers.close()
 }
 
 // work is the loop: run what is woken, tick, submit and wait.
@@ -202,7 +205,7 @@ func (l *loop) work() error {
 			l.lane.Run()
 			next = time.Time{}
 		}
-		if l.stopping.Load() && l.own == 0 {
+		if l.stopping.Load() && l.own == 0 && l.gathers.open == noFlight {
 			return nil
 		}
 		timeout := time.Duration(0)
@@ -234,6 +237,7 @@ func (l *loop) round(timeout time.Duration) error {
 	if l.before != nil {
 		l.before()
 	}
+	l.sendHeld()
 	l.sleeping.Store(1)
 	n := uint32(1)
 	if l.pending.Load() != 0 {
@@ -260,6 +264,9 @@ func (l *loop) reap() {
 			continue
 		}
 		l.own--
+		if l.spoil != nil {
+			res = l.spoil(userData, res)
+		}
 		l.complete(userData, res)
 	}
 }

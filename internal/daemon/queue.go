@@ -20,15 +20,9 @@ type queue struct {
 	q       *ublk.Queue
 	c       *cache.Cache
 	backing cache.BackingID
-	ssd     devFD
-	disk    devFD
+	ssd     device
+	disk    device
 	reqs    []cache.Request // by tag
-}
-
-// devFD is an opened device for registering with a ring.
-type devFD struct {
-	fd    int
-	block bool
 }
 
 // reqOps are the engine's names of the driver's requests.
@@ -46,12 +40,12 @@ func (h *queue) Start(q *ublk.Queue) error {
 	h.q = q
 	h.init(q, 4*q.Depth())
 	h.reqs = make([]cache.Request, q.Depth())
-	for id, d := range map[cache.BackingID]devFD{cache.SSD: h.ssd, h.backing: h.disk} {
+	for id, d := range map[cache.BackingID]device{cache.SSD: h.ssd, h.backing: h.disk} {
 		file, err := q.AddFile(d.fd)
 		if err != nil {
 			return err
 		}
-		h.files[id] = deviceFile{file, d.block}
+		h.files[id] = deviceFile{file: file, device: d}
 	}
 	h.lane = h.c.NewLane(h)
 	return nil
@@ -81,7 +75,10 @@ func (h *queue) Completion(_ *ublk.Queue, userData uint64, res int32, _ uint32) 
 func (h *queue) Woken(*ublk.Queue) { h.lane.Run() }
 
 // BeforeWait implements ublk.Handler: the next round reads the clock anew.
-func (h *queue) BeforeWait(*ublk.Queue) { h.now = 0 }
+func (h *queue) BeforeWait(*ublk.Queue) {
+	h.sendHeld()
+	h.now = 0
+}
 
 // Stop implements ublk.Handler. A commit of the journal that other lanes wait for may still be
 // under way on this ring; the queue waits for it.

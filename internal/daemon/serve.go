@@ -117,8 +117,8 @@ func (in *Instance) startDevice(ctx context.Context, s *served, d *ublk.Device,
 	for i := range queues {
 		queues[i] = &queue{
 			c: in.cache, backing: s.b.ID(),
-			ssd:  devFD{in.ssd.FD(), in.ssdInfo.Block},
-			disk: devFD{s.dev.FD(), s.dev.Info.Block},
+			ssd:  driverDevice(in.ssd),
+			disk: driverDevice(s.dev),
 		}
 	}
 	err := d.Start(func(i int) (ublk.Handler, error) { return queues[i], nil })
@@ -146,6 +146,7 @@ func closeLanes(queues []*queue) {
 			h.lane.Close()
 			h.lane = nil
 		}
+		h.gathers.close()
 	}
 }
 
