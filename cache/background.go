@@ -23,7 +23,8 @@ const (
 	// commitEvery bounds how long an acknowledged write without a flush can be lost to a power
 	// cut.
 	commitEvery = int64(time.Second)
-	// tickEvery is how often the background looks at its work while there is some.
+	// tickEvery is how often the background looks at its work while there is some, idleEvery how
+	// often it looks for some. What cannot wait for that pokes it.
 	tickEvery = 50 * time.Millisecond
 	idleEvery = time.Second
 )
@@ -45,22 +46,21 @@ func (l *Lane) Tick() time.Duration {
 	bg := l.bg
 	now := l.d.Now()
 	pending, limit := l.c.journal.pendingRecords()
-	if pending > 0 && (l.c.closing.Load() || now-bg.lastCommit >= commitEvery || pending > limit/2) {
+	if pending > 0 && (l.c.closing.Load() || now-bg.lastCommit >= commitEvery || pending >= limit/2) {
 		bg.lastCommit = now
 		l.c.journal.kick(l)
 	}
-	bg.clean(now)
+	hurry := bg.clean(now)
 	bg.evict.start()
 	bg.ckpt.start()
 	bg.wb.tick(now)
-	if l.runTasks() || pending > 0 || bg.busy() {
+	if l.runTasks() || bg.evict.running || bg.ckpt.running || bg.wb.working || hurry {
 		return tickEvery
 	}
+	if pending > 0 {
+		return max(tickEvery, time.Duration(bg.lastCommit+commitEvery-now))
+	}
 	return idleEvery
-}
-
-func (bg *background) busy() bool {
-	return bg.evict.running || bg.ckpt.running || bg.wb.flying > 0 || bg.l.c.dirty.Load() > 0
 }
 
 // backingFlush is a flush of a backing device for the sake of its pending slots.
@@ -87,8 +87,8 @@ func (f *backingFlush) opDone(l *Lane, _ *Op, err error) {
 }
 
 // clean makes clean what the flushes of backing devices have covered, and flushes those that have
-// pending slots for long or many.
-func (bg *background) clean(now int64) {
+// pending slots for long or many. It reports whether somebody waits for the rest.
+func (bg *background) clean(now int64) (hurry bool) {
 	for _, b := range bg.l.c.backings.Load() {
 		if b == nil {
 			continue
@@ -98,10 +98,9 @@ func (bg *background) clean(now int64) {
 		b.mu.Lock()
 		n := len(b.mu.pending)
 		b.mu.Unlock()
-		if n == 0 || f.running {
-			continue
-		}
-		if n < pendingMany && now-f.last < pendingAge && !b.draining.Load() && !bg.l.c.closing.Load() {
+		urgent := b.draining.Load() || bg.l.c.closing.Load()
+		hurry = hurry || urgent && n > 0
+		if n == 0 || f.running || n < pendingMany && now-f.last < pendingAge && !urgent {
 			continue
 		}
 		f.running, f.last, f.covers = true, now, b.wrote.Load()
@@ -109,6 +108,7 @@ func (bg *background) clean(now int64) {
 		op.Kind, op.Dev = OpFlush, b.id
 		bg.l.d.Submit(op)
 	}
+	return hurry || bg.l.c.closing.Load()
 }
 
 // cleanBacking turns the pending slots that a flush has covered into clean ones.

@@ -129,7 +129,11 @@ func (j *journal) append(r record, touched ...BucketID) LSN {
 		j.mu.queue.note(j.c.buckets, b, l)
 	}
 	j.mu.ring.publish(j.mu.next)
+	half := uint64(j.mu.next)-j.durableLSN.Load() == j.mu.ring.cap/2
 	j.mu.Unlock()
+	if half {
+		j.c.pokeBackground() // to commit before appenders have to wait for it
+	}
 	return l
 }
 

@@ -19,6 +19,7 @@ type writeback struct {
 	batches [maxBatches]*batch
 	flying  int
 	filling bool
+	working bool                   // some rate is not 0
 	tokens  [MaxBackings + 1]int64 // blocks that may be written now
 	rates   [MaxBackings + 1]int64 // blocks per second
 	last    int64
@@ -58,6 +59,7 @@ func (wb *writeback) tick(now int64) {
 			parallel = 1
 		}
 	}
+	wb.working = work
 	if !work {
 		wb.keys = wb.keys[:0]
 		return
