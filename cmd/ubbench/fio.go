@@ -27,7 +27,7 @@ type sample struct {
 }
 
 // span is the part of each device that is used; it fits into every cache.
-const span = 128 << 20
+const span = 64 << 20
 
 // measure runs fio once.
 func measure(ctx context.Context, dev string, w *workload, length time.Duration) (sample, error) {
@@ -84,11 +84,14 @@ func measure(ctx context.Context, dev string, w *workload, length time.Duration)
 }
 
 // readAll reads the span once in big pieces, writeAll writes it.
-func readAll(ctx context.Context, dev string) error  { return pass(ctx, dev, "read") }
-func writeAll(ctx context.Context, dev string) error { return pass(ctx, dev, "write") }
+func readAll(ctx context.Context, dev string) error  { return pass(ctx, dev, "read", span) }
+func writeAll(ctx context.Context, dev string) error { return write(ctx, dev, span) }
 
-func pass(ctx context.Context, dev, rw string) error {
+// write writes the first so many bytes of a device.
+func write(ctx context.Context, dev string, bytes int) error { return pass(ctx, dev, "write", bytes) }
+
+func pass(ctx context.Context, dev, rw string, bytes int) error {
 	_, err := run(ctx, "fio", "--name=fill", "--filename="+dev, "--ioengine=io_uring", "--direct=1",
-		"--rw="+rw, "--bs=1m", "--iodepth=8", fmt.Sprintf("--size=%d", span))
+		"--rw="+rw, "--bs=1m", "--iodepth=8", fmt.Sprintf("--size=%d", bytes))
 	return err
 }

@@ -64,7 +64,7 @@ func (o *options) boot(ctx context.Context) error {
 		}
 	}
 	cmd := exec.CommandContext(ctx, filepath.Join(dir, "ubvm"), "run", "--kernel", o.kernel,
-		"--kublk", "--bare", "--mem", "4096", "--timeout", "60m", "--out", o.out,
+		"--kublk", "--bare", "--mem", "6144", "--prealloc", "--timeout", "60m", "--out", o.out,
 		"--bin", filepath.Join(dir, "ubbench"), "--bin", filepath.Join(dir, "ubcache"), "--",
 		"ubbench", "--rounds", strconv.Itoa(o.rounds), "--time", o.seconds.String(),
 		"--only", o.only)
