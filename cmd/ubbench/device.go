@@ -35,7 +35,7 @@ func (b *bench) ssd(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return dev, write(ctx, dev, ssdMiB<<20)
+	return dev, zero(ctx, dev, ssdMiB<<20)
 }
 
 // ramDisk returns a RAM disk that nobody uses.

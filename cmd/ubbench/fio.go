@@ -85,13 +85,17 @@ func measure(ctx context.Context, dev string, w *workload, length time.Duration)
 
 // readAll reads the span once in big pieces, writeAll writes it.
 func readAll(ctx context.Context, dev string) error  { return pass(ctx, dev, "read", span) }
-func writeAll(ctx context.Context, dev string) error { return write(ctx, dev, span) }
+func writeAll(ctx context.Context, dev string) error { return pass(ctx, dev, "write", span) }
 
-// write writes the first so many bytes of a device.
-func write(ctx context.Context, dev string, bytes int) error { return pass(ctx, dev, "write", bytes) }
+// zero writes zeroes to the first so many bytes of a device.
+func zero(ctx context.Context, dev string, bytes int) error {
+	return pass(ctx, dev, "write", bytes, "--zero_buffers")
+}
 
-func pass(ctx context.Context, dev, rw string, bytes int) error {
-	_, err := run(ctx, "fio", "--name=fill", "--filename="+dev, "--ioengine=io_uring", "--direct=1",
-		"--rw="+rw, "--bs=1m", "--iodepth=8", fmt.Sprintf("--size=%d", bytes))
+func pass(ctx context.Context, dev, rw string, bytes int, more ...string) error {
+	_, err := run(ctx, "fio", append([]string{
+		"--name=fill", "--filename=" + dev, "--ioengine=io_uring", "--direct=1", "--rw=" + rw,
+		"--bs=1m", "--iodepth=8", fmt.Sprintf("--size=%d", bytes),
+	}, more...)...)
 	return err
 }
