@@ -177,8 +177,8 @@ func (r Reason) String() string {
 	return fmt.Sprintf("reason(%d)", uint8(r))
 }
 
-// Error makes a reason usable as an error.
-func (r Reason) Error() string { return "attributes: " + r.String() }
+// Error makes a reason usable as an error; whoever passes it on says what could not be read.
+func (r Reason) Error() string { return r.String() }
 
 // ReasonTable lists the reasons as a table in Markdown, for the manual.
 func ReasonTable() string {
