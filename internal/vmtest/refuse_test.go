@@ -11,8 +11,11 @@ import (
 	"time"
 )
 
-// refused is the exit status of what would do harm.
-const refused = 3
+// Exit statuses: of what went wrong, and of what would do harm.
+const (
+	failed  = 1
+	refused = 3
+)
 
 // TestRefusals asks for everything that would do harm. Each is refused with one line, and neither
 // the devices nor the configuration are changed by it.
@@ -88,7 +91,7 @@ func refuseMounted(t *testing.T) {
 		}
 		Run(t, "sync", dir)
 	})
-	Ubcache(t, "detach", "data", "--cancel")
+	Refused(t, failed, "it is not being detached", "detach", "data", "--cancel")
 }
 
 func refuseHolder(t *testing.T) {
