@@ -154,6 +154,9 @@ func TestCombineUnknown(t *testing.T) {
 	b.Begin(parsed(t, "0xf000,0xf001,0xf004"), Request{Read, 0, 4096}, 1)
 	a.Answer(0xf003, Handled, ReasonNone) // but b says nothing of it
 	a.Combine(&b)
+	if a.nUnknown != 3 {
+		t.Errorf("%d are kept", a.nUnknown)
+	}
 	for id, want := range map[ID]Status{
 		0xf000: Unsupported, 0xf001: Unsupported, 0xf003: NotHandled, 0xf004: Unsupported,
 	} {
@@ -269,6 +272,14 @@ func TestCombineChecksums(t *testing.T) {
 	if _, sums := r.Checksums(); sums != nil || r.For(IDChecksum).Reason != ReasonDegraded {
 		t.Errorf("one ignored: %v", &r)
 	}
+	// Two algorithms.
+	r, p = sumPiece(2, bytes.Clone(all)[:8]), sumPiece(1, nil)
+	p.SetChecksums(XXH64, make([]byte, 8))
+	r.sums = append(make([]byte, 0, 64), r.sums...)
+	r.Combine(&p)
+	if _, sums := r.Checksums(); sums != nil || r.For(IDChecksum).Status != Ignored {
+		t.Errorf("two algorithms: %v", &r)
+	}
 	// More than a set may have.
 	place = make([]byte, 4*(MaxBlocks+1))
 	r, p = sumPiece(MaxBlocks, place[:4*MaxBlocks]), sumPiece(1, place[4*MaxBlocks:])
@@ -303,6 +314,14 @@ func TestCombineMismatch(t *testing.T) {
 	r.Combine(&good)
 	if block, ok := r.Mismatch(); !ok || block != 1 {
 		t.Errorf("before good: block %d, %t", block, ok)
+	}
+	// What is worse hides it, and its block.
+	r = bad
+	ignored := good
+	ignored.Ignore(IDChecksum, ReasonDegraded)
+	r.Combine(&ignored)
+	if block, ok := r.Mismatch(); ok || block != 0 || r.For(IDChecksum).Reason != ReasonDegraded {
+		t.Errorf("with an ignored piece: block %d, %t, %v", block, ok, &r)
 	}
 	r = good
 	r.Join(&bad)

@@ -248,3 +248,61 @@ func TestUnknown(t *testing.T) {
 		t.Errorf("text %v", &s)
 	}
 }
+
+// TestMergeEqual: of two values from one source the first stays.
+func TestMergeEqual(t *testing.T) {
+	s := *parsed(t, "hint=once")
+	s.Merge(parsed(t, "hint=pin,required:hint"))
+	if s.String() != "hint=once" {
+		t.Errorf("%v", &s)
+	}
+}
+
+// TestMergeUnreadable: a rule does not hide that the issuer's set could not be read.
+func TestMergeUnreadable(t *testing.T) {
+	var broken Set
+	if err := broken.Decode(with(frame(ent(1, flagRequired, 2)), 12, 1)); err != ReasonHeader {
+		t.Fatal(err)
+	}
+	s := *parsed(t, "hint=once")
+	s.Mark(SourceRule)
+	s.Merge(&broken)
+	if s.Frame() != ReasonHeader || s.Hint() != HintOnce {
+		t.Errorf("%v", &s)
+	}
+	if id, errno := s.CheckRequired(&Results{}); id != 0 || errno != ErrnoInvalid {
+		t.Errorf("%v, %v", id, errno)
+	}
+}
+
+// TestRefusedLeavesNothing: what is invalid has neither the old value nor a source.
+func TestRefusedLeavesNothing(t *testing.T) {
+	s := *parsed(t, "hint=once")
+	s.SetHint(99)
+	if s.Hint() != HintDefault || s.Source(IDHint) != SourceNone || s.Offered(IDHint) != 0 {
+		t.Errorf("%v from %v, offered by %v", s.Hint(), s.Source(IDHint), s.Offered(IDHint))
+	}
+}
+
+// TestUnknownCopies: two copies of a set do not write into each other's values, nor into the buffer
+// that they were decoded from.
+func TestUnknownCopies(t *testing.T) {
+	buf := append(frame(ent(0xf001, 0, 1)), 0xee, 0xee, 0xee, 0xee)
+	var a Set
+	if err := a.Decode(buf); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.AddUnknown(0xf002, []byte{2}); err != nil {
+		t.Fatal(err)
+	}
+	b := a
+	if a.AddUnknown(0xf003, []byte{3}) != nil || b.AddUnknown(0xf004, []byte{4}) != nil {
+		t.Fatal("not added")
+	}
+	if a.String() != "0xf001=01,0xf002=02,0xf003=03" || b.String() != "0xf001=01,0xf002=02,0xf004=04" {
+		t.Errorf("%v and %v", &a, &b)
+	}
+	if buf[len(buf)-4] != 0xee {
+		t.Error("the buffer was written to")
+	}
+}
