@@ -73,6 +73,7 @@ type Backing struct {
 	cached atomic.Int64 // blocks
 	dirty  atomic.Int64 // blocks, pending ones not counted
 	bad    atomic.Int64 // dirty blocks that the SSD cannot return
+	number atomic.Uint32
 	lastIO atomic.Int64 // Driver.Now of the newest request
 	// dirtySince is when the oldest of the present dirty data was written, 0 if none.
 	dirtySince atomic.Int64
@@ -115,6 +116,9 @@ func (b *Backing) LBS() int64 { return b.lbs }
 
 // Mode is the present mode.
 func (b *Backing) Mode() Mode { return Mode(b.mode.Load()) }
+
+// SetNumber gives the device the number by which results name it: unique on the machine, not 0.
+func (b *Backing) SetNumber(n uint32) { b.number.Store(n) }
 
 // SetAbilities says what the backing device can do besides reading and writing.
 func (b *Backing) SetAbilities(discard, writeZeroes bool) {

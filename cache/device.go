@@ -1,6 +1,10 @@
 package cache
 
-import "io"
+import (
+	"io"
+
+	"ubcache/attrs"
+)
 
 // OpKind is what an Op asks a device to do.
 type OpKind uint8
@@ -111,12 +115,20 @@ type Request struct {
 	// Tag is for the driver.
 	Tag uint32
 
+	// Attrs is what the request's issuer and the rules say about it; nil if nothing. What it
+	// refers to stays as it is until Driver.Finish. Results, if it is not nil, gets the answers.
+	Attrs   *attrs.Set
+	Results *attrs.Results
+
 	// Err is the outcome, for Driver.Finish.
 	Err error
 
 	b       *Backing
-	pending int32 // pieces still under way; the lane's thread only
-	touched uint8 // touchedSSD, touchedBacking: what FUA has to make durable
+	way     way
+	res     *attrs.Results // Results, or those of the lane
+	reached uint8          // reachedSSD, reachedBacking: where the data came from or went to
+	pending int32          // pieces still under way; the lane's thread only
+	touched uint8          // touchedSSD, touchedBacking: what FUA has to make durable
 	next    *Request
 	started int64
 }
@@ -124,4 +136,9 @@ type Request struct {
 const (
 	touchedSSD = 1 << iota
 	touchedBacking
+)
+
+const (
+	reachedSSD = 1 << iota
+	reachedBacking
 )

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sync"
 
+	"ubcache/attrs"
 	"ubcache/policy"
 )
 
@@ -36,6 +37,8 @@ type Lane struct {
 	seq   [MaxBackings + 1]*policy.Sequential // nil until a request comes
 	stats laneStats
 	io    [MaxBackings + 1]ioStats
+
+	answers attrs.Results // of requests that nobody wants them from
 
 	bg *background // of the one lane that does the background work
 }

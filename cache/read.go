@@ -111,8 +111,8 @@ func (p *readPiece) lookUp(l *Lane) {
 		p.slots[i], p.sums[i] = e.slot, e.sum
 		hits++
 		c.buckets[c.bucketOf(e.slot)].pins.Add(1)
-		if e.st&stRefMax != stRefMax {
-			c.index.setState(e.slot, e.st+stRefOne)
+		if st := p.r.way.refs.apply(e.st); st != e.st {
+			c.index.setState(e.slot, st)
 		}
 	}
 	if !p.fillLock(l, s, miss) {
@@ -123,9 +123,11 @@ func (p *readPiece) lookUp(l *Lane) {
 	s.mu.Unlock()
 	io := &l.io[b.id]
 	if hits+slow > 0 {
+		p.r.reached |= reachedSSD
 		io.HitBlocks.Add(int64(hits + slow))
 	}
 	if hits+slow < p.n {
+		p.r.reached |= reachedBacking
 		io.MissBlocks.Add(int64(p.n - hits - slow))
 		if !p.held {
 			io.BypassBytes.Add(int64(p.n-hits-slow) * BlockSize)
@@ -144,6 +146,7 @@ func (p *readPiece) fillLock(l *Lane, s *stripe, miss blockRange) bool {
 		if miss.from >= miss.to || p.lock.cancelled {
 			s.release(&p.lock)
 			p.held = false
+			p.r.notCached()
 		}
 		p.miss = miss
 		return true
@@ -157,6 +160,7 @@ func (p *readPiece) fillLock(l *Lane, s *stripe, miss blockRange) bool {
 			l.c.pokeBackground()
 		}
 		p.fill = false
+		p.r.notCached()
 		return true
 	}
 	p.miss, p.held = miss, true
@@ -300,6 +304,7 @@ func (p *readPiece) readAgain(l *Lane) {
 			l.startReadEdge(p, i)
 		case distrustDropped:
 			b := p.r.b
+			p.r.reached |= reachedBacking
 			p.read(l, b.id, b.dataOff+int64(p.first+Block(i))*BlockSize, i, 1)
 		}
 	}
@@ -359,11 +364,15 @@ func (l *Lane) distrust(b *Backing, k key, slot Slot) distrustResult {
 func (p *readPiece) maybeFill(l *Lane) {
 	n := p.miss.to - p.miss.from
 	if !p.held || p.err != nil || (p.r.Data == nil && p.buf == nil) || !l.c.journal.reserve(n) {
+		if p.held {
+			p.r.notCached()
+		}
 		p.finish(l, 0)
 		return
 	}
 	var ok bool
 	if p.runs, ok = l.allocAll(streamClean, n, p.runs); !ok {
+		p.r.notCached()
 		p.finish(l, n)
 		return
 	}
@@ -427,6 +436,9 @@ func (p *readPiece) insert(l *Lane) {
 		}
 	}
 	s.mu.Unlock()
+	if p.lock.cancelled || p.unfilled {
+		p.r.notCached()
+	}
 	l.io[b.id].FillBlocks.Add(int64(used))
 	l.dropRuns(p.runs)
 	p.finish(l, p.miss.to-p.miss.from-used)

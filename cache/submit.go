@@ -21,7 +21,7 @@ func (s span) cut() (part, rest span) {
 
 // Submit takes a request. Driver.Finish answers it, perhaps before Submit returns.
 func (l *Lane) Submit(r *Request) {
-	r.Err, r.pending, r.touched, r.next = nil, 0, 0, nil
+	r.Err, r.pending, r.touched, r.reached, r.next = nil, 0, 0, 0, nil
 	b := l.c.backing(r.Backing)
 	if b == nil {
 		l.refuse(r, ErrNoBacking)
@@ -47,6 +47,10 @@ func (l *Lane) Submit(r *Request) {
 	if l.c.checksums && r.Data == nil && r.Op <= ReqWrite {
 		panic("cache: request without visible data on a cache with data checksums")
 	}
+	if errno := l.decide(r); errno != 0 {
+		l.refuse(r, fmt.Errorf("a required attribute is not handled: %w", errno))
+		return
+	}
 	switch r.Op {
 	case ReqRead:
 		l.submitRead(r)
@@ -68,8 +72,7 @@ func (l *Lane) submitRead(r *Request) {
 	io := &l.io[b.id]
 	io.Reads.Add(1)
 	io.ReadBytes.Add(r.Len)
-	mode := modeTable[b.Mode()]
-	fill := mode.fill && !l.sequential(r)
+	fill := l.admits(r) && r.way.fill
 	s := span{r.Off, r.Len}
 	r.pending = 1
 	for s.len > 0 {
@@ -88,16 +91,14 @@ func (l *Lane) submitWrite(r *Request) {
 	io := &l.io[b.id]
 	io.Writes.Add(1)
 	io.WriteBytes.Add(r.Len)
-	mode := modeTable[b.Mode()]
-	full := l.c.dirty.Load() >= b.dirtyMax.Load()
-	seq := l.sequential(r)
+	admit := l.admits(r)
 	s := span{r.Off, r.Len}
-	if mode.through {
-		l.startThrough(r, s, !seq)
+	if r.way.through {
+		l.startThrough(r, s, admit)
 		return
 	}
 	// Dirty blocks are better overwritten on the SSD: past it they cost a backing flush.
-	if full || (!mode.back || seq) && !l.anyDirty(b, s) {
+	if l.full(b) || (!r.way.back || !admit) && !l.anyDirty(b, s) {
 		l.startThrough(r, s, false)
 		return
 	}
@@ -165,5 +166,6 @@ func (l *Lane) pieceDone(r *Request, err error) {
 		l.startFlush(r, scope)
 		return
 	}
+	r.answerOrigin()
 	l.d.Finish(r)
 }

@@ -99,7 +99,10 @@ func (t *through) window(l *Lane, s span) {
 		from: int(roundUp(t.span.off, BlockSize)/BlockSize) - int(t.span.first()),
 		to:   int((t.span.off+t.span.len)/BlockSize) - int(t.span.first()),
 	}
-	t.cache = t.cache && t.whole.from < t.whole.to
+	if t.cache && t.whole.from >= t.whole.to {
+		t.cache = false
+		t.r.notCached()
+	}
 	t.room = roomPerRegion * regions
 	if t.cache {
 		t.room += t.whole.to - t.whole.from
@@ -244,6 +247,7 @@ func (t *through) single(l *Lane, kind OpKind, off int64) {
 func (t *through) copy(l *Lane) {
 	n := t.whole.to - t.whole.from
 	if t.runs, t.cache = l.allocAll(streamClean, n, t.runs); !t.cache {
+		t.r.notCached()
 		return
 	}
 	if cap(t.sums) < n {
@@ -270,6 +274,7 @@ func (t *through) opDone(l *Lane, op *Op, err error) {
 	case err == nil:
 	case op.Dev == SSD: // no copy then
 		t.cache = false
+		t.r.notCached()
 		l.ssdWriteFailed(t.r.b, t.runs)
 	case t.err == nil:
 		t.err = err
@@ -378,6 +383,7 @@ func (t *through) mapCopy(l *Lane, s *stripe, k *rangeLock) {
 					e.st |= stPending
 				} // else writeback will write it once more
 				l.c.mapBlock(b, s, makeKey(b.id, blk), e)
+				t.r.reached |= reachedSSD
 				t.room--
 			}
 			i++
@@ -410,6 +416,7 @@ func (t *through) finish(l *Lane) {
 	l.dropRuns(t.runs)
 	t.runs = t.runs[:0]
 	t.r.touched |= touchedBacking
+	t.r.reached |= reachedBacking
 	if t.err == nil && t.rest.len > 0 {
 		t.window(l, t.rest)
 		return

@@ -60,12 +60,14 @@ const (
 
 var modeNames = [...]string{"writethrough", "writeback", "writearound", "writeonly", "none"}
 
-// modeTable is what each mode means to the data path.
-var modeTable = [...]struct {
+// modeRow is what a mode means to the data path.
+type modeRow struct {
 	fill    bool // read misses enter the cache
 	back    bool // writes are acknowledged from the SSD
 	through bool // writes go to both
-}{
+}
+
+var modeTable = [...]modeRow{
 	Writethrough: {fill: true, through: true},
 	Writeback:    {fill: true, back: true},
 	Writearound:  {fill: true},

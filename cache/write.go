@@ -171,6 +171,7 @@ func (p *writePiece) opsDone(l *Lane, err error) {
 		p.through(l, p.n)
 	default:
 		p.r.touched |= touchedSSD
+		p.r.reached |= reachedSSD
 		l.io[p.r.b.id].CachedWriteBlocks.Add(int64(p.n))
 		l.dropRuns(p.runs)
 		p.finish(l, nil)
@@ -198,6 +199,7 @@ func (p *writePiece) through(l *Lane, reserved int) {
 	l.c.journal.unreserve(reserved)
 	l.dropRuns(p.runs)
 	r, s := p.r, p.span
+	r.notCached()
 	p.free(l)
 	l.startPiece(r, s, false)
 }

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"ubcache/attrs"
 	"ubcache/cache"
 )
 
@@ -29,6 +30,7 @@ type Config struct {
 	Flushes     int  // per 100 requests
 	Hot         int  // per cent of requests that go to a small part of the device
 	Large       bool // many requests fill the pending ring before it is committed
+	Attributes  bool // requests carry hints and write modes
 }
 
 // NewConfig draws a configuration.
@@ -46,6 +48,7 @@ func NewConfig(seed uint64) Config {
 		c.ZeroCopy = rng.IntN(2) == 0
 	}
 	c.Large = rng.IntN(5) == 0
+	c.Attributes = seed%2 == 1
 	if rng.IntN(3) == 0 {
 		c.LBS = 4096
 	} else {
@@ -100,6 +103,8 @@ type lane struct {
 // request is a request in flight.
 type request struct {
 	cache.Request
+	attrs   attrs.Set
+	results attrs.Results
 	dev     int
 	data    []byte
 	first   int // sectors
@@ -378,10 +383,24 @@ func (s *Sim) submit(r *request) {
 		r.Data = r.data
 	}
 	s.reqs[r.Tag] = r
+	if s.cfg.Attributes {
+		s.attributes(r)
+	}
 	l := s.lanes[s.rng.IntN(s.cfg.Lanes)]
 	s.trace("%d submit %s dev=%d sectors=%d+%d fua=%v version=%d", r.Tag, r.Op, r.dev, r.first, r.n,
 		r.FUA, r.v.number)
 	l.l.Submit(&r.Request)
+}
+
+// attributes gives a request some that the engine acts on. Whatever they are, the data is right.
+func (s *Sim) attributes(r *request) {
+	r.Attrs, r.Results = &r.attrs, &r.results
+	if s.rng.IntN(2) == 0 {
+		r.attrs.SetHint(attrs.Hint(s.rng.IntN(4)))
+	}
+	if s.rng.IntN(4) == 0 {
+		r.attrs.SetMode(attrs.WriteMode(1 + s.rng.IntN(3)))
+	}
 }
 
 // finish compares the outcome of a request with the model.
