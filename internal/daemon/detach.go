@@ -22,17 +22,16 @@ func (in *Instance) detach(ctx context.Context, a control.DetachArgs, progress c
 		return nil, err
 	}
 	id := s.b.ID()
-	if !a.NoWait {
-		if err := in.detachable(s, a.Force); err != nil {
-			return nil, err
-		}
-	}
 	if err := in.beginDetach(id); err != nil {
 		return nil, report.Wrap(what, err, "")
 	}
 	if a.NoWait {
 		d, _ := in.device(uint16(id))
 		return d, nil
+	}
+	if s.dev == nil && !a.Force {
+		return nil, report.Refuse(what, "its device is missing: "+s.problem,
+			"bring it back and restart, or --force loses its dirty data")
 	}
 	err = in.drain(ctx, s, progress)
 	if errors.Is(err, context.Canceled) || err != nil && !a.Force {
@@ -67,19 +66,6 @@ func (in *Instance) detach(ctx context.Context, a control.DetachArgs, progress c
 	}
 	d.State, d.Service, d.DirtyBytes, d.Path = "detached", "offline", 0, ""
 	return d, nil
-}
-
-// detachable refuses what would end in a refusal after all had been written back.
-func (in *Instance) detachable(s *served, force bool) error {
-	what := "detach " + s.name
-	if by := in.usedBy(s); by != "" {
-		return report.Refuse(what, by, "unmount it first; --no-wait writes its data back meanwhile")
-	}
-	if s.dev == nil && !force {
-		return report.Refuse(what, "its device is missing: "+s.problem,
-			"bring it back and restart, or --force loses its dirty data")
-	}
-	return nil
 }
 
 func (in *Instance) beginDetach(id cache.BackingID) error {
