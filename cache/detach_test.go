@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"testing"
+	"time"
 )
 
 // during runs a call of the control path while the harness does the background work for it.
@@ -17,7 +18,7 @@ func (h *harness) during(call func(ctx context.Context) error) error {
 		select {
 		case err = <-done:
 			ended = true
-		default:
+		case <-time.After(time.Millisecond): // the goroutine needs the CPU too
 		}
 		return ended
 	})

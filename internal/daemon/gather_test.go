@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
@@ -35,7 +36,14 @@ func TestGatheredWrites(t *testing.T) {
 					return res
 				}
 				runs++
-				return spoil(res, runs)
+				res = spoil(res, runs)
+				// What is not reported as written is not there.
+				r := c.l.gathers.all[userData&^gatherData]
+				if from := r.off + int64(max(res, 0)); from < r.end {
+					_, err := w.ssd.WriteAt(bytes.Repeat([]byte{0xee}, int(r.end-from)), from)
+					must(t, err)
+				}
+				return res
 			}
 			rng := rand.New(rand.NewPCG(1, 2))
 			order := rng.Perm(blocks)
