@@ -15,59 +15,56 @@ func (o *options) guest(ctx context.Context) error {
 	if o.out == "" {
 		o.out = os.Getenv("UBVM_OUT")
 	}
-	stages := o.selected()
-	if len(stages) == 0 {
-		return fmt.Errorf("--only %s matches nothing", o.only)
-	}
+	s := o.selected(o.stage)
 	b := &bench{options: o, targets: map[string]*target{}}
-	for _, name := range sides(stages, 0) {
+	for _, name := range s.sides(0) {
 		start := time.Now()
 		if err := b.add(ctx, name); err != nil {
 			return fmt.Errorf("set up %s: %w", name, err)
 		}
+		if err := wearIn(ctx, b.targets[name].dev, &s); err != nil {
+			return fmt.Errorf("write to %s: %w", name, err)
+		}
 		progress("%s set up in %.1f s", name, time.Since(start).Seconds())
 	}
-	var rows []row
-	for i := range stages {
-		r, err := b.stage(ctx, &stages[i])
-		if err != nil {
-			return fmt.Errorf("%s: %w", stages[i].name, err)
-		}
-		rows = append(rows, r...)
-	}
-	printRows(os.Stdout, rows)
-	if err := writeRows(filepath.Join(o.out, resultFile), rows); err != nil {
+	rows, err := b.stage(ctx, &s)
+	if err != nil {
 		return err
 	}
-	return verdict(rows)
+	return writeRows(filepath.Join(o.out, resultFile), rows)
 }
 
-// selected is the plan without the rows that --only does not match.
-func (o *options) selected() (stages []stage) {
-	for _, s := range plan {
-		rows := s.rows
-		s.rows = nil
-		for _, c := range rows {
-			if o.match.MatchString(s.rowName(c)) {
-				s.rows = append(s.rows, c)
-			}
-		}
-		if len(s.rows) > 0 {
-			stages = append(stages, s)
+// selected is a stage of the plan without the rows that --only does not match.
+func (o *options) selected(i int) stage {
+	s := plan[i]
+	rows := s.rows
+	s.rows = nil
+	for _, c := range rows {
+		if o.match.MatchString(s.rowName(c)) {
+			s.rows = append(s.rows, c)
 		}
 	}
-	return stages
+	return s
 }
 
-// sides are what the stages compare, each once, in the order in which it is needed; after the
-// first shownRounds rounds only those that a bar depends on.
-func sides(stages []stage, round int) (names []string) {
-	for _, s := range stages {
-		for _, c := range s.rows {
-			for _, n := range []string{c.ours, c.peer} {
-				if (round < shownRounds || c.bar > 0) && !slices.Contains(names, n) {
-					names = append(names, n)
-				}
+// wearIn does the stage's workload before it is measured.
+func wearIn(ctx context.Context, dev string, s *stage) error {
+	if s.wearIn == 0 {
+		return nil
+	}
+	w := s.workload
+	w.bytes = s.wearIn
+	_, err := measure(ctx, dev, &w, 0)
+	return err
+}
+
+// sides are what the stage compares, each once; after the first shownRounds rounds only those that
+// a bar depends on.
+func (s *stage) sides(round int) (names []string) {
+	for _, c := range s.rows {
+		for _, n := range []string{c.ours, c.peer} {
+			if (round < shownRounds || c.bar > 0) && !slices.Contains(names, n) {
+				names = append(names, n)
 			}
 		}
 	}
@@ -90,7 +87,7 @@ func (b *bench) stage(ctx context.Context, s *stage) ([]row, error) {
 		return nil, err
 	}
 	for round := range b.rounds {
-		for _, name := range sides([]stage{*s}, round) {
+		for _, name := range s.sides(round) {
 			v, err := measure(ctx, b.targets[name].dev, &s.workload, b.seconds)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", name, err)
@@ -144,7 +141,7 @@ func (b *bench) hitCounts(s *stage) (map[string]hitCount, error) {
 	if s.rw != "randread" && s.rw != "read" {
 		return counts, nil
 	}
-	for _, name := range sides([]stage{*s}, 0) {
+	for _, name := range s.sides(0) {
 		t := b.targets[name]
 		if t.hits == nil {
 			continue

@@ -29,45 +29,59 @@ func (o *options) host(ctx context.Context) error {
 		}
 		printRows(os.Stdout, rows)
 	}
-	file := filepath.Join(o.out, resultFile)
-	if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
+	vm, err := o.boots(ctx)
+	if err != nil {
 		return err
 	}
-	vmErr := o.boot(ctx)
-	vm, err := readRows(file)
-	if err != nil { // the VM has said why
-		return errors.Join(vmErr, err)
+	printRows(os.Stdout, vm)
+	if rows = append(rows, vm...); len(rows) == 0 {
+		return fmt.Errorf("--only %s matches nothing", o.only)
 	}
-	rows = append(rows, vm...)
+	file := filepath.Join(o.out, resultFile)
 	if err := writeRows(file, rows); err != nil {
 		return err
 	}
 	fmt.Println("results in", file)
-	if vmErr != nil && allMet(vm) {
-		return vmErr
-	}
 	return verdict(rows)
 }
 
-// boot runs this program in the VM.
-func (o *options) boot(ctx context.Context) error {
+// boots runs this program in the VM, once per stage.
+func (o *options) boots(ctx context.Context) (rows []row, err error) {
 	dir, err := os.MkdirTemp("", "ubbench-")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer os.RemoveAll(dir)
 	for _, name := range []string{"ubbench", "ubcache", "ubvm"} {
 		cmd := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(dir, name), "./cmd/"+name)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0") // it must run in another root
 		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("build %s: %w\n%s", name, err, out)
+			return nil, fmt.Errorf("build %s: %w\n%s", name, err, out)
 		}
 	}
-	cmd := exec.CommandContext(ctx, filepath.Join(dir, "ubvm"), "run", "--kernel", o.kernel,
-		"--kublk", "--bare", "--mem", "6144", "--prealloc", "--timeout", "60m", "--out", o.out,
-		"--bin", filepath.Join(dir, "ubbench"), "--bin", filepath.Join(dir, "ubcache"), "--",
+	for i := range plan {
+		if len(o.selected(i).rows) == 0 {
+			continue
+		}
+		r, err := o.boot(ctx, dir, i)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", plan[i].name, err)
+		}
+		rows = append(rows, r...)
+	}
+	return rows, nil
+}
+
+// boot runs a stage in a VM.
+func (o *options) boot(ctx context.Context, bin string, stage int) ([]row, error) {
+	cmd := exec.CommandContext(ctx, filepath.Join(bin, "ubvm"), "run", "--kernel", o.kernel,
+		"--kublk", "--bare", "--mem", "6144", "--prealloc", "--timeout", "60m", "--out", bin,
+		"--bin", filepath.Join(bin, "ubbench"), "--bin", filepath.Join(bin, "ubcache"), "--",
 		"ubbench", "--rounds", strconv.Itoa(o.rounds), "--time", o.seconds.String(),
-		"--only", o.only)
+		"--stage", strconv.Itoa(stage), "--only", o.only)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	return cmd.Run()
+	if err := cmd.Run(); err != nil {
+		return nil, err
+	}
+	return readRows(filepath.Join(bin, resultFile))
 }

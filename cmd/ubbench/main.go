@@ -27,6 +27,7 @@ type options struct {
 	out     string // folder of bench.json
 	kernel  string // host only
 	native  bool   // host only
+	stage   int    // guest only: index into plan
 
 	match *regexp.Regexp
 }
@@ -71,6 +72,8 @@ func command() *cobra.Command {
 	fs.StringVar(&o.only, "only", "", "regular expression: only the comparisons that it matches")
 	fs.StringVar(&o.out, "out", "", "folder of bench.json [bin/bench; in the VM its out folder]")
 	fs.StringVar(&o.kernel, "kernel", "newest", "kernel of the VM")
+	fs.IntVar(&o.stage, "stage", 0, "in the VM: the part of the plan to run")
+	_ = fs.MarkHidden("stage")
 	fs.BoolVar(&o.native, "native", true, "run the Go benchmarks first, on the host")
 	return cmd
 }
