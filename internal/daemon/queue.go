@@ -22,6 +22,7 @@ type queue struct {
 	backing cache.BackingID
 	ssd     device
 	disk    device
+	rules   *ruleTable
 	reqs    []cache.Request // by tag
 }
 

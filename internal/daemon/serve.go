@@ -118,7 +118,7 @@ func (in *Instance) startDevice(ctx context.Context, s *served, d *ublk.Device,
 		queues[i] = &queue{
 			c: in.cache, backing: s.b.ID(),
 			ssd:  driverDevice(in.ssd),
-			disk: driverDevice(s.dev),
+			disk: driverDevice(s.dev), rules: &s.rules.table,
 		}
 	}
 	err := d.Start(func(i int) (ublk.Handler, error) { return queues[i], nil })
@@ -134,6 +134,11 @@ func (in *Instance) startDevice(ctx context.Context, s *served, d *ublk.Device,
 	in.mu.Unlock()
 	if s.link, err = makeLink(s.name, d.Path()); err != nil {
 		in.log.Warn("no link to the device", "name", s.name, "error", err)
+	}
+	if target, err := deviceOf(d.Path()); err != nil {
+		in.log.Warn("rules for files have no effect", "name", s.name, "error", err)
+	} else {
+		in.rules.serve(&s.rules, target)
 	}
 	in.log.Info("serving", "name", s.name, "device", d.Path(), "queues", len(queues),
 		"mode", d.Options().Mode)
