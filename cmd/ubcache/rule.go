@@ -26,6 +26,8 @@ func ruleCommand(g *globals) *cobra.Command {
 		Use:   "rule",
 		Short: "Give attributes to requests by place, file, cgroup, user, size or kind",
 		Long:  ruleHelp,
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(ruleAddCommand(g), ruleListCommand(g), ruleDelCommand(g))
 	return cmd
@@ -105,7 +107,7 @@ func (f *ruleFlags) run(cmd *cobra.Command, g *globals) error {
 		}
 		*p = abs
 	}
-	if err := config.CheckRules([]config.Rule{*r}); err != nil {
+	if err := r.Check(); err != nil {
 		return report.Misuse("%v", err)
 	}
 	file, err := g.load()

@@ -98,28 +98,29 @@ func CheckRules(list []Rule) error {
 	seen := map[string]bool{}
 	for i := range list {
 		r := &list[i]
-		if r.Name != "" {
-			if err := checkRuleName(r.Name); err != nil {
-				return err
-			}
-		}
 		if r.Name != "" && seen[r.Name] {
 			return fmt.Errorf("there are two rules named %s", r.Name)
 		}
 		seen[r.Name] = true
-		if _, err := r.Parse(); err != nil {
+		if err := r.Check(); err != nil {
 			return fmt.Errorf("rule %s: %w", r.Label(i+1), err)
 		}
 	}
 	return nil
 }
 
-// checkRuleName accepts names that are no numbers.
-func checkRuleName(name string) error {
-	if _, err := strconv.Atoi(name); err == nil {
-		return fmt.Errorf("name %q: a rule's name must not be a number", name)
+// Check reports the first fault of a rule by itself.
+func (r *Rule) Check() error {
+	if r.Name != "" {
+		if _, err := strconv.Atoi(r.Name); err == nil {
+			return fmt.Errorf("name %q: it must not be a number", r.Name)
+		}
+		if err := CheckName(r.Name); err != nil {
+			return err
+		}
 	}
-	return CheckName(name)
+	_, err := r.Parse()
+	return err
 }
 
 // FindRule is the index of a rule, by its name or its number from 1 on; -1 if there is none.

@@ -77,7 +77,7 @@ func TestRuleErrors(t *testing.T) {
 		{"bad direction", `direction = "write"`, `direction = "up"`, `direction "up"`},
 		{"sizes", `min-size = "4K"`, `min-size = "4M"`, "min-size 4M is above max-size 1M"},
 		{"two names", `name = "web"`, `name = "backups"`, "two rules named backups"},
-		{"a number", `name = "web"`, `name = "3"`, "must not be a number"},
+		{"a number", `name = "web"`, `name = "3"`, "rule 3: name \"3\": it must not be a number"},
 		{"a bad name", `name = "web"`, `name = "a b"`, `name "a b"`},
 		{"relative path", `"/srv/backups"`, `"backups"`, `path "backups" does not begin with /`},
 		{"cgroup", `"/sys/fs/cgroup/web.slice"`, `"web"`, `cgroup "web" is neither`},

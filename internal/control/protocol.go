@@ -48,9 +48,9 @@ const (
 	CmdFlush  = "flush"  // NameArgs → Progress … Device
 	CmdStop   = "stop"   // StopArgs → nothing
 
-	CmdRuleAdd  = "rule-add"  // RuleAddArgs → Rule
-	CmdRuleList = "rule-list" // NameArgs → list of Rule, of one device or of all
-	CmdRuleDel  = "rule-del"  // RuleArgs → Rule, as it was
+	CmdRuleAdd  = "rule add"  // RuleAddArgs → Rule
+	CmdRuleList = "rule list" // NameArgs → list of Rule, of one device or of all
+	CmdRuleDel  = "rule del"  // RuleArgs → Rule, as it was
 )
 
 // NameArgs name a backing device.

@@ -297,7 +297,7 @@ func (r *rule) trouble(known rules.Known) string {
 		return fmt.Sprintf("not applied: the rules of a device can have %d extents together",
 			rules.MaxRanges)
 	case missing != 0:
-		return fmt.Sprintf("%v of a request: not known without BPF", missing)
+		return fmt.Sprintf("without BPF a request's %v is not known", missing)
 	case r.conf.Path != "" && r.watch == 0:
 		return "the device is not served as a block device"
 	}
