@@ -64,31 +64,31 @@ const soon = 2 * time.Second
 func TestFile(t *testing.T) {
 	for _, partition := range []bool{false, true} {
 		t.Run(fmt.Sprintf("partition=%t", partition), func(t *testing.T) {
-			m := mount(t, partition)
+			m, target := mount(t, partition)
 			o := observe(t)
-			m.write("other", "o", 10)
-			m.write("a", "a", 50)
-			o.r.Watch(Spec{ID: 1, Path: m.path("a"), Target: m.target})
+			m.Write("other", "o", 10)
+			m.Write("a", "a", 50)
+			o.r.Watch(Spec{ID: 1, Path: m.Path("a"), Target: target})
 			u := o.until(1, "a file", soon, blocks(50))
-			if n, others := m.onDevice(u, "a"); n != 50 || others != 0 || !u.Found || u.Files != 1 {
+			if n, others := onDevice(t, m, u, "a"); n != 50 || others != 0 || !u.Found || u.Files != 1 {
 				t.Errorf("%d blocks of it and %d others at %+v", n, others, u)
 			}
-			if n, _ := m.onDevice(Update{Ranges: u.Ranges}, "o"); n != 0 {
+			if n, _ := onDevice(t, m, Update{Ranges: u.Ranges}, "o"); n != 0 {
 				t.Errorf("%d blocks of another file", n)
 			}
-			if err := os.Truncate(m.path("a"), 20*4096); err != nil {
+			if err := os.Truncate(m.Path("a"), 20*4096); err != nil {
 				t.Fatal(err)
 			}
 			o.until(1, "cut", soon, blocks(20))
-			m.write("b", "b", 30)
-			if err := os.Rename(m.path("b"), m.path("a")); err != nil {
+			m.Write("b", "b", 30)
+			if err := os.Rename(m.Path("b"), m.Path("a")); err != nil {
 				t.Fatal(err)
 			}
 			u = o.until(1, "replaced", soon, blocks(30))
-			if n, others := m.onDevice(u, "b"); n != 30 || others != 0 {
+			if n, others := onDevice(t, m, u, "b"); n != 30 || others != 0 {
 				t.Errorf("replaced: %d blocks of it and %d others", n, others)
 			}
-			if err := os.Remove(m.path("a")); err != nil {
+			if err := os.Remove(m.Path("a")); err != nil {
 				t.Fatal(err)
 			}
 			o.until(1, "removed", soon, blocks(0))
@@ -97,67 +97,67 @@ func TestFile(t *testing.T) {
 }
 
 func TestFolder(t *testing.T) {
-	m := mount(t, false)
+	m, target := mount(t, false)
 	o := observe(t)
 	for _, name := range []string{"in", "in/x", "in/x/y", "out"} {
-		if err := os.Mkdir(m.path(name), 0o755); err != nil {
+		if err := os.Mkdir(m.Path(name), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
-	m.write("in/1", "d", 3)
-	m.write("in/x/y/2", "d", 4)
-	m.write("out/no", "n", 5)
-	if err := os.Symlink("../out/no", m.path("in/link")); err != nil {
+	m.Write("in/1", "d", 3)
+	m.Write("in/x/y/2", "d", 4)
+	m.Write("out/no", "n", 5)
+	if err := os.Symlink("../out/no", m.Path("in/link")); err != nil {
 		t.Fatal(err)
 	}
-	o.r.Watch(Spec{ID: 7, Path: m.path("in"), Target: m.target})
+	o.r.Watch(Spec{ID: 7, Path: m.Path("in"), Target: target})
 	u := o.until(7, "folder", soon, blocks(7))
-	if n, others := m.onDevice(u, "d"); n != 7 || others != 0 || u.Files != 2 {
+	if n, others := onDevice(t, m, u, "d"); n != 7 || others != 0 || u.Files != 2 {
 		t.Errorf("%d blocks of them and %d others, %d files", n, others, u.Files)
 	}
-	m.write("in/x/y/3", "d", 2)
+	m.Write("in/x/y/3", "d", 2)
 	o.until(7, "a new file", soon, blocks(9))
-	m.write("out/z", "d", 6)
+	m.Write("out/z", "d", 6)
 	for _, step := range []struct {
 		what string
 		do   error
 		want int
 	}{
-		{"moved in", os.Rename(m.path("out/z"), m.path("in/z")), 15},
-		{"a folder moved within", os.Rename(m.path("in/x/y"), m.path("in/y")), 15},
-		{"a folder made", os.MkdirAll(m.path("in/p/q/r"), 0o755), 15},
+		{"moved in", os.Rename(m.Path("out/z"), m.Path("in/z")), 15},
+		{"a folder moved within", os.Rename(m.Path("in/x/y"), m.Path("in/y")), 15},
+		{"a folder made", os.MkdirAll(m.Path("in/p/q/r"), 0o755), 15},
 	} {
 		if step.do != nil {
 			t.Fatal(step.do)
 		}
 		o.until(7, step.what, soon, blocks(step.want))
 	}
-	m.write("in/p/q/r/4", "d", 1)
-	m.write("in/y/5", "d", 1)
+	m.Write("in/p/q/r/4", "d", 1)
+	m.Write("in/y/5", "d", 1)
 	u = o.until(7, "files in new and moved folders", soon, blocks(17))
-	if n, others := m.onDevice(u, "d"); n != 17 || others != 0 || u.Files != 6 {
+	if n, others := onDevice(t, m, u, "d"); n != 17 || others != 0 || u.Files != 6 {
 		t.Errorf("%d blocks of them and %d others, %d files", n, others, u.Files)
 	}
-	if err := os.Rename(m.path("in/y"), m.path("out/y")); err != nil {
+	if err := os.Rename(m.Path("in/y"), m.Path("out/y")); err != nil {
 		t.Fatal(err)
 	}
 	o.until(7, "a folder moved out", soon, blocks(10))
-	m.write("out/y/6", "d", 1)
-	if err := os.RemoveAll(m.path("in/p")); err != nil {
+	m.Write("out/y/6", "d", 1)
+	if err := os.RemoveAll(m.Path("in/p")); err != nil {
 		t.Fatal(err)
 	}
 	u = o.until(7, "a folder removed", soon, blocks(9))
 	if u.Files != 2 {
 		t.Errorf("%d files left, want 2", u.Files)
 	}
-	if err := os.Rename(m.path("in"), m.path("in2")); err != nil {
+	if err := os.Rename(m.Path("in"), m.Path("in2")); err != nil {
 		t.Fatal(err)
 	}
 	u = o.until(7, "the path is gone", 2*checkEvery, func(u Update) bool { return !u.Found })
 	if len(u.Ranges) != 0 || u.Problem != "no such file or directory" {
 		t.Errorf("gone: %+v", u)
 	}
-	if err := os.Rename(m.path("in2"), m.path("in")); err != nil {
+	if err := os.Rename(m.Path("in2"), m.Path("in")); err != nil {
 		t.Fatal(err)
 	}
 	o.until(7, "the path is back", 2*checkEvery, blocks(9))
@@ -165,14 +165,14 @@ func TestFolder(t *testing.T) {
 
 // TestUnsettled writes what has no place on the device until somebody asks for it.
 func TestUnsettled(t *testing.T) {
-	m := mount(t, false)
+	m, target := mount(t, false)
 	o := observe(t)
-	o.r.Watch(Spec{ID: 1, Path: m.at, Target: m.target})
+	o.r.Watch(Spec{ID: 1, Path: m.At, Target: target})
 	o.until(1, "an empty filesystem", soon, func(u Update) bool { return u.Found })
-	if err := os.WriteFile(m.path("lazy"), make([]byte, 8*4096), 0o644); err != nil {
+	if err := os.WriteFile(m.Path("lazy"), make([]byte, 8*4096), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(m.path("inline"), []byte("small"), 0o644); err != nil {
+	if err := os.WriteFile(m.Path("inline"), []byte("small"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	u := o.until(1, "written by itself", settleAfter+3*checkEvery, blocks(8))
@@ -183,34 +183,33 @@ func TestUnsettled(t *testing.T) {
 
 // TestUnmount takes the filesystem away from a watched path and gives it back.
 func TestUnmount(t *testing.T) {
-	m := mount(t, false)
+	m, target := mount(t, false)
 	o := observe(t)
-	m.write("a", "a", 5)
-	o.r.Watch(Spec{ID: 1, Path: m.path("a"), Target: m.target})
+	m.Write("a", "a", 5)
+	o.r.Watch(Spec{ID: 1, Path: m.Path("a"), Target: target})
 	o.until(1, "a file", soon, blocks(5))
-	source := strings.Fields(m.shell("grep ' " + m.at + " ' /proc/mounts"))[0]
-	m.run("umount", m.at)
+	m.Run("umount", m.At)
 	u := o.until(1, "unmounted", soon, blocks(0))
 	if u.Found || u.Problem == "" {
 		t.Errorf("unmounted: %+v", u)
 	}
-	m.run("mount", source, m.at)
+	m.Run("mount", m.Source, m.At)
 	o.until(1, "mounted again", soon, blocks(5))
 }
 
 func TestElsewhere(t *testing.T) {
-	m := mount(t, false)
-	m.write("a", "a", 1)
+	m, target := mount(t, false)
+	m.Write("a", "a", 1)
 	o := observe(t)
 	for id, c := range []struct {
 		path   string
 		target Device
 		want   string
 	}{
-		{m.path("a"), Device{259, 1 << 19}, "not on device 259:524288"},
-		{m.path("none"), m.target, "no such file or directory"},
-		{"/proc/self/status", m.target, "not on a block device of its own"},
-		{"/dev/null", m.target, ""},
+		{m.Path("a"), Device{259, 1 << 19}, "not on device 259:524288"},
+		{m.Path("none"), target, "no such file or directory"},
+		{"/proc/self/status", target, "not on a block device of its own"},
+		{"/dev/null", target, ""},
 	} {
 		o.r.Watch(Spec{ID: uint64(id), Path: c.path, Target: c.target})
 		u := o.until(uint64(id), c.path, soon, func(Update) bool { return true })
@@ -222,18 +221,18 @@ func TestElsewhere(t *testing.T) {
 
 // TestSweep changes what inotify does not tell of: a file by way of its other name elsewhere.
 func TestSweep(t *testing.T) {
-	m := mount(t, false)
+	m, target := mount(t, false)
 	o := observe(t)
-	if err := os.Mkdir(m.path("in"), 0o755); err != nil {
+	if err := os.Mkdir(m.Path("in"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	m.write("outside", "a", 5)
-	if err := os.Link(m.path("outside"), m.path("in/a")); err != nil {
+	m.Write("outside", "a", 5)
+	if err := os.Link(m.Path("outside"), m.Path("in/a")); err != nil {
 		t.Fatal(err)
 	}
-	o.r.Watch(Spec{ID: 1, Path: m.path("in"), Target: m.target})
+	o.r.Watch(Spec{ID: 1, Path: m.Path("in"), Target: target})
 	o.until(1, "a folder", soon, blocks(5))
-	if err := os.Truncate(m.path("outside"), 4096); err != nil {
+	if err := os.Truncate(m.Path("outside"), 4096); err != nil {
 		t.Fatal(err)
 	}
 	o.r.do(func() { o.r.nextSweep = time.Now() })
@@ -248,14 +247,14 @@ func TestSweep(t *testing.T) {
 
 // TestLostEvents makes as many changes at once as the kernel keeps, and more.
 func TestLostEvents(t *testing.T) {
-	m := mount(t, false)
+	m, target := mount(t, false)
 	o := observe(t)
-	m.write("a", "a", 2)
-	o.r.Watch(Spec{ID: 1, Path: m.at, Target: m.target})
+	m.Write("a", "a", 2)
+	o.r.Watch(Spec{ID: 1, Path: m.At, Target: target})
 	o.until(1, "a folder", soon, blocks(2))
 	o.r.do(func() {
 		// As if the queue had overflowed before it could tell of the file.
-		m.write("b", "b", 3)
+		m.Write("b", "b", 3)
 		time.Sleep(quiet / 2)
 		o.r.watches.take()
 		o.r.watches.note([]byte{15: 0, 5: 0x40})
@@ -269,21 +268,21 @@ func TestLostEvents(t *testing.T) {
 
 // TestShared watches a folder twice, and a file in it.
 func TestShared(t *testing.T) {
-	m := mount(t, false)
+	m, target := mount(t, false)
 	o := observe(t)
-	if err := os.Mkdir(m.path("d"), 0o755); err != nil {
+	if err := os.Mkdir(m.Path("d"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	m.write("d/a", "a", 2)
-	m.write("d/b", "b", 3)
-	o.r.Watch(Spec{ID: 1, Path: m.path("d"), Target: m.target})
-	o.r.Watch(Spec{ID: 2, Path: filepath.Join(m.at, "d/../d"), Target: m.target})
-	o.r.Watch(Spec{ID: 3, Path: m.path("d/a"), Target: m.target})
+	m.Write("d/a", "a", 2)
+	m.Write("d/b", "b", 3)
+	o.r.Watch(Spec{ID: 1, Path: m.Path("d"), Target: target})
+	o.r.Watch(Spec{ID: 2, Path: filepath.Join(m.At, "d/../d"), Target: target})
+	o.r.Watch(Spec{ID: 3, Path: m.Path("d/a"), Target: target})
 	o.until(1, "folder", soon, blocks(5))
 	o.until(2, "folder again", soon, blocks(5))
 	o.until(3, "file", soon, blocks(2))
 	o.r.Drop(1)
-	m.write("d/a", "a", 7)
+	m.Write("d/a", "a", 7)
 	o.until(2, "folder again, changed", soon, blocks(10))
 	o.until(3, "file, changed", soon, blocks(7))
 }
