@@ -299,7 +299,8 @@ func TestTooManyExtents(t *testing.T) {
 	s := newTestRules(t)
 	d := &deviceRules{}
 	err := s.load(d, 1<<40, []config.Rule{
-		{Path: "/a", Set: "hint=pin"}, {Path: "/b", Set: "hint=once"},
+		{Path: "/a", Set: "hint=pin"},
+		{Path: "/b", Set: "hint=once"},
 		{Ranges: []string{"0-1M"}, Set: "hint=bypass"},
 	})
 	if err != nil {
