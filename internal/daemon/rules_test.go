@@ -207,7 +207,7 @@ func TestRulesForUsersAndCgroups(t *testing.T) {
 	d := &deviceRules{}
 	err := s.load(d, 64<<20, []config.Rule{
 		{UID: "root", Set: "hint=pin"},
-		{UID: "no-such-user", Set: "hint=evict"},
+		{UID: "no-such-user", Set: "trace=7"},
 		{Cgroup: "4242", Set: "tenant=1"},
 		{Cgroup: "/proc", Set: "tenant=2"},
 		{Kinds: []string{"sync"}, Set: "prio=idle"},

@@ -58,8 +58,8 @@ func Serve(in io.Reader, out io.Writer) error {
 const envMounts = "UBCACHE_MOUNTS"
 
 // SeeMounts makes the process see the mounts that another one sees, of the system if it is process 1:
-// the daemon that starts it has a mount namespace of its own. The process executes itself again for that, as only the
-// first thread of a process can change for all. It returns an error if the process goes on as it is.
+// the daemon that starts it has a mount namespace of its own. A thread can only do that for itself, so
+// the process executes itself again. It returns an error if the process goes on as it is.
 func SeeMounts(pid int) error {
 	if os.Getenv(envMounts) != "" {
 		_ = os.Unsetenv(envMounts)
