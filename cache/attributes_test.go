@@ -53,7 +53,12 @@ func TestAttributesDecideTheWay(t *testing.T) {
 		{Writeback, sequentials, ReqRead, "hint=cache", handled, silence, cached, false, attrs.OriginBacking},
 		{Writeonly, 0, ReqRead, "hint=cache", ignored, silence, false, false, attrs.OriginBacking},
 		{None, 0, ReqRead, "hint=cache", ignored, silence, false, false, attrs.OriginBacking},
-		{Writeback, 0, ReqRead, "hint=pin", silence, silence, cached, false, attrs.OriginBacking},
+		{Writeback, sequentials, ReqRead, "hint=pin", handled, silence, cached, false, attrs.OriginBacking},
+		{Writeback, 0, ReqRead, "hint=unpin", ignored, silence, cached, false, attrs.OriginBacking},
+		{Writeback, 0, ReqRead, "hint=evict", handled, silence, false, false, attrs.OriginBacking},
+		{Writeback, sequentials, ReqRead, "hint=prefetch", handled, silence, cached, false, attrs.OriginBacking},
+		{Writeonly, 0, ReqRead, "hint=prefetch", ignored, silence, false, false, attrs.OriginBacking},
+		{None, 0, ReqRead, "hint=pin", ignored, silence, false, false, attrs.OriginBacking},
 
 		{Writeback, 0, ReqWrite, "hint=default", handled, silence, cached, dirty, attrs.OriginSSD},
 		{Writeback, 0, ReqWrite, "hint=bypass", handled, silence, false, false, attrs.OriginBacking},
@@ -62,6 +67,12 @@ func TestAttributesDecideTheWay(t *testing.T) {
 		{Writethrough, 0, ReqWrite, "hint=bypass", handled, silence, false, false, attrs.OriginBacking},
 		{Writethrough, sequentials, ReqWrite, "hint=cache", handled, silence, cached, false, attrs.OriginMixed},
 		{None, 0, ReqWrite, "hint=cache", ignored, silence, false, false, attrs.OriginBacking},
+		{Writeback, sequentials, ReqWrite, "hint=pin", handled, silence, cached, dirty, attrs.OriginSSD},
+		{Writearound, sequentials, ReqWrite, "hint=pin", handled, silence, cached, false, attrs.OriginMixed},
+		{None, 0, ReqWrite, "hint=pin", ignored, silence, false, false, attrs.OriginBacking},
+		{Writeback, 0, ReqWrite, "hint=evict", handled, silence, cached, dirty, attrs.OriginSSD},
+		{Writethrough, 0, ReqWrite, "hint=evict", handled, silence, false, false, attrs.OriginBacking},
+		{Writeback, 0, ReqWrite, "hint=prefetch", ignored, silence, cached, dirty, attrs.OriginSSD},
 
 		{Writeback, 0, ReqWrite, "mode=writethrough", silence, handled, cached, false, attrs.OriginMixed},
 		{Writeback, 0, ReqWrite, "mode=writearound", silence, handled, false, false, attrs.OriginBacking},
@@ -140,8 +151,9 @@ func TestRequiredAttributes(t *testing.T) {
 	h := small(t)
 	h.write(0, fill(1, 4))
 	for text, want := range map[string]error{
-		"hint=pin,required:hint":          attrs.ErrnoRefused, // nobody handles pins yet
-		"tenant=7,required:tenant":        attrs.ErrnoRefused,
+		"hint=unpin,required:hint":        attrs.ErrnoRefused, // nothing is pinned
+		"hint=prefetch,required:hint":     attrs.ErrnoRefused,
+		"tenant=7,required:tenant":        nil,
 		"0xf001=00,required:0xf001":       attrs.ErrnoRefused,
 		"hint=default,required:hint":      nil,
 		"mode=writethrough,required:mode": nil,

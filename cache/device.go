@@ -4,6 +4,7 @@ import (
 	"io"
 
 	"ubcache/attrs"
+	"ubcache/policy"
 )
 
 // OpKind is what an Op asks a device to do.
@@ -131,6 +132,8 @@ type Request struct {
 	touched uint8          // touchedSSD, touchedBacking: what FUA has to make durable
 	next    *Request
 	started int64
+	job     policy.Job // of the scheduler
+	serving bool       // the scheduler counts it
 }
 
 const (

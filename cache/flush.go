@@ -67,5 +67,5 @@ func (f *flush) done(l *Lane, err error) {
 	r.Err = f.err
 	f.r, f.next = nil, l.freeFlushes
 	l.freeFlushes = f
-	l.d.Finish(r)
+	l.finish(r)
 }

@@ -29,6 +29,7 @@ type Lane struct {
 	freeThroughs *through
 	freeFlushes  *flush
 	freeEdges    *edge
+	freeAfters   *aftermath
 	freePages    [][]byte // BlockSize each, off the Go heap
 	freeRegions  [][]byte // regionBytes each
 	regions      int      // that exist, free or not
@@ -39,6 +40,7 @@ type Lane struct {
 	io    [MaxBackings + 1]ioStats
 
 	answers attrs.Results // of requests that nobody wants them from
+	sched   policy.Scheduler
 
 	bg *background // of the one lane that does the background work
 }
@@ -61,10 +63,7 @@ func (c *Cache) NewLane(d Driver) *Lane {
 // in the cache's statistics.
 func (l *Lane) Close() {
 	for i := range l.open {
-		if o := &l.open[i]; o.id != noBucket {
-			l.c.unwriting(o.id, 1)
-			o.id = noBucket
-		}
+		l.closeBucket(stream(i))
 	}
 	l.freePools()
 	c := l.c
@@ -103,6 +102,7 @@ func (l *Lane) Run() {
 	for w := list.pop(); w != nil; w = list.pop() {
 		w.owner.run(l, w.err)
 	}
+	l.dispatch()
 }
 
 // Complete takes the outcome of an operation from the driver.
@@ -115,6 +115,7 @@ func (l *Lane) Complete(op *Op, err error) {
 	op.done.opDone(l, op, err)
 	*op = Op{next: l.freeOps}
 	l.freeOps = op
+	l.dispatch()
 }
 
 func (l *Lane) countTransfer(op *Op) {

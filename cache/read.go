@@ -339,7 +339,7 @@ func (l *Lane) distrust(b *Backing, k key, slot Slot) distrustResult {
 	case e.st&stDirty != 0:
 		result = distrustLost
 		if e.st&stBad == 0 {
-			c.setState(b, e, e.st&^stPending|stBad)
+			c.setState(b, e, e.st&^(stPending|stLeave)|stBad)
 			l.io[b.id].BadBlocks.Add(1)
 		}
 	default:
@@ -371,7 +371,7 @@ func (p *readPiece) maybeFill(l *Lane) {
 		return
 	}
 	var ok bool
-	if p.runs, ok = l.allocAll(streamClean, n, p.runs); !ok {
+	if p.runs, _, ok = l.allocAll(p.r.way.stream, n, p.runs); !ok {
 		p.r.notCached()
 		p.finish(l, n)
 		return
@@ -421,7 +421,7 @@ func (p *readPiece) insert(l *Lane) {
 				if _, ok := c.index.find(k); ok {
 					continue
 				}
-				st := state(fullMask)
+				st := fullMask | p.r.way.refs.first()
 				slot := r.first + Slot(j)
 				if n := b.unflushed(blk); n != 0 {
 					if !b.addPending(pendingSlot{k, slot, n}) {
@@ -429,7 +429,7 @@ func (p *readPiece) insert(l *Lane) {
 					}
 					st |= stDirty | stPending
 				}
-				c.mapBlock(b, s, k, entry{slot: slot, st: st, sum: p.sums[i+j]})
+				c.mapBlock(b, s, k, entry{slot: slot, st: st, owner: p.r.way.tenant, sum: p.sums[i+j]})
 				used++
 			}
 			i += r.n

@@ -30,6 +30,7 @@ type laneStats struct {
 	MetadataBytes                       counter // of the SSD writes
 	JournalFlushes, JournalErrors       counter
 	EvictedBuckets, EvictedBlocks       counter
+	MovedBlocks                         counter // pinned ones, out of the way of eviction
 	Checkpoints                         counter
 }
 
@@ -93,6 +94,7 @@ type Stats struct {
 	JournalErrors     int64 `json:"journal_errors"`
 	EvictedBuckets    int64 `json:"evicted_buckets"`
 	EvictedBlocks     int64 `json:"evicted_blocks"`
+	MovedBlocks       int64 `json:"moved_blocks"`
 	Checkpoints       int64 `json:"checkpoints"`
 
 	Backings map[BackingID]BackingStats `json:"backings"`
@@ -121,6 +123,7 @@ func (s *Stats) addLane(l *Lane, backings [MaxBackings + 1]*Backing) {
 	s.JournalErrors += o.JournalErrors.Load()
 	s.EvictedBuckets += o.EvictedBuckets.Load()
 	s.EvictedBlocks += o.EvictedBlocks.Load()
+	s.MovedBlocks += o.MovedBlocks.Load()
 	s.Checkpoints += o.Checkpoints.Load()
 	if s.Backings == nil {
 		s.Backings = map[BackingID]BackingStats{}

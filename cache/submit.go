@@ -22,6 +22,7 @@ func (s span) cut() (part, rest span) {
 // Submit takes a request. Driver.Finish answers it, perhaps before Submit returns.
 func (l *Lane) Submit(r *Request) {
 	r.Err, r.pending, r.touched, r.reached, r.next = nil, 0, 0, 0, nil
+	r.serving, r.way = false, way{}
 	b := l.c.backing(r.Backing)
 	if b == nil {
 		l.refuse(r, ErrNoBacking)
@@ -36,7 +37,7 @@ func (l *Lane) Submit(r *Request) {
 		return
 	}
 	if r.Len == 0 {
-		l.d.Finish(r)
+		l.finish(r)
 		return
 	}
 	if r.Off < 0 || r.Len < 0 || r.Off > b.size-r.Len || (r.Off|r.Len)%b.lbs != 0 {
@@ -47,6 +48,14 @@ func (l *Lane) Submit(r *Request) {
 	if l.c.checksums && r.Data == nil && r.Op <= ReqWrite {
 		panic("cache: request without visible data on a cache with data checksums")
 	}
+	if l.enter(r) {
+		l.begin(r)
+	}
+}
+
+// begin puts a request into service.
+func (l *Lane) begin(r *Request) {
+	b := r.b
 	if errno := l.decide(r); errno != 0 {
 		l.refuse(r, fmt.Errorf("a required attribute is not handled: %w", errno))
 		return
@@ -58,13 +67,16 @@ func (l *Lane) Submit(r *Request) {
 		l.submitWrite(r)
 	default:
 		l.io[b.id].Discards.Add(1)
+		if r.Op == ReqDiscard && !b.discards.Load() && b.pinned.Load() != 0 {
+			r.way.after = afterUnpin // dirty data stays, but not its pins
+		}
 		l.startThrough(r, span{r.Off, r.Len}, false)
 	}
 }
 
 func (l *Lane) refuse(r *Request, err error) {
 	r.Err = err
-	l.d.Finish(r)
+	l.finish(r)
 }
 
 func (l *Lane) submitRead(r *Request) {
@@ -93,6 +105,10 @@ func (l *Lane) submitWrite(r *Request) {
 	io.WriteBytes.Add(r.Len)
 	admit := l.admits(r)
 	s := span{r.Off, r.Len}
+	if b.pinned.Load() != 0 && (r.way.back || r.way.fill) && l.anyPinned(b, s) {
+		admit = true // a pin outlives a write
+		r.way.through = r.way.through || !r.way.back || l.full(b)
+	}
 	if r.way.through {
 		l.startThrough(r, s, admit)
 		return
@@ -145,8 +161,7 @@ func (l *Lane) anyDirty(b *Backing, s span) bool {
 	return false
 }
 
-// pieceDone ends a piece of a request, and the request with the last one. A write with FUA is
-// made durable first.
+// pieceDone ends a piece of a request. After the last one comes what its hint asks for besides.
 func (l *Lane) pieceDone(r *Request, err error) {
 	if err != nil && r.Err == nil {
 		r.Err = err
@@ -154,6 +169,15 @@ func (l *Lane) pieceDone(r *Request, err error) {
 	if r.pending--; r.pending > 0 {
 		return
 	}
+	if r.way.after != afterNothing && r.Err == nil {
+		l.startAfter(r)
+		return
+	}
+	l.served(r)
+}
+
+// served ends a request that has had all its effects: a write with FUA is made durable first.
+func (l *Lane) served(r *Request) {
 	if r.FUA && r.Err == nil && r.touched != 0 {
 		scope := flushScope(0)
 		if r.touched&touchedSSD != 0 {
@@ -166,6 +190,15 @@ func (l *Lane) pieceDone(r *Request, err error) {
 		l.startFlush(r, scope)
 		return
 	}
+	l.finish(r)
+}
+
+// finish answers a request. It is the last that anybody does with it.
+func (l *Lane) finish(r *Request) {
 	r.answerOrigin()
+	if n := r.way.promised; n != 0 {
+		l.c.tenants.rows[r.way.tenant].promised.Add(-n)
+	}
+	l.leave(r)
 	l.d.Finish(r)
 }

@@ -67,7 +67,7 @@ func TestOverShare(t *testing.T) {
 func TestPinnedStays(t *testing.T) {
 	for _, slots := range []int{16, 256, 16384} {
 		most := slots
-		for !PinnedStays(BucketView{Slots: slots, Pinned: most - 1}) {
+		if !PinnedStays(BucketView{Slots: slots, Pinned: most - 1}) {
 			t.Fatalf("of %d slots all but one pinned: the bucket goes", slots)
 		}
 		for PinnedStays(BucketView{Slots: slots, Pinned: most}) {
