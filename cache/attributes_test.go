@@ -10,15 +10,50 @@ import (
 // ask plays a request of blocks 0 to 3 with attributes and returns the answers.
 func (h *harness) ask(op ReqOp, text string) (*attrs.Results, error) {
 	h.t.Helper()
+	r := request(h.t, op, 0, 4, text)
+	err := h.do(r)
+	return r.Results, err
+}
+
+// request makes a request of blocks with attributes; what it writes is fill(7).
+func request(t *testing.T, op ReqOp, first Block, n int, text string) *Request {
+	t.Helper()
 	set, err := attrs.ParseSet(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &Request{
+		Op: op, Off: int64(first) * BlockSize, Len: int64(n) * BlockSize, Data: fill(7, n),
+		Attrs: &set, Results: &attrs.Results{},
+	}
+}
+
+// hint plays a request of blocks with attributes and returns the answer for its hint.
+func (h *harness) hint(op ReqOp, first Block, n int, text string) attrs.Answer {
+	h.t.Helper()
+	r := request(h.t, op, first, n, text)
+	if err := h.do(r); err != nil {
+		h.t.Fatal(err)
+	}
+	return r.Results.For(attrs.IDHint)
+}
+
+// want fails unless an answer is as it should be.
+func want(t *testing.T, what string, a attrs.Answer, st attrs.Status, why attrs.Reason) {
+	t.Helper()
+	if a.Status != st || a.Reason != why {
+		t.Errorf("%s: %v (%v), want %v (%v)", what, a.Status, a.Reason, st, why)
+	}
+}
+
+// resident is what is cached of blocks.
+func (h *harness) resident(first Block, n int) Residency {
+	h.t.Helper()
+	r, err := h.c.Residency(h.b.ID(), int64(first)*BlockSize, int64(n)*BlockSize)
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	res := &attrs.Results{}
-	err = h.do(&Request{
-		Op: op, Len: 4 * BlockSize, Data: fill(7, 4), Attrs: &set, Results: res,
-	})
-	return res, err
+	return r
 }
 
 // cachedDirty is what the index says of block 0.

@@ -18,6 +18,7 @@ type eviction struct {
 	retry   int64 // not before then, after a search that found nothing
 	move    mover
 	stuck   BucketID             // the last one that the mover found no room for
+	aside   []BucketID           // of a search
 	over    [maxTenants + 1]bool // tenants that have more than their share
 }
 
@@ -101,6 +102,9 @@ func (v *eviction) pickOver() BucketID {
 	return best
 }
 
+// maxAside bounds the buckets that a search leaves at the old end for the mover.
+const maxAside = 32
+
 // pick takes the bucket that the policy wants to go off the FIFO, claimed. One with pinned blocks
 // is given to the mover, if that is free, and found again without them.
 func (v *eviction) pick() BucketID {
@@ -108,15 +112,15 @@ func (v *eviction) pick() BucketID {
 	c.alloc.mu.Lock()
 	closed := c.alloc.mu.closed
 	c.alloc.mu.Unlock()
-	passed, kept, dirty := 0, 0, 0
-	v.stuck = noBucket
+	passed, dirty, kept := 0, 0, 0
+	v.stuck, v.aside = noBucket, v.aside[:0]
+	defer v.putAside()
 	for range 2*closed + 1 {
 		b := c.alloc.popFIFO()
 		if b == noBucket {
 			break
 		}
-		k := &c.buckets[b]
-		if k.dirty.Load() > 0 {
+		if c.buckets[b].dirty.Load() > 0 {
 			c.alloc.pushBack(b)
 			if dirty++; dirty > closed {
 				break
@@ -145,12 +149,22 @@ func (v *eviction) pick() BucketID {
 		if v.move.start(b) {
 			continue
 		}
-		c.alloc.pushBack(b)
-		if kept++; kept > closed {
+		kept++
+		if len(v.aside) < maxAside {
+			v.aside = append(v.aside, b)
+		} else if c.alloc.pushBack(b); kept > closed {
 			break
 		}
 	}
 	return v.lastResort(dirty)
+}
+
+// putAside returns what waits for the mover to where it was.
+func (v *eviction) putAside() {
+	for i := len(v.aside) - 1; i >= 0; i-- {
+		v.bg.l.c.alloc.pushFront(v.aside[i])
+	}
+	v.aside = v.aside[:0]
 }
 
 // lastResort is for a search that found nothing. Dirty buckets need writeback, pinned ones the
@@ -159,6 +173,7 @@ func (v *eviction) pick() BucketID {
 func (v *eviction) lastResort(dirty int) BucketID {
 	c := v.bg.l.c
 	v.bg.pressed = dirty > 0 || !v.move.busy
+	v.putAside()
 	b := v.stuck
 	if b == noBucket || dirty > 0 || v.move.busy || len(v.freeing) > 0 || !c.alloc.take(b) {
 		return noBucket

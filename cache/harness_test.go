@@ -20,6 +20,7 @@ type harness struct {
 	now   int64
 	done  bool
 	fail  func(op *Op) error // decides the outcome of an operation, if set
+	ended func(r *Request)   // is told of every answer, if set
 	count map[OpKind]int     // of completed SSD operations
 }
 
@@ -53,12 +54,18 @@ func (h *harness) open() {
 }
 
 func (h *harness) Submit(op *Op)                                 { h.ops = append(h.ops, op) }
-func (h *harness) Finish(*Request)                               { h.done = true }
 func (h *harness) CopyOut(r *Request, off int, dst []byte) error { copy(dst, r.Data[off:]); return nil }
 
 func (h *harness) CopyIn(r *Request, off int, src []byte) error { copy(r.Data[off:], src); return nil }
 func (h *harness) Wake()                                        {}
 func (h *harness) Now() int64                                   { return h.now }
+
+func (h *harness) Finish(r *Request) {
+	h.done = true
+	if h.ended != nil {
+		h.ended(r)
+	}
+}
 
 // step completes the oldest operation and runs what was woken.
 func (h *harness) step() {
