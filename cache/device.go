@@ -134,6 +134,7 @@ type Request struct {
 	started int64
 	job     policy.Job // of the scheduler
 	serving bool       // the scheduler counts it
+	noticed bool       // busy counts it
 }
 
 const (

@@ -9,9 +9,11 @@ import (
 
 // pressed is a harness whose backing device is larger than its cache of about 1000 blocks, and
 // holds in every block its number.
-func pressed(t *testing.T) *harness {
+func pressed(t *testing.T) *harness { return pressedBy(t, 6<<20) }
+
+func pressedBy(t *testing.T, ssdBytes int) *harness {
 	const blocks = 4096
-	dev := make(memStorage, 6<<20)
+	dev := make(memStorage, ssdBytes)
 	if _, err := Format(dev, FormatOptions{BucketBytes: 64 << 10}); err != nil {
 		t.Fatal(err)
 	}

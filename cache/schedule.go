@@ -8,16 +8,23 @@ import (
 	"ubcache/policy"
 )
 
-// busy says until when requests of a class count as being around, for all lanes of the cache: a
-// flood on one lane has to make way for what matters on another. Times are of Driver.Now.
+// busy says which classes have requests around, for all lanes of the cache: a flood on one lane has
+// to make way for what matters on another. Times are of Driver.Now.
 type busy struct {
 	// any is when nothing is contended any more. Until then requests without a priority take the
 	// long way through the scheduler, too; else that one look is all that it costs them.
-	any, rt, be atomic.Int64
+	any atomic.Int64
+	// until is up to when a class counts as being around after its last request, and now how many
+	// requests of it there are, but for those that took the short way.
+	until, now [3]atomic.Int64
 }
 
 // holdFor is how long after a request its class counts as being around.
 const holdFor = int64(100 * time.Millisecond)
+
+func (y *busy) around(k policy.Class, now int64) bool {
+	return y.now[k].Load() > 0 || y.until[k].Load() > now
+}
 
 // extend moves a time on to holdFor from now, not with each request lest lanes fight for it.
 func extend(t *atomic.Int64, now int64) {
@@ -33,7 +40,8 @@ func extend(t *atomic.Int64, now int64) {
 func (l *Lane) enter(r *Request) bool {
 	prio := r.Attrs != nil && r.Attrs.Has(attrs.IDPriority)
 	r.serving = true
-	if !prio && l.sched.Queued() == 0 && l.c.busy.any.Load() <= r.started {
+	y := &l.c.busy
+	if !prio && l.sched.Queued() == 0 && y.any.Load() <= r.started && y.now[policy.RT].Load() == 0 {
 		r.job.Class = policy.BE
 		l.sched.Begin(policy.BE)
 		return true
@@ -43,7 +51,10 @@ func (l *Lane) enter(r *Request) bool {
 		p := r.Attrs.Priority()
 		r.job.Class, r.job.Level = classOf[p.Class], p.Level
 	}
-	v := l.notice(r.job.Class, r.started)
+	r.noticed = true
+	y.now[r.job.Class].Add(1)
+	l.notice(r.job.Class, r.started)
+	v := l.contention(r.started)
 	if l.sched.Queued() == 0 && l.sched.Room(r.job.Class, v) {
 		l.sched.Begin(r.job.Class)
 		return true
@@ -59,18 +70,12 @@ var classOf = [...]policy.Class{
 }
 
 // notice makes it known that a request of the class is around.
-func (l *Lane) notice(k policy.Class, now int64) policy.Contention {
+func (l *Lane) notice(k policy.Class, now int64) {
 	y := &l.c.busy
-	switch k {
-	case policy.RT:
+	extend(&y.until[k], now)
+	if k != policy.BE {
 		extend(&y.any, now)
-		extend(&y.rt, now)
-	case policy.Idle:
-		extend(&y.any, now)
-	default:
-		extend(&y.be, now)
 	}
-	return l.contention(now)
 }
 
 func (l *Lane) contention(now int64) policy.Contention {
@@ -78,7 +83,7 @@ func (l *Lane) contention(now int64) policy.Contention {
 		return policy.Contention{}
 	}
 	y := &l.c.busy
-	return policy.Contention{RT: y.rt.Load() > now, BE: y.be.Load() > now}
+	return policy.Contention{RT: y.around(policy.RT, now), BE: y.around(policy.BE, now)}
 }
 
 // dispatch puts queued requests into service that there is room for. It is called when the
@@ -102,9 +107,9 @@ func (l *Lane) leave(r *Request) {
 	r.serving = false
 	l.sched.End(r.job.Class)
 	r.job.Owner = nil
-	if y := &l.c.busy; r.job.Class == policy.RT {
-		l.notice(policy.RT, l.d.Now()) // it may have taken longer than holdFor
-	} else if r.job.Class == policy.BE && y.any.Load() > r.started {
-		l.notice(policy.BE, l.d.Now())
+	if r.noticed {
+		r.noticed = false
+		l.notice(r.job.Class, l.d.Now())
+		l.c.busy.now[r.job.Class].Add(-1)
 	}
 }
