@@ -190,7 +190,7 @@ func (l *Lane) decideEvict(r *Request) {
 }
 
 // decideTenant puts the request on its tenant's account. Beyond the quota nothing more enters the
-// cache; dirty blocks are still overwritten where they are.
+// cache, not even what overwrites dirty data, and what has to for a pin is on nobody's account.
 func (l *Lane) decideTenant(r *Request) {
 	row := l.c.tenants.row(r.Attrs.Tenant())
 	if row == 0 {
@@ -199,12 +199,12 @@ func (l *Lane) decideTenant(r *Request) {
 	}
 	s := span{r.Off, r.Len}
 	n, ok := l.c.tenants.promise(row, int64(s.last()-s.first())+1)
-	r.way.tenant, r.way.promised = row, n
 	if !ok {
 		r.way.over, r.way.admit = true, admitNever
 		r.res.Ignore(attrs.IDTenant, attrs.ReasonQuota)
 		return
 	}
+	r.way.tenant, r.way.promised = row, n
 	r.res.Handle(attrs.IDTenant)
 }
 

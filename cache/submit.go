@@ -114,7 +114,7 @@ func (l *Lane) submitWrite(r *Request) {
 		return
 	}
 	// Dirty blocks are better overwritten on the SSD: past it they cost a backing flush.
-	if l.full(b) || (!r.way.back || !admit) && !l.anyDirty(b, s) {
+	if l.full(b) || (!r.way.back || !admit) && (r.way.over || !l.anyDirty(b, s)) {
 		l.startThrough(r, s, false)
 		return
 	}

@@ -69,7 +69,8 @@ func TestTenantQuota(t *testing.T) {
 		{"a pin", ReqRead, 24, ",hint=pin", over, 16},
 		{"a write beyond", ReqWrite, 32, "", over, 16},
 		{"a write that insists", ReqWrite, 40, ",mode=writeback", over, 16},
-		{"dirty data", ReqWrite, 8, "", over, 16},
+		{"a write over dirty data", ReqWrite, 8, "", over, 8},
+		{"where there is room again", ReqWrite, 8, "", ok, 16},
 	} {
 		res := tenant(c.op, c.first, 8, c.text)
 		if a := res.For(attrs.IDTenant); a.Status != c.st || c.st == over && a.Reason != attrs.ReasonQuota {

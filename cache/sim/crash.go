@@ -33,6 +33,7 @@ func (s *Sim) crash() {
 	if p := s.c.Verify(); len(p) > 0 {
 		s.fail(fmt.Errorf("after a crash: %s", p[0]))
 	}
+	s.checkAsked("after a crash")
 	s.reissue()
 }
 
@@ -80,6 +81,7 @@ func (s *Sim) die(power bool) {
 		}
 		clear(s.ring)
 		s.dropRequests()
+		s.asked.powerCut()
 		for _, m := range s.models {
 			m.powerCut()
 		}
@@ -98,6 +100,7 @@ func (s *Sim) die(power bool) {
 
 func (s *Sim) dropRequests() {
 	for _, r := range s.sorted() {
+		s.asked.gone(r)
 		if r.written {
 			s.models[r.dev].writeDead(r.first, r.n, r.v)
 		}
@@ -159,8 +162,12 @@ func (s *Sim) epilogue() error {
 	if err != nil {
 		return err
 	}
+	s.checkAsked("after an orderly stop")
 	if now := s.c.Status().CachedBytes; now != cached {
 		return fmt.Errorf("%d bytes were cached before an orderly stop, %d after", cached, now)
+	}
+	if s.err != nil {
+		return s.err
 	}
 	if err := s.readAll(); err != nil {
 		return err
@@ -263,6 +270,7 @@ func (s *Sim) compareBackings() error {
 func (s *Sim) countStats() {
 	st := s.c.Stats()
 	s.res.Evicted += st.EvictedBlocks
+	s.res.Moved += st.MovedBlocks
 	s.res.Checkpoints += st.Checkpoints
 	for _, b := range st.Backings {
 		s.res.Hits += b.HitBlocks

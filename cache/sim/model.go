@@ -54,6 +54,8 @@ func newModel(size int64) *model {
 	return m
 }
 
+func (m *model) bytes() int64 { return int64(len(m.sectors)) * sectorSize }
+
 // fillSector makes the content of sector n of that stamp.
 func fillSector(p []byte, n int, stamp uint64) {
 	if stamp == 0 {

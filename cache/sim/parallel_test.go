@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"ubcache/attrs"
 	"ubcache/cache"
 )
 
@@ -132,6 +133,9 @@ func TestParallelLanes(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.SetAbilities(true, true)
+	if err := c.SetTenantQuota(attrs.Tenant{ID: 1}, cache.TenantQuota{Blocks: 200, Share: 50}); err != nil {
+		t.Fatal(err)
+	}
 	disks := []*lockedDisk{ssd, back}
 
 	bg := newThreadLane(c, disks)
@@ -190,6 +194,7 @@ func work(t *threadLane, b *cache.Backing, i, lanes, n int) error {
 	sectors := int(b.Size()) / sectorSize / lanes
 	last := make([]uint64, sectors)
 	buf := make([]byte, sectorSize)
+	var set attrs.Set
 	for k := range n {
 		s := rng.IntN(sectors)
 		r := &cache.Request{
@@ -206,6 +211,14 @@ func work(t *threadLane, b *cache.Backing, i, lanes, n int) error {
 			for j := 0; j < sectorSize; j += 8 {
 				binary.LittleEndian.PutUint64(buf[j:], uint64(k+1))
 			}
+		}
+		if rng.IntN(2) == 0 && r.Op != cache.ReqFlush {
+			set = attrs.Set{}
+			set.SetHint(attrs.Hint(rng.IntN(8)))
+			set.SetPriority(attrs.Priority{Class: attrs.Class(1 + rng.IntN(3))})
+			set.SetTenant(attrs.Tenant{ID: uint64(rng.IntN(3))})
+			set.SetLifetime(attrs.Lifetime(1 + rng.IntN(5)))
+			r.Attrs = &set
 		}
 		t.l.Submit(r)
 		for {

@@ -61,7 +61,8 @@ func NewConfig(seed uint64) Config {
 type Result struct {
 	Requests, PowerCuts, Kills, Warm int
 	Hits, Evicted, Checkpoints       int64
-	WrittenBack                      int64
+	WrittenBack, Moved               int64
+	Pins, Evictions                  int // that were handled
 }
 
 const ssdBytes = 5 << 20
@@ -82,6 +83,7 @@ type Sim struct {
 	tag    uint32
 	now    int64
 	res    Result
+	asked  asked
 	err    error
 	// Trace, if set, is told every event.
 	Trace func(format string, args ...any)
@@ -114,6 +116,8 @@ type request struct {
 	read    *modelRead
 	flush   *modelFlush
 	written bool
+	asked   uint64 // asked.clock of its issue
+	ends    bool   // it may end pins
 }
 
 var errCrash = errors.New("sim: crash")
@@ -123,6 +127,7 @@ func New(cfg Config) (*Sim, error) {
 	s := &Sim{
 		cfg: cfg, rng: rand.New(rand.NewPCG(cfg.Seed, 2)), ssd: NewDisk(ssdBytes),
 		ring: make([]byte, cache.PendingBytes), reqs: map[uint32]*request{}, now: 1,
+		asked: asked{blocks: map[askedBlock]*askedState{}},
 	}
 	_, err := cache.Format(s.ssd, cache.FormatOptions{
 		BucketBytes: 64 << 10, NoChecksums: !cfg.Checksums, UUID: cache.UUID{1, byte(cfg.Seed)},
@@ -143,6 +148,7 @@ func New(cfg Config) (*Sim, error) {
 		t.SequentialCutoff = int64(s.rng.IntN(3)) * 64 << 10
 		t.DirtyTarget, t.DirtyMax = s.rng.IntN(30), 30+s.rng.IntN(60)
 		t.WritebackDelay = time.Duration(s.rng.IntN(5)) * time.Second
+		t.PinQuota = int(cfg.Seed % 51)
 		b, err := s.c.Attach(cache.AttachOptions{
 			Name: fmt.Sprint("d", i), Mode: cache.Mode(s.rng.IntN(5)), LBS: cfg.LBS,
 			Identity: cache.Identity{Size: cfg.DeviceBytes}, Tunables: t,
@@ -183,7 +189,7 @@ func (s *Sim) open() error {
 		}
 		b.SetAbilities(s.cfg.Discards, s.cfg.Zeroes)
 	}
-	return nil
+	return s.setQuotas()
 }
 
 func (s *Sim) bg() *lane { return s.lanes[len(s.lanes)-1] }
@@ -229,6 +235,9 @@ func (s *Sim) disk(id cache.BackingID) *Disk {
 func (s *Sim) Run() (Result, error) {
 	for i := 0; i < s.cfg.Steps && s.err == nil; i++ {
 		s.step(true)
+		if i%100 == 0 {
+			s.checkAsked("while running")
+		}
 	}
 	if s.err == nil {
 		s.err = s.epilogue()
@@ -387,26 +396,16 @@ func (s *Sim) submit(r *request) {
 		s.attributes(r)
 	}
 	l := s.lanes[s.rng.IntN(s.cfg.Lanes)]
-	s.trace("%d submit %s dev=%d sectors=%d+%d fua=%v version=%d", r.Tag, r.Op, r.dev, r.first, r.n,
-		r.FUA, r.v.number)
+	s.trace("%d submit %s dev=%d sectors=%d+%d fua=%v version=%d %v", r.Tag, r.Op, r.dev, r.first, r.n,
+		r.FUA, r.v.number, &r.attrs)
 	l.l.Submit(&r.Request)
-}
-
-// attributes gives a request some that the engine acts on. Whatever they are, the data is right.
-func (s *Sim) attributes(r *request) {
-	r.Attrs, r.Results = &r.attrs, &r.results
-	if s.rng.IntN(2) == 0 {
-		r.attrs.SetHint(attrs.Hint(s.rng.IntN(4)))
-	}
-	if s.rng.IntN(4) == 0 {
-		r.attrs.SetMode(attrs.WriteMode(1 + s.rng.IntN(3)))
-	}
 }
 
 // finish compares the outcome of a request with the model.
 func (s *Sim) finish(r *request) {
 	delete(s.reqs, r.Tag)
 	s.trace("%d finish %v", r.Tag, r.Err)
+	s.answered(r)
 	m := s.models[r.dev]
 	switch {
 	case r.Err != nil:

@@ -67,7 +67,8 @@ func TestHistories(t *testing.T) {
 	t.Logf("%d histories in %v: %+v", done.Load(), time.Since(start).Round(time.Millisecond), total)
 	if *seedsFlag >= 100 && !t.Failed() {
 		if total.PowerCuts == 0 || total.Kills == 0 || total.Evicted == 0 || total.Hits == 0 ||
-			total.WrittenBack == 0 || total.Checkpoints == 0 {
+			total.WrittenBack == 0 || total.Checkpoints == 0 || total.Moved == 0 || total.Pins == 0 ||
+			total.Evictions == 0 {
 			t.Errorf("the histories miss a part of the engine: %+v", total)
 		}
 	}
@@ -81,4 +82,7 @@ func (r *Result) add(o Result) {
 	r.Evicted += o.Evicted
 	r.Checkpoints += o.Checkpoints
 	r.WrittenBack += o.WrittenBack
+	r.Moved += o.Moved
+	r.Pins += o.Pins
+	r.Evictions += o.Evictions
 }
