@@ -132,6 +132,53 @@ func TestPinQuota(t *testing.T) {
 	h.wantRead(0, numbered(0))
 }
 
+// Pins that were promised while there was room for one of them only: the quota holds.
+func TestPinQuotaOfParallelRequests(t *testing.T) {
+	h := pressed(t)
+	h.flood(0, 32)
+	h.setTunables(func(t *Tunables) { t.PinQuota = 1 })
+	h.settle()
+	n := 0
+	for ; h.c.journal.reserve(8); n++ {
+		continue
+	}
+	rs := []*Request{request(t, ReqRead, 0, 8, "hint=pin"), request(t, ReqRead, 8, 8, "hint=pin")}
+	h.done = false
+	for _, r := range rs {
+		r.Backing = h.b.ID()
+		h.l.Submit(r)
+	}
+	for range 20 {
+		h.step()
+	}
+	if h.done || h.b.pinned.Load() != 0 {
+		t.Fatal("they did not wait")
+	}
+	left := len(rs)
+	h.ended = func(*Request) { left-- }
+	h.c.journal.unreserve(8 * n)
+	h.until("the answers", func() bool { return left == 0 })
+	if quota := h.c.geo.slots() / 100; h.b.pinned.Load() > quota {
+		t.Errorf("%d blocks are pinned, quota %d", h.b.pinned.Load(), quota)
+	}
+	want(t, "the first", rs[0].Results.For(attrs.IDHint), attrs.Handled, attrs.ReasonNone)
+	want(t, "the second", rs[1].Results.For(attrs.IDHint), attrs.Ignored, attrs.ReasonQuota)
+}
+
+// A block of a bucket that eviction has chosen cannot be pinned any more.
+func TestPinOfAChosenBucket(t *testing.T) {
+	h := pressed(t)
+	h.flood(0, 4)
+	at := h.c.bucketOf(Slot((h.slotOf(0) - h.c.geo.DataOff) / BlockSize))
+	h.c.buckets[at].emptying.Store(true)
+	want(t, "chosen", h.hint(ReqRead, 0, 4, "hint=pin"), attrs.Ignored, attrs.ReasonNotCached)
+	if h.b.pinned.Load() != 0 || h.c.buckets[at].pinned.Load() != 0 {
+		t.Error("it is pinned")
+	}
+	h.c.buckets[at].emptying.Store(false)
+	want(t, "spared", h.hint(ReqRead, 0, 4, "hint=pin"), attrs.Handled, attrs.ReasonNone)
+}
+
 // With as many pins as there may be, in every bucket some, the cache goes on: reads enter it, writes
 // are cached, and no pin is lost.
 func TestEvictionBesideManyPins(t *testing.T) {
@@ -222,15 +269,22 @@ func TestWritesKeepPins(t *testing.T) {
 		for _, c := range []struct {
 			name   string
 			off, n int64 // bytes
+			dirty  bool
 		}{
-			{"whole blocks", 0, 4 * BlockSize},
-			{"a part", 512, 1024},
-			{"parts at both ends", 1024, 2 * BlockSize},
-			{"past pinned ones", 3 * BlockSize, 4 * BlockSize},
+			{"whole blocks", 0, 4 * BlockSize, false},
+			{"a part", 512, 1024, false},
+			{"parts at both ends", 1024, 2 * BlockSize, false},
+			{"past pinned ones", 3 * BlockSize, 4 * BlockSize, false},
+			{"whole dirty blocks", 0, 4 * BlockSize, true},
+			{"a part of a dirty block", 512, 1024, true},
 		} {
 			t.Run(mode.String()+"/"+c.name, func(t *testing.T) {
 				h := pressed(t)
+				h.flush() // else what is filled begins as dirty
 				h.hint(ReqRead, 0, 4, "hint=pin")
+				if c.dirty {
+					h.write(0, h.back[:4*BlockSize])
+				}
 				h.b.mode.Store(uint32(mode))
 				h.b.cutoff.Store(512) // nothing is admitted but for the pins
 				expect := bytes.Clone(h.back[:8*BlockSize])
@@ -360,4 +414,32 @@ func TestMoveBesideSSDErrors(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	h.flood(0, 16)
+}
+
+// Buckets full of pinned blocks are passed over, not moved about.
+func TestFullBucketsAreNotMoved(t *testing.T) {
+	h := pressed(t)
+	h.flush()
+	want(t, "pin", h.hint(ReqRead, 0, 64, "hint=pin"), attrs.Handled, attrs.ReasonNone)
+	h.flood(512, 3584)
+	if s := h.c.Stats(); s.MovedBlocks != 0 || h.b.pinned.Load() != 64 {
+		t.Errorf("%d blocks were moved, %d are pinned", s.MovedBlocks, h.b.pinned.Load())
+	}
+}
+
+// A copy is dropped if the block is elsewhere by the time it is written, clean again or not.
+func TestMoveOfABlockThatIsElsewhere(t *testing.T) {
+	h := pressed(t)
+	h.flush()
+	h.hint(ReqRead, 0, 1, "hint=pin")
+	m := &h.l.bg.evict.move
+	k := makeKey(h.b.id, 0)
+	e, _ := h.c.index.find(k)
+	to, _ := h.l.alloc(streamPinned, 1)
+	defer h.l.dropRuns([]slotRun{{to, 1}})
+	m.keys = []dirtyKey{{k, e.slot + 7}}
+	if m.insertOne(h.c, 0, to) {
+		t.Error("a copy of what the block had before replaces what it has")
+	}
+	h.wantRead(0, numbered(0))
 }

@@ -40,6 +40,17 @@ func TestTenantsAreCounted(t *testing.T) {
 	step("evicted", ReqRead, 0, 16, "hint=evict", 0, 0)
 }
 
+// Sectors that a write past the cache takes from a block do not change whose it is.
+func TestTenantOfABlockInPart(t *testing.T) {
+	h := pressed(t)
+	h.hint(ReqWrite, 0, 4, "tenant=7")
+	h.b.mode.Store(uint32(Writethrough))
+	h.write(512, fill(1, 1)[:1024])
+	if got := h.cachedOf(seven); got != 4 {
+		t.Errorf("%d blocks, want 4", got)
+	}
+}
+
 func TestTenantQuota(t *testing.T) {
 	h := pressed(t)
 	if err := h.c.SetTenantQuota(seven, TenantQuota{Blocks: 16}); err != nil {
