@@ -52,6 +52,8 @@ type Backing struct {
 	Device string `toml:"device"`
 	// UblkID fixes the number N of /dev/ublkbN.
 	UblkID int `toml:"ublk-id"`
+	// Integrity gives the block device integrity metadata.
+	Integrity bool `toml:"integrity,omitempty"`
 
 	Mode             string   `toml:"mode"`
 	SequentialCutoff Size     `toml:"sequential-cutoff"`

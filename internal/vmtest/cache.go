@@ -52,6 +52,7 @@ type DeviceStatus struct {
 	Path          string `json:"path"`
 	Service       string `json:"service"`
 	CopyMode      string `json:"copy_mode"`
+	Integrity     bool   `json:"integrity"`
 }
 
 // CacheStats is what tests read of `ubcache stats --json`.
