@@ -41,6 +41,16 @@ var uses = []use{
 		ublk.FeatureSafeStop, "safe stop", "stop asks the kernel whether a device is open",
 		"stop looks through /proc, which leaves a small gap", false,
 	},
+	{
+		ublk.FeatureIntegrity, "integrity metadata",
+		"attach --integrity protects data on its way, and carries attributes beside the checksums",
+		"--integrity is refused", false,
+	},
+	{
+		ublk.FeatureSharedMemory, "shared memory",
+		"attributes and their results travel with requests through the block device",
+		"they need the direct ring", false,
+	},
 }
 
 // featureReport is one line of the report.
