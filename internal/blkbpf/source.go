@@ -101,7 +101,7 @@ func explain(err error) error {
 	_, statErr := os.Stat("/sys/kernel/btf/vmlinux")
 	switch {
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
-		return fmt.Errorf("%w (it needs root, or CAP_BPF and CAP_PERFMON, and no kernel lockdown)", err)
+		return fmt.Errorf("%w (needs root, or CAP_BPF and CAP_PERFMON, and no kernel lockdown)", unix.EPERM)
 	case errors.Is(err, unix.ENOSYS):
 		return fmt.Errorf("%w (the kernel is built without CONFIG_BPF_SYSCALL)", err)
 	case statErr != nil:
