@@ -127,14 +127,17 @@ type DeviceIdentity struct {
 
 // Status is the state of a daemon and its cache.
 type Status struct {
-	Name    string       `json:"name"`
-	Running bool         `json:"running"`
-	PID     int          `json:"pid,omitempty"`
-	Started time.Time    `json:"started,omitzero"`
-	SSD     string       `json:"ssd"`
-	Config  string       `json:"config"`
-	Cache   cache.Status `json:"cache"`
-	Devices []Device     `json:"devices"`
+	Name    string    `json:"name"`
+	Running bool      `json:"running"`
+	PID     int       `json:"pid,omitempty"`
+	Started time.Time `json:"started,omitzero"`
+	SSD     string    `json:"ssd"`
+	Config  string    `json:"config"`
+	// KernelAttributes says whether attributes that the kernel knows of a request are seen
+	// (priority and hint of unmodified programs, lifetime, cgroup): "on", or what is missing.
+	KernelAttributes string       `json:"kernel_attributes,omitempty"`
+	Cache            cache.Status `json:"cache"`
+	Devices          []Device     `json:"devices"`
 }
 
 // Stats are the counters of a cache.

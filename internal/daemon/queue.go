@@ -26,6 +26,9 @@ type queue struct {
 	reqs    []cache.Request // by tag
 	attrs   attributes
 	pi      *integrity // nil: the device has no integrity metadata
+	shared  *sharedTable
+	parts   parts
+	number  uint32 // of the device, in answers
 	fail    func(error)
 }
 
@@ -45,6 +48,8 @@ func (h *queue) Start(q *ublk.Queue) error {
 	h.init(q, 4*q.Depth())
 	h.reqs = make([]cache.Request, q.Depth())
 	h.attrs.init(q.Depth())
+	h.parts.init(q.Depth())
+	h.where = h.place
 	var err error
 	if h.pi, err = integrityOf(q, h.fail); err != nil {
 		return err
@@ -65,6 +70,10 @@ func (h *queue) Handle(q *ublk.Queue, r *ublk.Request) {
 	defer crashOnPanic()
 	if !known(r.Op) {
 		q.CompleteErr(r.Tag, unix.EINVAL)
+		return
+	}
+	if r.Flags&ublk.InShared != 0 {
+		h.handleShared(q, r)
 		return
 	}
 	c := &h.reqs[r.Tag]
@@ -107,6 +116,10 @@ func (h *queue) Stop(*ublk.Queue) {}
 
 // Finish implements cache.Driver.
 func (h *queue) Finish(r *cache.Request) {
+	if r.Tag&partTag != 0 {
+		h.finishPart(r)
+		return
+	}
 	if h.pi != nil && r.Op == cache.ReqRead && r.Err == nil {
 		r.Err = h.pi.deliver(h.q.Request(uint16(r.Tag)), r)
 	}
@@ -124,7 +137,8 @@ func (h *queue) CopyOut(r *cache.Request, off int, dst []byte) error {
 		copy(dst, r.Data[off:])
 		return nil
 	}
-	return h.q.CopyOut(h.q.Request(uint16(r.Tag)), int64(off), dst)
+	tag, at := h.place(r)
+	return h.q.CopyOut(h.q.Request(tag), int64(at)+int64(off), dst)
 }
 
 // CopyIn implements cache.Driver.
@@ -133,7 +147,8 @@ func (h *queue) CopyIn(r *cache.Request, off int, src []byte) error {
 		copy(r.Data[off:], src)
 		return nil
 	}
-	return h.q.CopyIn(h.q.Request(uint16(r.Tag)), int64(off), src)
+	tag, at := h.place(r)
+	return h.q.CopyIn(h.q.Request(tag), int64(at)+int64(off), src)
 }
 
 // Wake implements cache.Driver; any thread may call it.

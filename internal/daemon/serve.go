@@ -117,10 +117,11 @@ func (in *Instance) startDevice(ctx context.Context, s *served, d *ublk.Device,
 	queues := make([]*queue, d.Options().Queues)
 	for i := range queues {
 		queues[i] = &queue{
-			c: in.cache, backing: s.b.ID(),
-			ssd:  driverDevice(in.ssd),
-			disk: driverDevice(s.dev),
-			fail: func(err error) { in.log.Error("request failed", "name", s.name, "error", err) },
+			c: in.cache, backing: s.b.ID(), shared: &s.shared, number: deviceNumber(d.ID()),
+			attrs: attributes{sources: &s.sources},
+			ssd:   driverDevice(in.ssd),
+			disk:  driverDevice(s.dev),
+			fail:  func(err error) { in.log.Error("request failed", "name", s.name, "error", err) },
 		}
 	}
 	s.b.SetNumber(deviceNumber(d.ID()))
@@ -135,6 +136,7 @@ func (in *Instance) startDevice(ctx context.Context, s *served, d *ublk.Device,
 	in.mu.Lock()
 	s.ublk, s.queues, s.problem = d, queues, ""
 	in.mu.Unlock()
+	in.trackKernel(s)
 	if s.link, err = makeLink(s.name, d.Path()); err != nil {
 		in.log.Warn("no link to the device", "name", s.name, "error", err)
 	}
@@ -215,8 +217,10 @@ func (in *Instance) ublkOptions(s *served, tag uint64) ublk.Options {
 			os.Exit(exitPanic)
 		},
 	}
+	// Where there is integrity metadata, that is what carries attributes.
+	o.SharedMemory = in.kernel.Has(ublk.FeatureSharedMemory)
 	if in.wantsIntegrity(s) {
-		o.Mode = ublk.UserCopy
+		o.Mode, o.SharedMemory = ublk.UserCopy, false
 		o.Params.Integrity = &ublk.IntegrityParams{
 			Flags: pi.Flags, MetadataBytes: pi.Bytes, PIOffset: pi.TupleOff, Checksum: pi.Checksum,
 		}
