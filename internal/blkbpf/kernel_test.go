@@ -216,7 +216,7 @@ func TestPriority(t *testing.T) {
 		}
 		want := seen{uint64(at) >> 9, 8, Event{
 			IOPrio: prio, PID: uint32(os.Getpid()), UID: uint32(os.Getuid()),
-			Cgroup: got.Cgroup, Sync: got.Sync,
+			Cgroup: got.Cgroup, Sync: got.Sync, Write: write,
 		}}
 		if got != want {
 			t.Errorf("saw  %+v\nwant %+v", got, want)

@@ -79,6 +79,11 @@ func (s *Source) load(l *layout) (err error) {
 	if err != nil {
 		return fmt.Errorf("load the program: %w", err)
 	}
+	return s.attach()
+}
+
+// attach lets the program run from now on.
+func (s *Source) attach() (err error) {
 	s.link, err = link.AttachTracing(link.TracingOptions{
 		Program: s.prog, AttachType: ebpf.AttachTraceRawTp,
 	})
