@@ -26,6 +26,8 @@ type ramDisk struct {
 	quiet  atomic.Bool            // note nothing
 	hold   atomic.Bool            // answer nothing until release
 
+	served atomic.Int64
+
 	mu   sync.Mutex
 	log  []noted
 	held int
@@ -132,6 +134,7 @@ func (h *ramQueue) serve(q *ublk.Queue, r *ublk.Request) {
 	case ublk.OpWrite:
 		copy(h.d.mem[r.Offset():], r.Data)
 	}
+	h.d.served.Add(1)
 	q.CompleteOK(r.Tag)
 }
 
