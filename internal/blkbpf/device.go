@@ -84,7 +84,7 @@ func (d *Device) addQueue(key [keyBytes]byte, depth int) error {
 	case errors.Is(err, ebpf.ErrKeyExist):
 		err = errors.New("the disk is tracked already")
 	case errors.Is(err, unix.E2BIG):
-		err = fmt.Errorf("%d queues are tracked, and that is the limit", MaxQueues)
+		err = fmt.Errorf("%d queues are tracked already, the limit", d.src.maxQueues)
 	}
 	if err != nil {
 		return errors.Join(err, unix.Munmap(mem))

@@ -7,6 +7,7 @@ type Event struct {
 	IOPrio    uint16 // class, hint, level; 0 if the request has no bio (a flush)
 	WriteHint uint8  // RWH_WRITE_LIFE_*; 0 if not set
 
+	Write      bool // also discard and write zeroes
 	Readahead  bool // read in advance of its user
 	Meta       bool // the filesystem's metadata
 	Prio       bool // metadata that somebody waits for
@@ -25,12 +26,13 @@ type Event struct {
 const RootCgroup = 1
 
 // AddTo adds the attributes that follow from the event: hint and priority from [attrs.SourceIOPrio],
-// lifetime and tenant (the cgroup, unless it is the root) from [attrs.SourceKernel].
+// lifetime of a write and tenant (the cgroup, unless it is the root) from [attrs.SourceKernel].
 func (e *Event) AddTo(s *attrs.Set) {
 	if e.IOPrio != 0 {
 		s.AddIOPrio(e.IOPrio)
 	}
-	if e.WriteHint != 0 {
+	// The kernel has the file's hint on reads too.
+	if e.WriteHint != 0 && e.Write {
 		s.AddWriteHint(e.WriteHint)
 	}
 	if e.Cgroup > RootCgroup {

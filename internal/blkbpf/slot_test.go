@@ -34,12 +34,15 @@ func TestTake(t *testing.T) {
 		change      func(*Event)
 	}{
 		{"nothing", 0, 0, func(*Event) {}},
+		{"write", 1, 0, func(e *Event) { e.Write = true }},
+		{"write zeroes", 9, 0, func(e *Event) { e.Write = true }},
+		{"flush", 2, 0, func(*Event) {}},
 		{"readahead", 1 << 19, 0, func(e *Event) { e.Readahead = true }},
 		{"meta", 1 << 12, 0, func(e *Event) { e.Meta = true }},
 		{"prio", 1 << 13, 0, func(e *Event) { e.Prio = true }},
 		{"background", 1 << 20, 0, func(e *Event) { e.Background = true }},
 		{"sync", 1 << 11, 0, func(e *Event) { e.Sync = true }},
-		{"others", ^uint32(1<<19 | 1<<12 | 1<<13 | 1<<20 | 1<<11), ^uint32(1 << 21), func(*Event) {}},
+		{"others", ^uint32(1 | 1<<19 | 1<<12 | 1<<13 | 1<<20 | 1<<11), ^uint32(1 << 21), func(*Event) {}},
 		{"kernel thread", 0, 1 << 21, func(e *Event) { e.Kernel = true }},
 	} {
 		slot := make([]byte, slotBytes)
@@ -89,7 +92,8 @@ func TestAddTo(t *testing.T) {
 		{"hint", Event{IOPrio: 2<<13 | 770<<3 | 4}, "hint=bypass"},
 		{"priority", Event{IOPrio: 3 << 13}, "prio=idle/0"},
 		{"both", Event{IOPrio: 1<<13 | 769<<3 | 2}, "hint=cache,prio=rt/2"},
-		{"lifetime", Event{WriteHint: 5}, "lifetime=extreme"},
+		{"lifetime", Event{WriteHint: 5, Write: true}, "lifetime=extreme"},
+		{"lifetime of a read", Event{WriteHint: 5}, ""},
 		{"tenant", Event{Cgroup: 4242}, "tenant=cgroup:4242"},
 	} {
 		var s attrs.Set
@@ -101,7 +105,7 @@ func TestAddTo(t *testing.T) {
 			t.Errorf("%s: not empty", c.name)
 		}
 	}
-	e := Event{IOPrio: 2<<13 | 770<<3 | 4, WriteHint: 2, Cgroup: 9}
+	e := Event{IOPrio: 2<<13 | 770<<3 | 4, WriteHint: 2, Write: true, Cgroup: 9}
 	var s attrs.Set
 	e.AddTo(&s)
 	for id, want := range map[attrs.ID]attrs.Source{

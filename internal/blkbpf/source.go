@@ -17,10 +17,11 @@ const MaxQueues = 1024
 
 // Source is the program on the tracepoint. It works until Close or the end of the process.
 type Source struct {
-	bits   flagBits
-	queues *ebpf.Map // from a key to the queue's slots
-	prog   *ebpf.Program
-	link   link.Link
+	bits      flagBits
+	maxQueues int
+	queues    *ebpf.Map // from a key to the queue's slots
+	prog      *ebpf.Program
+	link      link.Link
 
 	mu struct {
 		sync.Mutex
@@ -31,7 +32,7 @@ type Source struct {
 // Open loads the program and attaches it. The error says in one line what is missing; the caller
 // can do without.
 func Open() (*Source, error) {
-	s, err := open()
+	s, err := open(MaxQueues)
 	if err != nil {
 		return nil, fmt.Errorf("BPF on %s: %w", tracepoint, explain(err))
 	}
@@ -47,7 +48,7 @@ func Probe() error {
 	return s.Close()
 }
 
-func open() (*Source, error) {
+func open(maxQueues int) (*Source, error) {
 	types, err := btf.LoadKernelSpec()
 	if err != nil {
 		return nil, fmt.Errorf("read the kernel's types: %w", err)
@@ -56,7 +57,7 @@ func open() (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Source{bits: l.bits}
+	s := &Source{bits: l.bits, maxQueues: maxQueues}
 	if err := s.load(l); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -67,7 +68,7 @@ func open() (*Source, error) {
 func (s *Source) load(l *layout) (err error) {
 	s.queues, err = ebpf.NewMap(&ebpf.MapSpec{
 		Name: "ubcache_queues", Type: ebpf.HashOfMaps, KeySize: keyBytes, ValueSize: 4,
-		MaxEntries: MaxQueues, InnerMap: slotsSpec(1),
+		MaxEntries: uint32(s.maxQueues), InnerMap: slotsSpec(1),
 	})
 	if err != nil {
 		return fmt.Errorf("make a map: %w", err)
@@ -79,6 +80,11 @@ func (s *Source) load(l *layout) (err error) {
 	if err != nil {
 		return fmt.Errorf("load the program: %w", err)
 	}
+	return s.attach()
+}
+
+// attach lets the program run from now on.
+func (s *Source) attach() (err error) {
 	s.link, err = link.AttachTracing(link.TracingOptions{
 		Program: s.prog, AttachType: ebpf.AttachTraceRawTp,
 	})
@@ -100,7 +106,7 @@ func slotsSpec(depth int) *ebpf.MapSpec {
 func explain(err error) error {
 	_, statErr := os.Stat("/sys/kernel/btf/vmlinux")
 	switch {
-	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+	case errors.Is(err, os.ErrPermission): // EPERM, EACCES
 		return fmt.Errorf("%w (needs root, or CAP_BPF and CAP_PERFMON, and no kernel lockdown)", unix.EPERM)
 	case errors.Is(err, unix.ENOSYS):
 		return fmt.Errorf("%w (the kernel is built without CONFIG_BPF_SYSCALL)", err)
