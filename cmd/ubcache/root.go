@@ -58,7 +58,7 @@ func newRoot() *cobra.Command {
 	root.AddCommand(
 		formatCommand(g), startCommand(g), stopCommand(g), attachCommand(g), detachCommand(g),
 		setCommand(g), flushCommand(g), statusCommand(g), statsCommand(g), checkCommand(g),
-		dumpCommand(g), featuresCommand(g),
+		dumpCommand(g), featuresCommand(g), runCommand(),
 	)
 	return root
 }

@@ -24,6 +24,9 @@ const envMain = "UBCACHE_TEST_MAIN"
 
 // TestMain makes the test binary the ubcache command when a test runs it so.
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == argIOPrio {
+		printIOPrio()
+	}
 	if os.Getenv(envMain) != "" {
 		main()
 	}

@@ -60,8 +60,10 @@ type AttachArgs struct {
 	Header bool   `json:"header,omitempty"`
 	Force  bool   `json:"force,omitempty"`
 	// UblkID is the number N of /dev/ublkbN; -1 for any free one.
-	UblkID   int               `json:"ublk_id"`
-	Settings map[string]string `json:"settings,omitempty"`
+	UblkID int `json:"ublk_id"`
+	// Integrity gives the block device integrity metadata; it cannot be changed later.
+	Integrity bool              `json:"integrity,omitempty"`
+	Settings  map[string]string `json:"settings,omitempty"`
 }
 
 // DetachArgs ask to give up a backing device.
@@ -103,14 +105,16 @@ type Device struct {
 	Path          string `json:"path,omitempty"`
 	Link          string `json:"link,omitempty"`
 	// Service is served, missing (with Problem) or offline.
-	Service  string            `json:"service"`
-	Problem  string            `json:"problem,omitempty"`
-	UsedBy   string            `json:"used_by,omitempty"`
-	CopyMode string            `json:"copy_mode,omitempty"`
-	Queues   int               `json:"queues,omitempty"`
-	DataOff  int64             `json:"data_offset_bytes"`
-	Identity DeviceIdentity    `json:"identity"`
-	Settings map[string]string `json:"settings"`
+	Service  string `json:"service"`
+	Problem  string `json:"problem,omitempty"`
+	UsedBy   string `json:"used_by,omitempty"`
+	CopyMode string `json:"copy_mode,omitempty"`
+	// Integrity: the block device has integrity metadata.
+	Integrity bool              `json:"integrity,omitempty"`
+	Queues    int               `json:"queues,omitempty"`
+	DataOff   int64             `json:"data_offset_bytes"`
+	Identity  DeviceIdentity    `json:"identity"`
+	Settings  map[string]string `json:"settings"`
 }
 
 // DeviceIdentity is what was recorded of a backing device.
@@ -123,14 +127,17 @@ type DeviceIdentity struct {
 
 // Status is the state of a daemon and its cache.
 type Status struct {
-	Name    string       `json:"name"`
-	Running bool         `json:"running"`
-	PID     int          `json:"pid,omitempty"`
-	Started time.Time    `json:"started,omitzero"`
-	SSD     string       `json:"ssd"`
-	Config  string       `json:"config"`
-	Cache   cache.Status `json:"cache"`
-	Devices []Device     `json:"devices"`
+	Name    string    `json:"name"`
+	Running bool      `json:"running"`
+	PID     int       `json:"pid,omitempty"`
+	Started time.Time `json:"started,omitzero"`
+	SSD     string    `json:"ssd"`
+	Config  string    `json:"config"`
+	// KernelAttributes says whether attributes that the kernel knows of a request are seen
+	// (priority and hint of unmodified programs, lifetime, cgroup): "on", or what is missing.
+	KernelAttributes string       `json:"kernel_attributes,omitempty"`
+	Cache            cache.Status `json:"cache"`
+	Devices          []Device     `json:"devices"`
 }
 
 // Stats are the counters of a cache.

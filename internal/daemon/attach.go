@@ -51,6 +51,10 @@ func (in *Instance) planAttach(a *control.AttachArgs) (o cache.AttachOptions, er
 	if err := config.CheckName(a.Name); err != nil {
 		return o, report.Misuse("%v", err)
 	}
+	if a.Integrity && !in.opts.NoUblk && !in.kernel.Has(ublk.FeatureIntegrity) {
+		return o, report.Refuse("attach "+a.Device, "this kernel's ublk has no integrity metadata",
+			"needs Linux 7.0; leave out --integrity")
+	}
 	file, err := config.Load(in.opts.ConfigPath)
 	if err != nil {
 		return o, err
@@ -216,7 +220,9 @@ func (in *Instance) configure(f *config.File, a *control.AttachArgs, o *cache.At
 	if c.Backings == nil {
 		c.Backings = map[string]*config.Backing{}
 	}
-	b := &config.Backing{UUID: o.UUID.String(), Device: i.StablePath, UblkID: a.UblkID}
+	b := &config.Backing{
+		UUID: o.UUID.String(), Device: i.StablePath, UblkID: a.UblkID, Integrity: a.Integrity,
+	}
 	putSettings(b, o.Mode, o.Tunables)
 	c.Backings[a.Name] = b
 	in.mu.Lock()

@@ -201,6 +201,7 @@ func (in *Instance) device(id uint16) (control.Device, bool) {
 	if u != nil {
 		d.Service, d.Path, d.Link = "served", u.Path(), link
 		d.Queues, d.CopyMode = u.Options().Queues, u.Options().Mode.String()
+		d.Integrity = u.Options().Params.Integrity != nil
 		d.UsedBy = in.usedBy(s)
 	}
 	return d, true

@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"ubcache/cache"
+	"ubcache/internal/blkbpf"
 	"ubcache/internal/blockdev"
 	"ubcache/internal/config"
 	"ubcache/internal/control"
@@ -66,6 +67,9 @@ type Instance struct {
 		sync.Mutex
 		served  map[cache.BackingID]*served
 		stopped bool
+		// bpf reads what the kernel knows of requests; nil for the reason in bpfProblem.
+		bpf        *blkbpf.Source
+		bpfProblem string
 	}
 	// changing is held by attach, detach and stop for as long as they take, one at a time.
 	changing sync.Mutex
@@ -87,6 +91,8 @@ type served struct {
 	problem string           // why it is missing or not served
 	ublk    *ublk.Device     // nil: no block device
 	queues  []*queue
+	shared  sharedTable
+	sources sources
 	link    string
 }
 
@@ -152,7 +158,11 @@ func (in *Instance) start(ctx context.Context) error {
 	if err := in.startBackground(); err != nil {
 		return err
 	}
-	return in.serveAll(ctx)
+	if err := in.serveAll(ctx); err != nil {
+		return err
+	}
+	in.startKernelSource()
+	return nil
 }
 
 // checkKernel fails early, before anything is touched.

@@ -82,6 +82,8 @@ func (in *Instance) unserve(ctx context.Context, s *served, force bool) error {
 	in.mu.Lock()
 	s.ublk, s.queues = nil, nil
 	in.mu.Unlock()
+	s.shared.clear()
+	in.untrackKernel(s)
 	if s.link != "" {
 		_ = os.Remove(s.link)
 		s.link = ""
@@ -159,7 +161,12 @@ func (in *Instance) release() {
 func (in *Instance) end() {
 	in.mu.Lock()
 	in.mu.stopped = true
+	src := in.mu.bpf
+	in.mu.bpf = nil
 	in.mu.Unlock()
+	if src != nil {
+		_ = src.Close()
+	}
 	in.doneOnce.Do(func() { close(in.done) })
 }
 
