@@ -53,7 +53,7 @@ func (l *Lane) decide(r *Request) syscall.Errno {
 		return 0
 	}
 	if r.res = r.Results; r.res == nil {
-		r.res = &l.answers
+		r.res = &l.tracked(r).answers
 	}
 	dir := attrs.Write
 	if r.Op == ReqRead {
@@ -69,6 +69,7 @@ func (l *Lane) decide(r *Request) syscall.Errno {
 			l.decideHint(r, mode)
 		}
 	}
+	l.decideObserved(r)
 	_, errno := r.Attrs.CheckRequired(r.res)
 	return errno
 }

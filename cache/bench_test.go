@@ -26,6 +26,7 @@ func (d *nullDriver) CopyOut(*Request, int, []byte) error { return nil }
 func (d *nullDriver) CopyIn(*Request, int, []byte) error  { return nil }
 func (d *nullDriver) Wake()                               {}
 func (d *nullDriver) Now() int64                          { return d.now }
+func (d *nullDriver) Clock() int64                        { return d.now }
 
 // run completes what is under way.
 func (d *nullDriver) run() {

@@ -95,7 +95,8 @@ type Stats struct {
 	EvictedBlocks     int64 `json:"evicted_blocks"`
 	Checkpoints       int64 `json:"checkpoints"`
 
-	Backings map[BackingID]BackingStats `json:"backings"`
+	Backings   map[BackingID]BackingStats `json:"backings"`
+	Attributes AttributesStats            `json:"attributes"`
 }
 
 // Stats adds up the counters of all lanes.
@@ -104,9 +105,11 @@ func (c *Cache) Stats() Stats {
 	defer c.control.Unlock()
 	s := c.past
 	s.Backings = maps.Clone(c.past.Backings)
+	s.Attributes = c.past.Attributes.clone()
 	for _, l := range *c.lanes.Load() {
 		s.addLane(l, *c.backings.Load())
 	}
+	s.Attributes.finish()
 	return s
 }
 
@@ -122,6 +125,7 @@ func (s *Stats) addLane(l *Lane, backings [MaxBackings + 1]*Backing) {
 	s.EvictedBuckets += o.EvictedBuckets.Load()
 	s.EvictedBlocks += o.EvictedBlocks.Load()
 	s.Checkpoints += o.Checkpoints.Load()
+	s.Attributes.addCounters(&l.attrs)
 	if s.Backings == nil {
 		s.Backings = map[BackingID]BackingStats{}
 	}

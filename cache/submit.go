@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"syscall"
 
+	"ubcache/attrs"
 	"ubcache/policy"
 )
 
@@ -22,6 +23,7 @@ func (s span) cut() (part, rest span) {
 // Submit takes a request. Driver.Finish answers it, perhaps before Submit returns.
 func (l *Lane) Submit(r *Request) {
 	r.Err, r.pending, r.touched, r.reached, r.next = nil, 0, 0, 0, nil
+	r.res, r.track, r.hits = nil, nil, 0
 	b := l.c.backing(r.Backing)
 	if b == nil {
 		l.refuse(r, ErrNoBacking)
@@ -30,28 +32,18 @@ func (l *Lane) Submit(r *Request) {
 	r.b = b
 	r.started = l.d.Now()
 	b.lastIO.Store(r.started)
-	if r.Op == ReqFlush {
-		l.io[b.id].Flushes.Add(1)
-		l.startFlush(r, flushAll)
+	if err := l.check(r); err != nil || r.Len == 0 && r.Op != ReqFlush {
+		l.refuse(r, err)
 		return
 	}
-	if r.Len == 0 {
-		l.d.Finish(r)
-		return
-	}
-	if r.Off < 0 || r.Len < 0 || r.Off > b.size-r.Len || (r.Off|r.Len)%b.lbs != 0 {
-		l.refuse(r, fmt.Errorf("%s at %d+%d is outside the device or not in its blocks: %w",
-			r.Op, r.Off, r.Len, syscall.EINVAL))
-		return
-	}
-	if l.c.checksums && r.Data == nil && r.Op <= ReqWrite {
-		panic("cache: request without visible data on a cache with data checksums")
-	}
-	if errno := l.decide(r); errno != 0 {
-		l.refuse(r, fmt.Errorf("a required attribute is not handled: %w", errno))
+	if err := l.accept(r); err != nil {
+		l.refuse(r, err)
 		return
 	}
 	switch r.Op {
+	case ReqFlush:
+		l.io[b.id].Flushes.Add(1)
+		l.startFlush(r, flushAll)
 	case ReqRead:
 		l.submitRead(r)
 	case ReqWrite:
@@ -62,9 +54,29 @@ func (l *Lane) Submit(r *Request) {
 	}
 }
 
+// check reports a request that makes no sense.
+func (l *Lane) check(r *Request) error {
+	b := r.b
+	if r.Op == ReqFlush {
+		return nil
+	}
+	if r.Off < 0 || r.Len < 0 || r.Off > b.size-r.Len || (r.Off|r.Len)%b.lbs != 0 {
+		return fmt.Errorf("%s at %d+%d is outside the device or not in its blocks: %w",
+			r.Op, r.Off, r.Len, syscall.EINVAL)
+	}
+	if l.c.checksums && r.Data == nil && r.Op <= ReqWrite && r.Len > 0 {
+		panic("cache: request without visible data on a cache with data checksums")
+	}
+	return nil
+}
+
+// refuse answers a request that has done nothing. What was not decided is not answered.
 func (l *Lane) refuse(r *Request, err error) {
 	r.Err = err
-	l.d.Finish(r)
+	if r.res == nil && r.Results != nil {
+		*r.Results = attrs.Results{}
+	}
+	l.finish(r)
 }
 
 func (l *Lane) submitRead(r *Request) {
@@ -166,6 +178,5 @@ func (l *Lane) pieceDone(r *Request, err error) {
 		l.startFlush(r, scope)
 		return
 	}
-	r.answerOrigin()
-	l.d.Finish(r)
+	l.finish(r)
 }

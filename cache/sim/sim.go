@@ -218,6 +218,9 @@ func (l *lane) Wake() { l.woken = true }
 // Now implements cache.Driver.
 func (l *lane) Now() int64 { return l.s.now }
 
+// Clock implements cache.Driver.
+func (l *lane) Clock() int64 { return l.s.now }
+
 func (s *Sim) disk(id cache.BackingID) *Disk {
 	if id == cache.SSD {
 		return s.ssd

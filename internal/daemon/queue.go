@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ubcache/attrs"
 	"ubcache/cache"
 	"ubcache/ublk"
 )
@@ -115,7 +116,8 @@ func errnoOf(err error) syscall.Errno {
 		return unix.EIO
 	}
 	switch e {
-	case unix.ENOSPC, unix.EINVAL, unix.EILSEQ, unix.ENODATA, unix.ETIMEDOUT, unix.ENODEV:
+	case unix.ENOSPC, unix.EINVAL, unix.EILSEQ, unix.ENODATA, unix.ETIMEDOUT, unix.ENODEV,
+		attrs.ErrnoRefused, attrs.ErrnoDeadline:
 		return e
 	}
 	return unix.EIO
