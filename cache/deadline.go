@@ -120,14 +120,10 @@ func (t *latencies) expect(dev BackingID, now int64) (ns int64) {
 	return ns
 }
 
-// avoidsSSD reports whether a read should take clean blocks from the backing device: the SSD will
+// avoidsSSD reports whether a read with a deadline should take clean blocks from the backing device: the SSD will
 // not have them in time, and the backing device may.
 func (l *Lane) avoidsSSD(r *Request) bool {
-	t := r.track
-	if t == nil || t.deadline.at == 0 {
-		return false
-	}
 	now := l.d.Now()
-	left := t.deadline.at - now
+	left := r.track.deadline.at - now
 	return l.latency.expect(SSD, now) > left && l.latency.expect(r.b.id, now) < left
 }

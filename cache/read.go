@@ -87,12 +87,15 @@ const slowSlot = noSlot - 1
 // lookUp finds out where each block is, pins what is on the SSD and starts the reads.
 func (p *readPiece) lookUp(l *Lane) {
 	c, b := l.c, p.r.b
-	if l.overdue(p.r) {
-		p.fail(ErrLate)
-		p.finish(l, 0)
-		return
+	avoid := false
+	if t := p.r.track; t != nil && t.deadline.at != 0 {
+		if l.overdue(p.r) {
+			p.fail(ErrLate)
+			p.finish(l, 0)
+			return
+		}
+		avoid = l.avoidsSSD(p.r)
 	}
-	avoid := l.avoidsSSD(p.r)
 	s := c.index.stripeOf(b.id, p.first)
 	hits, slow := 0, 0
 	miss := blockRange{-1, 0}

@@ -78,12 +78,18 @@ func (l *Lane) commitEnds(r *Request) {
 
 // issue hands an operation to the driver, on account of a request if it is for one.
 func (l *Lane) issue(op *Op, r *Request) {
-	if r != nil && r.track != nil && r.track.watch.on {
-		op.track = r.track
-		op.track.watch.begin(op.Dev, l.d.Clock())
+	if r != nil && r.track != nil {
+		l.attribute(op, r.track)
 	}
 	if l.latency != nil {
 		l.latency.begin(op, l.d.Now())
 	}
 	l.d.Submit(op)
+}
+
+func (l *Lane) attribute(op *Op, t *track) {
+	if t.watch.on {
+		op.track = t
+		t.watch.begin(op.Dev, l.d.Clock())
+	}
 }
