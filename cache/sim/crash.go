@@ -127,6 +127,7 @@ func (s *Sim) reissue() {
 		r.Request = cache.Request{
 			Tag: r.Tag, Backing: r.Backing, Op: r.Op, FUA: r.FUA, Off: r.Off, Len: r.Len,
 		}
+		r.asked.again = true
 		s.submit(r)
 	}
 }
@@ -183,6 +184,7 @@ func (s *Sim) readAll() error {
 			r.Tag, r.Backing, r.Op = s.tag, s.ids[dev], cache.ReqRead
 			r.Off, r.Len = int64(first)*sectorSize, int64(n)*sectorSize
 			r.read = m.read(first, n)
+			r.asked.again = true // no deadline, the data is wanted
 			s.submit(r)
 			if err := s.idle("a read", func() bool { return s.reqs[r.Tag] == nil }); err != nil {
 				return err

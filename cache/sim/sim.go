@@ -30,7 +30,7 @@ type Config struct {
 	Flushes     int  // per 100 requests
 	Hot         int  // per cent of requests that go to a small part of the device
 	Large       bool // many requests fill the pending ring before it is committed
-	Attributes  bool // requests carry hints and write modes
+	Attributes  bool // requests carry attributes
 }
 
 // NewConfig draws a configuration.
@@ -62,6 +62,7 @@ type Result struct {
 	Requests, PowerCuts, Kills, Warm int
 	Hits, Evicted, Checkpoints       int64
 	WrittenBack                      int64
+	Refused, Mismatched, Late        int // requests that failed for their attributes
 }
 
 const ssdBytes = 5 << 20
@@ -105,6 +106,7 @@ type request struct {
 	cache.Request
 	attrs   attrs.Set
 	results attrs.Results
+	asked   asked
 	dev     int
 	data    []byte
 	first   int // sectors
@@ -327,13 +329,14 @@ func (s *Sim) issue() {
 	r.Tag, r.Backing = s.tag, s.ids[dev]
 	if s.rng.IntN(100) < s.cfg.Flushes {
 		r.Op = cache.ReqFlush
-		r.flush = m.flush()
+		if s.ask(r); !r.asked.fails() {
+			r.flush = m.flush()
+		}
 	} else {
 		s.shape(r)
 		switch x := s.rng.IntN(20); {
 		case x < 9:
 			r.Op = cache.ReqRead
-			r.read = m.read(r.first, r.n)
 		case x < 18:
 			r.Op = cache.ReqWrite
 			r.FUA = s.rng.IntN(10) == 0
@@ -342,17 +345,27 @@ func (s *Sim) issue() {
 		default:
 			r.Op = cache.ReqWriteZeroes
 		}
-		if r.Op != cache.ReqRead {
-			zero := r.Op != cache.ReqWrite
-			r.v, r.written = m.write(r.first, r.n, zero), true
+		s.ask(r)
+		switch {
+		case r.Op == cache.ReqRead:
+			r.read = m.read(r.first, r.n)
+		case r.asked.fails():
+			s.fillData(r, neverLegal)
+		default:
+			r.v, r.written = m.write(r.first, r.n, r.Op != cache.ReqWrite), true
 			r.issued = m.clock
-			for i := 0; i < r.n && !zero; i++ {
-				fillSector(r.data[i*sectorSize:], r.first+i, r.v.stamp)
-			}
+			s.fillData(r, r.v.stamp)
 		}
 	}
 	s.res.Requests++
 	s.submit(r)
+}
+
+// fillData makes the data of a write of that stamp.
+func (s *Sim) fillData(r *request, stamp uint64) {
+	for i := 0; i < r.n && r.Op == cache.ReqWrite; i++ {
+		fillSector(r.data[i*sectorSize:], r.first+i, stamp)
+	}
 }
 
 // shape chooses the place and length of a request.
@@ -395,23 +408,13 @@ func (s *Sim) submit(r *request) {
 	l.l.Submit(&r.Request)
 }
 
-// attributes gives a request some that the engine acts on. Whatever they are, the data is right.
-func (s *Sim) attributes(r *request) {
-	r.Attrs, r.Results = &r.attrs, &r.results
-	if s.rng.IntN(2) == 0 {
-		r.attrs.SetHint(attrs.Hint(s.rng.IntN(4)))
-	}
-	if s.rng.IntN(4) == 0 {
-		r.attrs.SetMode(attrs.WriteMode(1 + s.rng.IntN(3)))
-	}
-}
-
 // finish compares the outcome of a request with the model.
 func (s *Sim) finish(r *request) {
 	delete(s.reqs, r.Tag)
 	s.trace("%d finish %v", r.Tag, r.Err)
 	m := s.models[r.dev]
 	switch {
+	case s.cfg.Attributes && s.finishAttributes(r):
 	case r.Err != nil:
 		s.fail(fmt.Errorf("%s of sectors %d+%d failed: %w", r.Op, r.first, r.n, r.Err))
 	case r.Op == cache.ReqRead:

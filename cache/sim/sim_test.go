@@ -70,6 +70,9 @@ func TestHistories(t *testing.T) {
 			total.WrittenBack == 0 || total.Checkpoints == 0 {
 			t.Errorf("the histories miss a part of the engine: %+v", total)
 		}
+		if total.Refused == 0 || total.Mismatched == 0 || total.Late == 0 {
+			t.Errorf("the histories miss outcomes of attributes: %+v", total)
+		}
 	}
 }
 
@@ -81,4 +84,7 @@ func (r *Result) add(o Result) {
 	r.Evicted += o.Evicted
 	r.Checkpoints += o.Checkpoints
 	r.WrittenBack += o.WrittenBack
+	r.Refused += o.Refused
+	r.Mismatched += o.Mismatched
+	r.Late += o.Late
 }
