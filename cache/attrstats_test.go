@@ -121,8 +121,15 @@ func TestAttributeStats(t *testing.T) {
 	if err := play(ReqRead, nil, "hint=cache"); err != nil {
 		t.Fatal(err)
 	}
-	if got := h.c.Stats().Attributes.ByHint["cache"]; got.Requests != 6 {
-		t.Errorf("two lanes: %d", got.Requests)
+	for range 2 {
+		got := h.c.Stats().Attributes.ByHint["cache"]
+		n := int64(0)
+		for _, count := range got.Latency.counts {
+			n += count
+		}
+		if got.Requests != 6 || n != 6 {
+			t.Errorf("two lanes: %d requests, %d latencies", got.Requests, n)
+		}
 	}
 	check(&s)
 }

@@ -98,6 +98,32 @@ func TestTiming(t *testing.T) {
 	}
 }
 
+// A fill of a zero-copy read goes through the engine's memory and is the request's time all the same.
+func TestTimingOfHiddenFill(t *testing.T) {
+	h := unchecked(t)
+	h.hidden = make([]byte, BlockSize)
+	const ms = time.Millisecond
+	want := attrs.Timing{Backing: ms, SSD: ms, Total: 2 * ms}
+	if got := h.timed(&Request{Op: ReqRead, Len: BlockSize}); got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+}
+
+func TestStopwatch(t *testing.T) {
+	var w stopwatch
+	w.begin(10)
+	w.begin(13)
+	w.end(15)
+	w.begin(16)
+	w.end(17)
+	w.end(20)
+	w.begin(30)
+	w.end(31)
+	if w.total != 11 {
+		t.Errorf("%d, want 11", w.total)
+	}
+}
+
 // Time in which another request holds the blocks is time queued.
 func TestTimeQueued(t *testing.T) {
 	const ms = time.Millisecond
@@ -171,6 +197,7 @@ func TestDeadlineOfQueuedChange(t *testing.T) {
 					t.Errorf("%v, %v, %v: %v", mode, op, in, g)
 				}
 				h.lapse = 0
+				h.wantNoneHeld()
 				switch {
 				case given:
 					h.wantRead(512, fill(1, 2))
@@ -185,6 +212,43 @@ func TestDeadlineOfQueuedChange(t *testing.T) {
 				h.drain()
 			}
 		}
+	}
+}
+
+// wantNoneHeld looks for journal room and slots that nobody gave back.
+func (h *harness) wantNoneHeld() {
+	h.t.Helper()
+	if n := h.c.journal.mu.reserved; n != 0 {
+		h.t.Errorf("room for %d records is reserved", n)
+	}
+	open := map[BucketID]bool{}
+	for _, o := range h.l.open {
+		open[o.id] = true
+	}
+	for i := range h.c.buckets {
+		want := int32(0)
+		if open[BucketID(i)] {
+			want = 1
+		}
+		if n := h.c.buckets[i].writing.Load(); n != want {
+			h.t.Errorf("bucket %d: %d slots are being written, want %d", i, n, want)
+		}
+	}
+}
+
+// A change that comes too late leaves clean copies where they are.
+func TestLateChangeKeepsCopies(t *testing.T) {
+	h := small(t)
+	h.write(0, fill(1, 4))
+	h.drain()
+	h.b.mode.Store(uint32(None))
+	h.lapse = int64(time.Millisecond)
+	a := &Request{Op: ReqWrite, Len: BlockSize, Data: fill(2, 1)}
+	b := &Request{Op: ReqWrite, Len: 4 * BlockSize, Data: fill(3, 4)}
+	b.Attrs, b.Results = withDeadline(time.Millisecond)
+	h.both(a, b)
+	if !late(b.Err) || h.slotOf(3) < 0 || h.slotOf(0) >= 0 {
+		t.Errorf("%v, block 0 at %d, 3 at %d", b.Err, h.slotOf(0), h.slotOf(3))
 	}
 }
 
