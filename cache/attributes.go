@@ -76,7 +76,7 @@ func (l *Lane) decide(r *Request) syscall.Errno {
 		return 0
 	}
 	if r.res = r.Results; r.res == nil {
-		r.res = &l.answers
+		r.res = &l.tracked(r).answers
 	}
 	dir := attrs.Write
 	if r.Op == ReqRead {
@@ -101,6 +101,7 @@ func (l *Lane) decide(r *Request) syscall.Errno {
 			l.decideLifetime(r)
 		}
 	}
+	l.decideObserved(r)
 	_, errno := r.Attrs.CheckRequired(r.res)
 	return errno
 }

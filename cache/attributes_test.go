@@ -215,6 +215,36 @@ func TestRequiredAttributes(t *testing.T) {
 	}
 }
 
+// A driver uses a request again, and nothing of the last time is left in it.
+func TestRequestUsedAgain(t *testing.T) {
+	h := small(t)
+	set, res := everything(fill(1, 1)), &attrs.Results{}
+	set.Require(attrs.IDChecksum)
+	r := &Request{Op: ReqWrite, Len: BlockSize, Data: fill(1, 1), Attrs: set, Results: res}
+	if err := h.do(r); err != nil {
+		t.Fatal(err)
+	}
+	seen := h.c.Stats().Attributes.ByAttribute["hint"].Seen
+	r.Attrs, r.Data = nil, fill(2, 1)
+	if err := h.do(r); err != nil {
+		t.Fatal(err)
+	}
+	h.wantRead(0, fill(2, 1))
+	if now := h.c.Stats().Attributes.ByAttribute["hint"].Seen; now != seen || seen == 0 {
+		t.Errorf("%d requests with a hint, %d before", now, seen)
+	}
+	for _, off := range []int64{h.b.Size(), 0} {
+		*r = Request{Op: ReqWrite, Off: off, Data: fill(3, 1), Attrs: set, Results: res}
+		if off != 0 {
+			r.Len = BlockSize
+		}
+		res.Handle(attrs.IDHint)
+		if err := h.do(r); (off != 0) != (err != nil) || res.For(attrs.IDHint).Status != attrs.NotHandled {
+			t.Errorf("at %d: %v, answer %v", off, err, res.For(attrs.IDHint))
+		}
+	}
+}
+
 // A write that finds no room on the SSD says so.
 func TestPromiseTakenBack(t *testing.T) {
 	h := small(t)

@@ -78,7 +78,7 @@ func inspect(dev Storage, pending []byte) (*Cache, *recovery, error) {
 // verifyIndex compares what is counted with what is there. Nothing else may use the cache.
 func (c *Cache) verifyIndex(r *Report) {
 	var cached, dirty, pins [MaxBackings + 1]int64
-	var owned [maxTenants + 1]int64
+	var owned [tenantRows + 1]int64
 	for i := range c.buckets {
 		live, dirtyHere, pinnedHere := int32(0), int32(0), int32(0)
 		c.slotsOf(BucketID(i), func(s Slot) {

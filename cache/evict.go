@@ -19,7 +19,7 @@ type eviction struct {
 	move    mover
 	stuck   BucketID             // the last one that the mover found no room for
 	aside   []BucketID           // of a search
-	over    [maxTenants + 1]bool // tenants that have more than their share
+	over    [tenantRows + 1]bool // tenants that have more than their share
 }
 
 const (

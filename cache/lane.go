@@ -5,7 +5,6 @@ import (
 	"slices"
 	"sync"
 
-	"ubcache/attrs"
 	"ubcache/policy"
 )
 
@@ -39,8 +38,12 @@ type Lane struct {
 	stats laneStats
 	io    [MaxBackings + 1]ioStats
 
-	answers attrs.Results // of requests that nobody wants them from
-	sched   policy.Scheduler
+	attrs      attrCounters
+	traces     traceRing
+	freeTracks *track
+	latency    *latencies // nil until a request has a deadline
+
+	sched policy.Scheduler
 
 	bg *background // of the one lane that does the background work
 }
@@ -112,6 +115,12 @@ func (l *Lane) Complete(op *Op, err error) {
 	} else if op.Kind == OpRead || op.Kind == OpWrite {
 		l.countTransfer(op)
 	}
+	if op.track != nil {
+		op.track.watch.device(op.Dev).end(l.d.Clock())
+	}
+	if op.begun != 0 {
+		l.latency.end(op, l.d.Now(), err)
+	}
 	op.done.opDone(l, op, err)
 	*op = Op{next: l.freeOps}
 	l.freeOps = op
@@ -170,15 +179,22 @@ func (l *Lane) transfer(done completer, kind OpKind, dev BackingID, devOff int64
 	} else {
 		op.Req, op.ReqOff = r, reqOff
 	}
-	l.d.Submit(op)
+	l.issue(op, r)
 }
 
 // move starts a read or write between a device and memory of the engine.
 func (l *Lane) move(done completer, kind OpKind, dev BackingID, devOff int64, mem []byte, arg uint32) {
+	l.moveFor(nil, done, kind, dev, devOff, mem, arg)
+}
+
+// moveFor is move on account of a request.
+func (l *Lane) moveFor(r *Request, done completer, kind OpKind, dev BackingID, devOff int64,
+	mem []byte, arg uint32,
+) {
 	op := l.newOp(done)
 	op.Kind, op.Dev, op.Off, op.Len, op.arg = kind, dev, devOff, int64(len(mem)), arg
 	op.Mem = mem
-	l.d.Submit(op)
+	l.issue(op, r)
 }
 
 // page takes a BlockSize buffer from the lane's pool. The pool grows with the requests in

@@ -155,7 +155,7 @@ func TestPinQuotaOfParallelRequests(t *testing.T) {
 		t.Fatal("they did not wait")
 	}
 	left := len(rs)
-	h.ended = func(*Request) { left-- }
+	h.finish = func(*Request) { left-- }
 	h.c.journal.unreserve(8 * n)
 	h.until("the answers", func() bool { return left == 0 })
 	if quota := h.c.geo.slots() / 100; h.b.pinned.Load() > quota {

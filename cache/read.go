@@ -38,6 +38,7 @@ type readStep uint8
 const (
 	readFirst  readStep = iota // from where the index says
 	readAgain                  // blocks that the SSD failed, from the backing device
+	readRetry                  // blocks that did not match their checksums, from the backing device
 	readFilled                 // the misses are being written to the SSD
 )
 
@@ -86,6 +87,15 @@ const slowSlot = noSlot - 1
 // lookUp finds out where each block is, pins what is on the SSD and starts the reads.
 func (p *readPiece) lookUp(l *Lane) {
 	c, b := l.c, p.r.b
+	avoid := false
+	if t := p.r.track; t != nil && t.deadline.at != 0 {
+		if l.overdue(p.r) {
+			p.fail(ErrLate)
+			p.finish(l, 0)
+			return
+		}
+		avoid = l.avoidsSSD(p.r)
+	}
 	s := c.index.stripeOf(b.id, p.first)
 	hits, slow := 0, 0
 	miss := blockRange{-1, 0}
@@ -102,6 +112,9 @@ func (p *readPiece) lookUp(l *Lane) {
 				}
 				miss.to = i + 1
 			}
+			continue
+		case avoid && e.st&stDirty == 0:
+			p.slots[i] = noSlot
 			continue
 		case !e.st.full() || e.st&stBad != 0 || (c.checksums && !p.whole(i)):
 			p.slots[i] = slowSlot
@@ -124,6 +137,7 @@ func (p *readPiece) lookUp(l *Lane) {
 	io := &l.io[b.id]
 	if hits+slow > 0 {
 		p.r.reached |= reachedSSD
+		p.r.hits += int32(hits + slow)
 		io.HitBlocks.Add(int64(hits + slow))
 	}
 	if hits+slow < p.n {
@@ -218,7 +232,7 @@ func (p *readPiece) read(l *Lane, dev BackingID, devOff int64, i, n int) {
 	p.waits++
 	if p.buf != nil && dev != SSD {
 		at := i*BlockSize + from
-		l.move(p, OpRead, dev, devOff+int64(from), p.buf[at:at+lastOff+lastLen-reqOff],
+		l.moveFor(p.r, p, OpRead, dev, devOff+int64(from), p.buf[at:at+lastOff+lastLen-reqOff],
 			uint32(i)<<16|uint32(n))
 		return
 	}
@@ -229,6 +243,7 @@ func (p *readPiece) read(l *Lane, dev BackingID, devOff int64, i, n int) {
 func (p *readPiece) opDone(l *Lane, op *Op, err error) {
 	i, n := int(op.arg>>16), int(op.arg&0xffff)
 	switch {
+	case p.step == readRetry: // what came is looked at
 	case p.step == readFilled:
 		if err != nil {
 			p.unfilled = true
@@ -278,9 +293,11 @@ func (p *readPiece) opsDone(l *Lane) {
 			p.readAgain(l)
 			return
 		}
-		p.maybeFill(l)
+		p.arrived(l)
 	case readAgain:
-		p.maybeFill(l)
+		p.arrived(l)
+	case readRetry:
+		p.retried(l)
 	case readFilled:
 		p.insert(l)
 	}
@@ -344,20 +361,27 @@ func (l *Lane) distrust(b *Backing, k key, slot Slot) distrustResult {
 		}
 	default:
 		result = distrustDropped
-		l.io[b.id].HealedBlocks.Add(1)
-		if room { // else it stays, and fails again at the next read
-			c.unmapEntry(b, k, e)
-			s.lastUnmap = c.journal.append(record{
-				kind: recUnmap, flags: recCleanOnly, backing: b.id, block: k.block(), sum: 1,
-			}, c.bucketOf(slot))
-			room = false
-		}
+		room = l.heal(b, s, k, e, room)
 	}
 	s.mu.Unlock()
 	if room {
 		c.journal.unreserve(1)
 	}
 	return result
+}
+
+// heal takes a clean block out of the cache and reports whether the room in the journal is left.
+// Without room the block stays, and fails again at the next read. The stripe is locked.
+func (l *Lane) heal(b *Backing, s *stripe, k key, e entry, room bool) bool {
+	c := l.c
+	l.io[b.id].HealedBlocks.Add(1)
+	if room {
+		c.unmapEntry(b, k, e)
+		s.lastUnmap = c.journal.append(record{
+			kind: recUnmap, flags: recCleanOnly, backing: b.id, block: k.block(), sum: 1,
+		}, c.bucketOf(e.slot))
+	}
+	return false
 }
 
 // maybeFill writes the misses to the SSD, if they are still wanted there.
@@ -384,7 +408,7 @@ func (p *readPiece) maybeFill(l *Lane) {
 		p.waits++
 		if p.buf != nil {
 			mem := p.buf[i*BlockSize : (i+r.n)*BlockSize]
-			l.move(p, OpWrite, SSD, l.c.geo.slotOff(r.first), mem, 0)
+			l.moveFor(p.r, p, OpWrite, SSD, l.c.geo.slotOff(r.first), mem, 0)
 		} else {
 			l.transfer(p, OpWrite, SSD, l.c.geo.slotOff(r.first), p.r, reqOff, r.n*BlockSize, 0)
 		}

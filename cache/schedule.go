@@ -99,8 +99,11 @@ func (l *Lane) dispatch() {
 	}
 }
 
-// leave takes a request out of service.
+// leave takes a request out of service, and gives back what was promised of its tenant's quota.
 func (l *Lane) leave(r *Request) {
+	if n := r.way.promised; n != 0 {
+		l.c.tenants.rows[r.way.tenant].promised.Add(-n)
+	}
 	if !r.serving {
 		return
 	}

@@ -97,7 +97,8 @@ type Stats struct {
 	MovedBlocks       int64 `json:"moved_blocks"`
 	Checkpoints       int64 `json:"checkpoints"`
 
-	Backings map[BackingID]BackingStats `json:"backings"`
+	Backings   map[BackingID]BackingStats `json:"backings"`
+	Attributes AttributesStats            `json:"attributes"`
 }
 
 // Stats adds up the counters of all lanes.
@@ -106,9 +107,11 @@ func (c *Cache) Stats() Stats {
 	defer c.control.Unlock()
 	s := c.past
 	s.Backings = maps.Clone(c.past.Backings)
+	s.Attributes = c.past.Attributes.clone()
 	for _, l := range *c.lanes.Load() {
 		s.addLane(l, *c.backings.Load())
 	}
+	s.Attributes.finish()
 	return s
 }
 
@@ -125,6 +128,7 @@ func (s *Stats) addLane(l *Lane, backings [MaxBackings + 1]*Backing) {
 	s.EvictedBlocks += o.EvictedBlocks.Load()
 	s.MovedBlocks += o.MovedBlocks.Load()
 	s.Checkpoints += o.Checkpoints.Load()
+	s.Attributes.addCounters(&l.attrs)
 	if s.Backings == nil {
 		s.Backings = map[BackingID]BackingStats{}
 	}

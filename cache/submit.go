@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"syscall"
 
+	"ubcache/attrs"
 	"ubcache/policy"
 )
 
@@ -22,6 +23,7 @@ func (s span) cut() (part, rest span) {
 // Submit takes a request. Driver.Finish answers it, perhaps before Submit returns.
 func (l *Lane) Submit(r *Request) {
 	r.Err, r.pending, r.touched, r.reached, r.next = nil, 0, 0, 0, nil
+	r.res, r.track, r.hits = nil, nil, 0
 	r.serving, r.noticed, r.way = false, false, way{}
 	b := l.c.backing(r.Backing)
 	if b == nil {
@@ -31,24 +33,11 @@ func (l *Lane) Submit(r *Request) {
 	r.b = b
 	r.started = l.d.Now()
 	b.lastIO.Store(r.started)
-	if r.Op == ReqFlush {
-		l.io[b.id].Flushes.Add(1)
-		l.startFlush(r, flushAll)
+	if err := l.check(r); err != nil || r.Len == 0 && r.Op != ReqFlush {
+		l.refuse(r, err)
 		return
 	}
-	if r.Len == 0 {
-		l.finish(r)
-		return
-	}
-	if r.Off < 0 || r.Len < 0 || r.Off > b.size-r.Len || (r.Off|r.Len)%b.lbs != 0 {
-		l.refuse(r, fmt.Errorf("%s at %d+%d is outside the device or not in its blocks: %w",
-			r.Op, r.Off, r.Len, syscall.EINVAL))
-		return
-	}
-	if l.c.checksums && r.Data == nil && r.Op <= ReqWrite {
-		panic("cache: request without visible data on a cache with data checksums")
-	}
-	if l.enter(r) {
+	if r.Op == ReqFlush || l.enter(r) {
 		l.begin(r)
 	}
 }
@@ -56,11 +45,14 @@ func (l *Lane) Submit(r *Request) {
 // begin puts a request into service.
 func (l *Lane) begin(r *Request) {
 	b := r.b
-	if errno := l.decide(r); errno != 0 {
-		l.refuse(r, fmt.Errorf("a required attribute is not handled: %w", errno))
+	if err := l.accept(r); err != nil {
+		l.refuse(r, err)
 		return
 	}
 	switch r.Op {
+	case ReqFlush:
+		l.io[b.id].Flushes.Add(1)
+		l.startFlush(r, flushAll)
 	case ReqRead:
 		l.submitRead(r)
 	case ReqWrite:
@@ -74,8 +66,28 @@ func (l *Lane) begin(r *Request) {
 	}
 }
 
+// check reports a request that makes no sense.
+func (l *Lane) check(r *Request) error {
+	b := r.b
+	if r.Op == ReqFlush {
+		return nil
+	}
+	if r.Off < 0 || r.Len < 0 || r.Off > b.size-r.Len || (r.Off|r.Len)%b.lbs != 0 {
+		return fmt.Errorf("%s at %d+%d is outside the device or not in its blocks: %w",
+			r.Op, r.Off, r.Len, syscall.EINVAL)
+	}
+	if l.c.checksums && r.Data == nil && r.Op <= ReqWrite && r.Len > 0 {
+		panic("cache: request without visible data on a cache with data checksums")
+	}
+	return nil
+}
+
+// refuse answers a request that has done nothing. What was not decided is not answered.
 func (l *Lane) refuse(r *Request, err error) {
 	r.Err = err
+	if r.res == nil && r.Results != nil {
+		*r.Results = attrs.Results{}
+	}
 	l.finish(r)
 }
 
@@ -191,14 +203,4 @@ func (l *Lane) served(r *Request) {
 		return
 	}
 	l.finish(r)
-}
-
-// finish answers a request. It is the last that anybody does with it.
-func (l *Lane) finish(r *Request) {
-	r.answerOrigin()
-	if n := r.way.promised; n != 0 {
-		l.c.tenants.rows[r.way.tenant].promised.Add(-n)
-	}
-	l.leave(r)
-	l.d.Finish(r)
 }

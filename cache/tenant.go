@@ -12,17 +12,17 @@ import (
 )
 
 // tenants counts what is cached on whose account: whoever wrote or filled a block last. That is a
-// byte for each slot, the number of a row here, so that there are at most maxTenants at a time; a
+// byte for each slot, the number of a row here, so that there are at most tenantRows at a time; a
 // row whose tenant has neither quota nor blocks is given to the next. Counts begin anew with each
 // start of the cache, and quotas are set again by whoever keeps them.
 type tenants struct {
-	rows   [maxTenants + 1]tenantRow // row 0 is nobody's
+	rows   [tenantRows + 1]tenantRow // row 0 is nobody's
 	byID   atomic.Pointer[map[attrs.Tenant]uint8]
 	shares atomic.Int32 // rows with a share
 	mu     sync.Mutex   // guards changes of byID and of limits
 }
 
-const maxTenants = 255
+const tenantRows = 255
 
 type tenantRow struct {
 	cached   atomic.Int64 // blocks
@@ -67,8 +67,8 @@ func (t *tenants) addLocked(id attrs.Tenant) uint8 {
 	}
 	all := maps.Clone(old)
 	n := 0
-	if len(all) < maxTenants {
-		used := [maxTenants + 1]bool{0: true}
+	if len(all) < tenantRows {
+		used := [tenantRows + 1]bool{0: true}
 		for _, i := range all {
 			used[i] = true
 		}
@@ -102,7 +102,7 @@ func (c *Cache) SetTenantQuota(id attrs.Tenant, q TenantQuota) error {
 	n := t.addLocked(id)
 	if n == 0 {
 		return fmt.Errorf("quota of tenant %v: %d tenants have quotas or cached blocks already (remove a quota)",
-			id, maxTenants)
+			id, tenantRows)
 	}
 	r := &t.rows[n]
 	r.quota.Store(q.Blocks)
@@ -157,8 +157,8 @@ func (t *tenants) promise(row uint8, n int64) (promised int64, ok bool) {
 }
 
 // over fills the rows whose tenants have more than their share, and reports whether there are any.
-func (t *tenants) over(rows *[maxTenants + 1]bool) (any bool) {
-	*rows = [maxTenants + 1]bool{}
+func (t *tenants) over(rows *[tenantRows + 1]bool) (any bool) {
+	*rows = [tenantRows + 1]bool{}
 	if t.shares.Load() == 0 {
 		return false
 	}

@@ -117,7 +117,7 @@ func TestTenantQuotaOfParallelRequests(t *testing.T) {
 	h := pressed(t)
 	_ = h.c.SetTenantQuota(seven, TenantQuota{Blocks: 16})
 	answers, left := map[attrs.Status]int{}, 8
-	h.ended = func(r *Request) { answers[r.Results.For(attrs.IDTenant).Status]++; left-- }
+	h.finish = func(r *Request) { answers[r.Results.For(attrs.IDTenant).Status]++; left-- }
 	for i := range Block(8) {
 		r := request(t, ReqRead, 8*i, 8, "tenant=7")
 		r.Backing = h.b.ID()
@@ -158,7 +158,7 @@ func TestTenantShare(t *testing.T) {
 // There are 255 rows; those of tenants with nothing cached and no quota are used again.
 func TestTenantRows(t *testing.T) {
 	h := pressed(t)
-	for i := range uint64(maxTenants) {
+	for i := range uint64(tenantRows) {
 		if err := h.c.SetTenantQuota(attrs.Tenant{ID: 100 + i}, TenantQuota{Share: 1}); err != nil {
 			t.Fatal(err)
 		}

@@ -124,6 +124,9 @@ func (t *through) window(l *Lane, s span) {
 
 // run goes on from what was waited for.
 func (t *through) run(l *Lane, err error) {
+	if t.step == throughDurable {
+		l.commitEnds(t.r)
+	}
 	if err != nil {
 		// The journal cannot be written. What was waited for with locks held is given up.
 		if t.step == throughReserve {
@@ -164,13 +167,20 @@ func (t *through) lock(l *Lane) {
 			return
 		}
 	}
+	if l.overdue(t.r) { // before clean copies are lost for it
+		t.err = ErrLate
+		t.finish(l)
+		return
+	}
 	for i := range t.locks {
 		t.dropClean(l, &t.locks[i])
 	}
 	t.step = throughDurable
 	if l.c.journal.waitDurable(t.need, &t.w, false) {
 		t.change(l)
+		return
 	}
+	l.commitBegins(t.r)
 }
 
 // dropClean takes the clean copies of a region's blocks out of the index and notes which removals
@@ -226,6 +236,11 @@ func (c *Cache) unmapRange(b *Backing, first, last Block, cleanOnly bool) (left 
 // change starts the change of the backing device and the write of the copy.
 func (t *through) change(l *Lane) {
 	b := t.r.b
+	if l.tooLate(t.r) {
+		t.err = ErrLate
+		t.finish(l)
+		return
+	}
 	t.step, t.waits = throughChange, 1
 	off := b.dataOff + t.span.off
 	switch {
@@ -244,7 +259,7 @@ func (t *through) change(l *Lane) {
 	default:
 		for done := int64(0); done < t.span.len; done += zeroBytes {
 			t.waits++
-			l.move(t, OpWrite, b.id, off+done, zeroes()[:min(zeroBytes, t.span.len-done)], 0)
+			l.moveFor(t.r, t, OpWrite, b.id, off+done, zeroes()[:min(zeroBytes, t.span.len-done)], 0)
 		}
 	}
 	t.opsDone(l)
@@ -255,7 +270,7 @@ func (t *through) single(l *Lane, kind OpKind, off int64) {
 	t.waits++
 	op := l.newOp(t)
 	op.Kind, op.Dev, op.Off, op.Len = kind, t.r.b.id, off, t.span.len
-	l.d.Submit(op)
+	l.issue(op, t.r)
 }
 
 // copy starts the writes of the blocks to the SSD.
@@ -317,7 +332,7 @@ func (t *through) opsDone(l *Lane) {
 			t.step, t.waits = throughFlush, 1
 			op := l.newOp(t)
 			op.Kind, op.Dev = OpFlush, b.id
-			l.d.Submit(op)
+			l.issue(op, t.r)
 			return
 		}
 	} else if t.err == nil {
@@ -445,8 +460,10 @@ func (t *through) finish(l *Lane) {
 	}
 	l.dropRuns(t.runs)
 	t.runs = t.runs[:0]
-	t.r.touched |= touchedBacking
-	t.r.reached |= reachedBacking
+	if t.step >= throughChange {
+		t.r.touched |= touchedBacking
+		t.r.reached |= reachedBacking
+	}
 	if t.err == nil && t.rest.len > 0 {
 		t.window(l, t.rest)
 		return

@@ -110,6 +110,10 @@ func (p *writePiece) slot(i int) Slot {
 
 // write starts one operation per run of slots; blocks written in part go through an edge.
 func (p *writePiece) write(l *Lane) {
+	if l.tooLate(p.r) {
+		p.giveUp(l)
+		return
+	}
 	p.step, p.waits = writeData, 1
 	i := 0
 	for _, r := range p.runs {
@@ -200,6 +204,17 @@ func (p *writePiece) insert(l *Lane, s *stripe) {
 			i++
 		}
 	}
+}
+
+// giveUp ends a piece that has done nothing and must not begin any more.
+func (p *writePiece) giveUp(l *Lane) {
+	s := l.c.index.stripeOf(p.r.b.id, p.first)
+	s.mu.Lock()
+	s.release(&p.lock)
+	s.mu.Unlock()
+	l.c.journal.unreserve(p.n)
+	l.dropRuns(p.runs)
+	p.finish(l, ErrLate)
 }
 
 // through gives the piece's part of the request to the backing device, and back what it held.

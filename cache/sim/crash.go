@@ -33,7 +33,7 @@ func (s *Sim) crash() {
 	if p := s.c.Verify(); len(p) > 0 {
 		s.fail(fmt.Errorf("after a crash: %s", p[0]))
 	}
-	s.checkAsked("after a crash")
+	s.checkWishes("after a crash")
 	s.reissue()
 }
 
@@ -81,7 +81,7 @@ func (s *Sim) die(power bool) {
 		}
 		clear(s.ring)
 		s.dropRequests()
-		s.asked.powerCut()
+		s.wishes.powerCut()
 		for _, m := range s.models {
 			m.powerCut()
 		}
@@ -100,7 +100,7 @@ func (s *Sim) die(power bool) {
 
 func (s *Sim) dropRequests() {
 	for _, r := range s.sorted() {
-		s.asked.gone(r)
+		s.wishes.gone(r)
 		if r.written {
 			s.models[r.dev].writeDead(r.first, r.n, r.v)
 		}
@@ -130,6 +130,7 @@ func (s *Sim) reissue() {
 		r.Request = cache.Request{
 			Tag: r.Tag, Backing: r.Backing, Op: r.Op, FUA: r.FUA, Off: r.Off, Len: r.Len,
 		}
+		r.asked.again = true
 		s.submit(r)
 	}
 }
@@ -162,7 +163,7 @@ func (s *Sim) epilogue() error {
 	if err != nil {
 		return err
 	}
-	s.checkAsked("after an orderly stop")
+	s.checkWishes("after an orderly stop")
 	if now := s.c.Status().CachedBytes; now != cached {
 		return fmt.Errorf("%d bytes were cached before an orderly stop, %d after", cached, now)
 	}
@@ -190,6 +191,7 @@ func (s *Sim) readAll() error {
 			r.Tag, r.Backing, r.Op = s.tag, s.ids[dev], cache.ReqRead
 			r.Off, r.Len = int64(first)*sectorSize, int64(n)*sectorSize
 			r.read = m.read(first, n)
+			r.asked.again = true // no deadline, the data is wanted
 			s.submit(r)
 			if err := s.idle("a read", func() bool { return s.reqs[r.Tag] == nil }); err != nil {
 				return err

@@ -72,6 +72,8 @@ func (t *threadLane) Wake() {
 
 func (t *threadLane) Now() int64 { return int64(time.Since(t.start)) + 1 }
 
+func (t *threadLane) Clock() int64 { return t.Now() }
+
 // round does what there is to do and reports whether there was anything.
 func (t *threadLane) round() bool {
 	select {

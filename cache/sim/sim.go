@@ -30,7 +30,7 @@ type Config struct {
 	Flushes     int  // per 100 requests
 	Hot         int  // per cent of requests that go to a small part of the device
 	Large       bool // many requests fill the pending ring before it is committed
-	Attributes  bool // requests carry hints and write modes
+	Attributes  bool // requests carry attributes
 }
 
 // NewConfig draws a configuration.
@@ -63,6 +63,7 @@ type Result struct {
 	Hits, Evicted, Checkpoints       int64
 	WrittenBack, Moved               int64
 	Pins, Evictions                  int // that were handled
+	Refused, Mismatched, Late        int // requests that failed for their attributes
 }
 
 const ssdBytes = 5 << 20
@@ -83,7 +84,7 @@ type Sim struct {
 	tag    uint32
 	now    int64
 	res    Result
-	asked  asked
+	wishes wishes
 	err    error
 	// Trace, if set, is told every event.
 	Trace func(format string, args ...any)
@@ -107,6 +108,7 @@ type request struct {
 	cache.Request
 	attrs   attrs.Set
 	results attrs.Results
+	asked   asked
 	dev     int
 	data    []byte
 	first   int // sectors
@@ -116,7 +118,7 @@ type request struct {
 	read    *modelRead
 	flush   *modelFlush
 	written bool
-	asked   uint64 // asked.clock of its issue
+	wished  uint64 // wishes.clock of its issue
 	ends    bool   // it may end pins
 }
 
@@ -127,7 +129,7 @@ func New(cfg Config) (*Sim, error) {
 	s := &Sim{
 		cfg: cfg, rng: rand.New(rand.NewPCG(cfg.Seed, 2)), ssd: NewDisk(ssdBytes),
 		ring: make([]byte, cache.PendingBytes), reqs: map[uint32]*request{}, now: 1,
-		asked: asked{blocks: map[askedBlock]*askedState{}},
+		wishes: wishes{blocks: map[wishBlock]*wishState{}},
 	}
 	_, err := cache.Format(s.ssd, cache.FormatOptions{
 		BucketBytes: 64 << 10, NoChecksums: !cfg.Checksums, UUID: cache.UUID{1, byte(cfg.Seed)},
@@ -224,6 +226,9 @@ func (l *lane) Wake() { l.woken = true }
 // Now implements cache.Driver.
 func (l *lane) Now() int64 { return l.s.now }
 
+// Clock implements cache.Driver.
+func (l *lane) Clock() int64 { return l.s.now }
+
 func (s *Sim) disk(id cache.BackingID) *Disk {
 	if id == cache.SSD {
 		return s.ssd
@@ -236,7 +241,7 @@ func (s *Sim) Run() (Result, error) {
 	for i := 0; i < s.cfg.Steps && s.err == nil; i++ {
 		s.step(true)
 		if i%100 == 0 {
-			s.checkAsked("while running")
+			s.checkWishes("while running")
 		}
 	}
 	if s.err == nil {
@@ -333,13 +338,14 @@ func (s *Sim) issue() {
 	r.Tag, r.Backing = s.tag, s.ids[dev]
 	if s.rng.IntN(100) < s.cfg.Flushes {
 		r.Op = cache.ReqFlush
-		r.flush = m.flush()
+		if s.ask(r); !r.asked.fails() {
+			r.flush = m.flush()
+		}
 	} else {
 		s.shape(r)
 		switch x := s.rng.IntN(20); {
 		case x < 9:
 			r.Op = cache.ReqRead
-			r.read = m.read(r.first, r.n)
 		case x < 18:
 			r.Op = cache.ReqWrite
 			r.FUA = s.rng.IntN(10) == 0
@@ -348,17 +354,27 @@ func (s *Sim) issue() {
 		default:
 			r.Op = cache.ReqWriteZeroes
 		}
-		if r.Op != cache.ReqRead {
-			zero := r.Op != cache.ReqWrite
-			r.v, r.written = m.write(r.first, r.n, zero), true
+		s.ask(r)
+		switch {
+		case r.Op == cache.ReqRead:
+			r.read = m.read(r.first, r.n)
+		case r.asked.fails():
+			s.fillData(r, neverLegal)
+		default:
+			r.v, r.written = m.write(r.first, r.n, r.Op != cache.ReqWrite), true
 			r.issued = m.clock
-			for i := 0; i < r.n && !zero; i++ {
-				fillSector(r.data[i*sectorSize:], r.first+i, r.v.stamp)
-			}
+			s.fillData(r, r.v.stamp)
 		}
 	}
 	s.res.Requests++
 	s.submit(r)
+}
+
+// fillData makes the data of a write of that stamp.
+func (s *Sim) fillData(r *request, stamp uint64) {
+	for i := 0; i < r.n && r.Op == cache.ReqWrite; i++ {
+		fillSector(r.data[i*sectorSize:], r.first+i, stamp)
+	}
 }
 
 // shape chooses the place and length of a request.
@@ -408,6 +424,7 @@ func (s *Sim) finish(r *request) {
 	s.answered(r)
 	m := s.models[r.dev]
 	switch {
+	case s.cfg.Attributes && s.finishAttributes(r):
 	case r.Err != nil:
 		s.fail(fmt.Errorf("%s of sectors %d+%d failed: %w", r.Op, r.first, r.n, r.Err))
 	case r.Op == cache.ReqRead:

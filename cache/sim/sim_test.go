@@ -71,6 +71,9 @@ func TestHistories(t *testing.T) {
 			total.Evictions == 0 {
 			t.Errorf("the histories miss a part of the engine: %+v", total)
 		}
+		if total.Refused == 0 || total.Mismatched == 0 || total.Late == 0 {
+			t.Errorf("the histories miss outcomes of attributes: %+v", total)
+		}
 	}
 }
 
@@ -85,4 +88,7 @@ func (r *Result) add(o Result) {
 	r.Moved += o.Moved
 	r.Pins += o.Pins
 	r.Evictions += o.Evictions
+	r.Refused += o.Refused
+	r.Mismatched += o.Mismatched
+	r.Late += o.Late
 }

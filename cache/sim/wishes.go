@@ -7,19 +7,19 @@ import (
 	"ubcache/cache"
 )
 
-// asked checks that what requests asked for besides their data came true: pinned blocks stay, also
+// wishes checks that what requests asked for besides their data came true: pinned blocks stay, also
 // when the daemon is killed; quotas are held; what was evicted is gone.
-type asked struct {
+type wishes struct {
 	clock  uint64
-	blocks map[askedBlock]*askedState
+	blocks map[wishBlock]*wishState
 }
 
-type askedBlock struct {
+type wishBlock struct {
 	dev   int
 	block int64
 }
 
-type askedState struct {
+type wishState struct {
 	pinned bool
 	// A write may end a pin if the cache has no room for a copy, so it counts as one that does.
 	ending int    // requests in flight that may end a pin
@@ -42,15 +42,10 @@ func (s *Sim) setQuotas() error {
 	return s.c.SetTenantQuota(attrs.Tenant{ID: 2}, cache.TenantQuota{Share: tenantShare})
 }
 
-// attributes gives a request some that the engine acts on. Whatever they are, the data is right.
-func (s *Sim) attributes(r *request) {
-	r.attrs, r.results = attrs.Set{}, attrs.Results{}
-	r.Attrs, r.Results = &r.attrs, &r.results
+// wish gives a request more attributes, and notes what may end pins.
+func (s *Sim) wish(r *request) {
 	if s.rng.IntN(2) == 0 {
 		r.attrs.SetHint(attrs.Hint(s.rng.IntN(8)))
-	}
-	if s.rng.IntN(4) == 0 {
-		r.attrs.SetMode(attrs.WriteMode(1 + s.rng.IntN(3)))
 	}
 	if s.rng.IntN(3) == 0 {
 		r.attrs.SetPriority(attrs.Priority{Class: attrs.Class(1 + s.rng.IntN(3)), Level: uint8(s.rng.IntN(8))})
@@ -61,51 +56,51 @@ func (s *Sim) attributes(r *request) {
 	if s.rng.IntN(2) == 0 {
 		r.attrs.SetTenant(attrs.Tenant{ID: uint64(1 + s.rng.IntN(3))})
 	}
-	a := &s.asked
+	a := &s.wishes
 	a.clock++
-	if r.asked == 0 {
-		r.asked = a.clock
+	if r.wished == 0 {
+		r.wished = a.clock
 	}
 	if !r.ends && (r.written || r.attrs.Hint() == attrs.HintUnpin) {
 		r.ends = true
-		a.each(r, func(b *askedState) { b.pinned, b.ended = false, a.clock; b.ending++ })
+		a.each(r, func(b *wishState) { b.pinned, b.ended = false, a.clock; b.ending++ })
 	}
 }
 
 // each calls f with the state of every block of a request.
-func (a *asked) each(r *request, f func(*askedState)) {
+func (a *wishes) each(r *request, f func(*wishState)) {
 	if r.n == 0 {
 		return
 	}
 	for b := r.first / blockSectors; b <= (r.first+r.n-1)/blockSectors; b++ {
-		k := askedBlock{r.dev, int64(b)}
+		k := wishBlock{r.dev, int64(b)}
 		if a.blocks[k] == nil {
-			a.blocks[k] = &askedState{}
+			a.blocks[k] = &wishState{}
 		}
 		f(a.blocks[k])
 	}
 }
 
 // gone notes that a request is over, answered or not.
-func (a *asked) gone(r *request) {
+func (a *wishes) gone(r *request) {
 	a.clock++
 	if r.ends {
 		r.ends = false
-		a.each(r, func(b *askedState) { b.pinned, b.ended = false, a.clock; b.ending-- })
+		a.each(r, func(b *wishState) { b.pinned, b.ended = false, a.clock; b.ending-- })
 	}
 }
 
 // answered checks what can be seen when a request has just been answered.
 func (s *Sim) answered(r *request) {
-	s.asked.gone(r)
+	s.wishes.gone(r)
 	if r.Attrs == nil || r.Err != nil || r.results.For(attrs.IDHint).Status != attrs.Handled {
 		return
 	}
 	switch r.attrs.Hint() {
 	case attrs.HintPin:
 		s.res.Pins++
-		s.asked.each(r, func(b *askedState) {
-			b.pinned = b.pinned || b.ending == 0 && b.ended < r.asked
+		s.wishes.each(r, func(b *wishState) {
+			b.pinned = b.pinned || b.ending == 0 && b.ended < r.wished
 		})
 	case attrs.HintEvict:
 		s.res.Evictions++
@@ -129,8 +124,8 @@ func (s *Sim) overlapped(r *request) bool {
 	return false
 }
 
-// checkAsked compares what the cache holds with what was asked for.
-func (s *Sim) checkAsked(when string) {
+// checkWishes compares what the cache holds with what was asked for.
+func (s *Sim) checkWishes(when string) {
 	if !s.cfg.Attributes || s.err != nil {
 		return
 	}
@@ -144,7 +139,7 @@ func (s *Sim) checkAsked(when string) {
 			s.fail(fmt.Errorf("%s: device %s has %d bytes pinned, quota %d", when, b.Name, b.PinnedBytes, b.PinQuota))
 		}
 	}
-	for k, b := range s.asked.blocks {
+	for k, b := range s.wishes.blocks {
 		if !b.pinned {
 			continue
 		}
@@ -158,7 +153,7 @@ func (s *Sim) checkAsked(when string) {
 }
 
 // powerCut forgets pins: they may not have been durable.
-func (a *asked) powerCut() {
+func (a *wishes) powerCut() {
 	for _, b := range a.blocks {
 		b.pinned = false
 	}

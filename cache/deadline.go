@@ -1,0 +1,129 @@
+package cache
+
+import (
+	"fmt"
+	"time"
+
+	"ubcache/attrs"
+)
+
+// ErrLate is the error of a request that was given up at its deadline, without effect.
+var ErrLate = fmt.Errorf("the deadline was over before the I/O could begin: %w", attrs.ErrnoDeadline)
+
+// deadline is when a request is to be done.
+//
+// No timer watches it: it is looked at whenever a part of the request is about to start its I/O,
+// after it has waited for locks, for room in the journal, or for its turn. From then on devices
+// move the request's memory, or their own, and the request is answered when they are done, late if
+// need be. So a read fails if any part of it would begin too late, and a write only as a whole.
+type deadline struct {
+	at    int64 // on Driver.Clock; 0 if there is none
+	begun bool  // I/O that changes something has begun
+	late  bool  // given up
+}
+
+// decideDeadline starts the time, and with the lane's first deadline the measuring of its devices.
+func (l *Lane) decideDeadline(r *Request, t *track) {
+	t.deadline.at = r.started + int64(r.Attrs.Deadline())
+	if l.latency == nil {
+		l.latency = &latencies{}
+	}
+}
+
+// overdue reports that a part of the request must not start, for the deadline is over.
+func (l *Lane) overdue(r *Request) bool {
+	t := r.track
+	if t == nil || t.deadline.at == 0 || t.deadline.begun {
+		return false
+	}
+	d := &t.deadline
+	d.late = d.late || l.d.Clock() >= d.at
+	return d.late
+}
+
+// tooLate is overdue for a change that begins now if it does not say so.
+func (l *Lane) tooLate(r *Request) bool {
+	if r.track == nil {
+		return false
+	}
+	if l.overdue(r) {
+		return true
+	}
+	r.track.deadline.begun = true
+	return false
+}
+
+func (t *track) answerDeadline(r *Request, now int64) {
+	switch d := &t.deadline; {
+	case d.at == 0:
+	case d.late:
+		if r.Err == nil {
+			r.Err = ErrLate
+		}
+		r.res.Answer(attrs.IDDeadline, attrs.Handled, attrs.ReasonLate)
+	case now >= d.at && r.Err == nil:
+		r.res.Answer(attrs.IDDeadline, attrs.Handled, attrs.ReasonOverdue)
+	}
+}
+
+// latencies are what the lane has seen of its devices' reads; it measures while there are deadlines.
+type latencies [MaxBackings + 1]latency
+
+type latency struct {
+	mean   int64 // moving, ns; of reads that are not too long
+	at     int64 // when the newest sample came
+	flying int32
+	since  int64 // nothing has come back since then, if flying
+}
+
+const (
+	// sampleBytes is the longest read that is measured: longer ones say little about others.
+	sampleBytes = 64 << 10
+	// sampleAge is how long a mean is believed.
+	sampleAge = int64(time.Second)
+)
+
+func (t *latencies) begin(op *Op, now int64) {
+	if op.Kind != OpRead || op.Len > sampleBytes {
+		return
+	}
+	op.begun = now
+	d := &t[op.Dev]
+	if d.flying++; d.flying == 1 {
+		d.since = now
+	}
+}
+
+func (t *latencies) end(op *Op, now int64, err error) {
+	d := &t[op.Dev]
+	d.flying--
+	d.since = now
+	switch took := now - op.begun; {
+	case err != nil:
+	case d.at == 0 || now-d.at > sampleAge:
+		d.mean, d.at = took, now
+	default:
+		d.mean, d.at = d.mean+(took-d.mean)/8, now
+	}
+}
+
+// expect is how long a read may take that begins now; 0 if nothing is known. A device that is
+// silent for longer than it usually takes may go on to be.
+func (t *latencies) expect(dev BackingID, now int64) (ns int64) {
+	d := &t[dev]
+	if now-d.at <= sampleAge {
+		ns = d.mean
+	}
+	if d.flying > 0 {
+		ns = max(ns, now-d.since)
+	}
+	return ns
+}
+
+// avoidsSSD reports whether a read with a deadline should take clean blocks from the backing device: the SSD will
+// not have them in time, and the backing device may.
+func (l *Lane) avoidsSSD(r *Request) bool {
+	now := l.d.Now()
+	left := r.track.deadline.at - now
+	return l.latency.expect(SSD, now) > left && l.latency.expect(r.b.id, now) < left
+}

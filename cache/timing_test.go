@@ -1,0 +1,389 @@
+package cache
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"ubcache/attrs"
+)
+
+// timed plays a request for its times. Each operation takes a millisecond, one after the other.
+func (h *harness) timed(r *Request) attrs.Timing {
+	h.t.Helper()
+	var set attrs.Set
+	set.SetTiming()
+	set.SetTrace(9)
+	r.Attrs, r.Results = &set, &attrs.Results{}
+	h.lapse = int64(time.Millisecond)
+	if err := h.do(r); err != nil {
+		h.t.Fatal(err)
+	}
+	h.lapse = 0
+	got, ok := r.Results.Timing()
+	if !ok {
+		h.t.Fatalf("timing: %v", r.Results.For(attrs.IDTiming))
+	}
+	return got
+}
+
+func TestTiming(t *testing.T) {
+	const ms = time.Millisecond
+	h := small(t)
+	h.b.mode.Store(uint32(Writearound))
+	h.write(0, blocks(1, 64))
+	data := func(n int) []byte { return make([]byte, n*BlockSize) }
+	read := func(n int) *Request {
+		return &Request{Op: ReqRead, Len: int64(n) * BlockSize, Data: data(n)}
+	}
+	mode := func(m Mode) { h.b.mode.Store(uint32(m)) }
+	for _, c := range []struct {
+		name string
+		do   func() *Request
+		want attrs.Timing
+	}{
+		{"miss without fill", func() *Request { mode(Writeonly); return read(4) }, attrs.Timing{Backing: ms, Total: ms}},
+		{"miss and fill", func() *Request { mode(Writearound); return read(4) }, attrs.Timing{Backing: ms, SSD: ms, Total: 2 * ms}},
+		{"hit", func() *Request { return read(4) }, attrs.Timing{SSD: ms, Total: ms}},
+		// Backing and SSD at the same time, of which the backing is done first.
+		{
+			"both", func() *Request { h.drain(); h.drop(0); mode(Writeonly); return read(4) },
+			attrs.Timing{Backing: ms, SSD: 2 * ms, Total: 2 * ms},
+		},
+		// Three runs on the SSD at the same time count once.
+		{
+			"three runs", func() *Request {
+				mode(Writeback)
+				for _, b := range []int64{9, 8, 7} {
+					h.write(b*BlockSize, fill(3, 1))
+				}
+				r := read(3)
+				r.Off = 7 * BlockSize
+				return r
+			}, attrs.Timing{SSD: 3 * ms, Total: 3 * ms},
+		},
+		{"part of a block", func() *Request {
+			r := read(1)
+			r.Off, r.Len, r.Data = 7*BlockSize+512, 512, make([]byte, 512)
+			return r
+		}, attrs.Timing{SSD: ms, Total: ms}},
+		{"write", func() *Request {
+			return &Request{Op: ReqWrite, Off: 20 * BlockSize, Len: BlockSize, Data: data(1)}
+		}, attrs.Timing{SSD: ms, Total: ms}},
+		// What left the cache has to be durable first: a commit is a flush and a page.
+		{"write past the cache", func() *Request {
+			mode(None)
+			return &Request{Op: ReqWrite, Off: 30 * BlockSize, Len: BlockSize, Data: data(1)}
+		}, attrs.Timing{SSD: 2 * ms, Backing: ms, Total: 3 * ms}},
+		{"discard", func() *Request {
+			return &Request{Op: ReqDiscard, Off: 30 * BlockSize, Len: BlockSize}
+		}, attrs.Timing{Backing: ms, Total: ms}},
+		// A flush of the backing device, and beside it a commit.
+		{"flush", func() *Request {
+			mode(Writeback)
+			h.write(40*BlockSize, data(1))
+			return &Request{Op: ReqFlush}
+		}, attrs.Timing{Backing: ms, SSD: 3 * ms, Total: 3 * ms}},
+		{"write with FUA", func() *Request {
+			return &Request{Op: ReqWrite, Off: 20 * BlockSize, Len: BlockSize, Data: data(1), FUA: true}
+		}, attrs.Timing{SSD: 3 * ms, Total: 3 * ms}},
+	} {
+		r := c.do()
+		if got := h.timed(r); got != c.want {
+			t.Errorf("%s: %+v, want %+v", c.name, got, c.want)
+		}
+		if r.Op == ReqWrite && r.Results.Origin == attrs.OriginNone {
+			t.Errorf("%s: no origin", c.name)
+		}
+	}
+}
+
+// A fill of a zero-copy read goes through the engine's memory and is the request's time all the same.
+func TestTimingOfHiddenFill(t *testing.T) {
+	h := unchecked(t)
+	h.hidden = make([]byte, BlockSize)
+	const ms = time.Millisecond
+	want := attrs.Timing{Backing: ms, SSD: ms, Total: 2 * ms}
+	if got := h.timed(&Request{Op: ReqRead, Len: BlockSize}); got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+}
+
+func TestStopwatch(t *testing.T) {
+	var w stopwatch
+	w.begin(10)
+	w.begin(13)
+	w.end(15)
+	w.begin(16)
+	w.end(17)
+	w.end(20)
+	w.begin(30)
+	w.end(31)
+	if w.total != 11 {
+		t.Errorf("%d, want 11", w.total)
+	}
+}
+
+// Time in which another request holds the blocks is time queued.
+func TestTimeQueued(t *testing.T) {
+	const ms = time.Millisecond
+	h := small(t)
+	h.b.mode.Store(uint32(None))
+	var set attrs.Set
+	set.SetTiming()
+	a := &Request{Op: ReqWrite, Len: BlockSize, Data: fill(1, 1)}
+	b := &Request{Op: ReqDiscard, Len: BlockSize, Attrs: &set, Results: &attrs.Results{}}
+	h.lapse = int64(ms)
+	h.both(a, b)
+	h.lapse = 0
+	want := attrs.Timing{Queued: ms, Backing: ms, Total: 2 * ms}
+	if got, _ := b.Results.Timing(); got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+}
+
+// do of the harness ends with the first Finish; then what comes is the second's.
+func (h *harness) both(a, b *Request) {
+	h.t.Helper()
+	left := 2
+	h.finish = func(*Request) { left-- }
+	a.Backing, b.Backing = h.b.ID(), h.b.ID()
+	h.l.Submit(a)
+	h.l.Submit(b)
+	for i := 0; left > 0; i++ {
+		if i > 100_000 {
+			h.t.Fatal("the requests do not end")
+		}
+		if h.step(); len(h.ops) == 0 && left > 0 {
+			h.tick()
+		}
+	}
+	h.finish = nil
+}
+
+func withDeadline(d time.Duration) (*attrs.Set, *attrs.Results) {
+	var set attrs.Set
+	set.SetDeadline(d)
+	return &set, &attrs.Results{}
+}
+
+func late(err error) bool { return errors.Is(err, attrs.ErrnoDeadline) }
+
+// A change that waits for another past its deadline has no effect.
+func TestDeadlineOfQueuedChange(t *testing.T) {
+	for _, mode := range []Mode{Writeback, Writethrough, Writearound} {
+		for _, op := range []ReqOp{ReqWrite, ReqDiscard, ReqWriteZeroes} {
+			for _, in := range []time.Duration{time.Millisecond / 2, time.Second} {
+				h := small(t)
+				h.b.mode.Store(uint32(mode))
+				h.lapse = int64(time.Millisecond)
+				// Blocks in part make it wait for others in every mode.
+				a := &Request{Op: ReqWrite, Off: 512, Len: 2 * BlockSize, Data: fill(1, 2)}
+				b := &Request{Op: op, Off: 512, Len: 2 * BlockSize, Data: fill(2, 2)}
+				if op != ReqWrite {
+					b.Data = nil
+				}
+				b.Attrs, b.Results = withDeadline(in)
+				h.both(a, b)
+				given := in < time.Millisecond
+				if a.Err != nil || late(b.Err) != given || !given && b.Err != nil {
+					t.Fatalf("%v, %v, %v: %v, %v", mode, op, in, a.Err, b.Err)
+				}
+				want := attrs.ReasonNone
+				if given {
+					want = attrs.ReasonLate
+				}
+				if g := b.Results.For(attrs.IDDeadline); g.Status != attrs.Handled || g.Reason != want {
+					t.Errorf("%v, %v, %v: %v", mode, op, in, g)
+				}
+				h.lapse = 0
+				h.wantNoneHeld()
+				switch {
+				case given:
+					h.wantRead(512, fill(1, 2))
+					if b.Results.Origin != attrs.OriginNone {
+						t.Errorf("%v, %v: origin %v", mode, op, b.Results.Origin)
+					}
+				case op == ReqWrite:
+					h.wantRead(512, fill(2, 2))
+				default:
+					h.wantRead(512, make([]byte, 2*BlockSize))
+				}
+				h.drain()
+			}
+		}
+	}
+}
+
+// wantNoneHeld looks for journal room and slots that nobody gave back.
+func (h *harness) wantNoneHeld() {
+	h.t.Helper()
+	if n := h.c.journal.mu.reserved; n != 0 {
+		h.t.Errorf("room for %d records is reserved", n)
+	}
+	open := map[BucketID]bool{}
+	for _, o := range h.l.open {
+		open[o.id] = true
+	}
+	for i := range h.c.buckets {
+		want := int32(0)
+		if open[BucketID(i)] {
+			want = 1
+		}
+		if n := h.c.buckets[i].writing.Load(); n != want {
+			h.t.Errorf("bucket %d: %d slots are being written, want %d", i, n, want)
+		}
+	}
+}
+
+// A change that comes too late leaves clean copies where they are.
+func TestLateChangeKeepsCopies(t *testing.T) {
+	h := small(t)
+	h.write(0, fill(1, 4))
+	h.drain()
+	h.b.mode.Store(uint32(None))
+	h.lapse = int64(time.Millisecond)
+	a := &Request{Op: ReqWrite, Len: BlockSize, Data: fill(2, 1)}
+	b := &Request{Op: ReqWrite, Len: 4 * BlockSize, Data: fill(3, 4)}
+	b.Attrs, b.Results = withDeadline(time.Millisecond)
+	h.both(a, b)
+	if !late(b.Err) || h.slotOf(3) < 0 || h.slotOf(0) >= 0 {
+		t.Errorf("%v, block 0 at %d, 3 at %d", b.Err, h.slotOf(0), h.slotOf(3))
+	}
+}
+
+// A read that waits for the fill of another past its deadline fails, and none of its memory is
+// written later.
+func TestDeadlineOfQueuedRead(t *testing.T) {
+	h := small(t)
+	copy(h.back, blocks(1, 8))
+	h.lapse = int64(time.Millisecond)
+	a := &Request{Op: ReqRead, Len: 4 * BlockSize, Data: make([]byte, 4*BlockSize)}
+	b := &Request{Op: ReqRead, Off: 2 * BlockSize, Len: 4 * BlockSize, Data: make([]byte, 4*BlockSize)}
+	b.Attrs, b.Results = withDeadline(time.Millisecond)
+	h.both(a, b)
+	if a.Err != nil || !late(b.Err) {
+		t.Fatalf("%v, %v", a.Err, b.Err)
+	}
+	h.lapse = 0
+	h.wantRead(0, blocks(1, 8))
+}
+
+// A request whose I/O is under way at its deadline is done, and says that it is late.
+func TestDeadlineOverUnderWay(t *testing.T) {
+	h := small(t)
+	for _, op := range []ReqOp{ReqWrite, ReqRead, ReqFlush} {
+		r := &Request{Op: op, Len: BlockSize, Data: fill(1, 1)}
+		r.Attrs, r.Results = withDeadline(10 * time.Microsecond)
+		h.lapse = int64(time.Millisecond)
+		err := h.do(r)
+		h.lapse = 0
+		if a := r.Results.For(attrs.IDDeadline); err != nil || a.Status != attrs.Handled || a.Reason != attrs.ReasonOverdue {
+			t.Errorf("%v: %v, %v", op, a, err)
+		}
+	}
+	h.wantRead(0, fill(1, 1))
+}
+
+// A write of which one part has begun is not given up when another is late.
+func TestDeadlineOfHalfAWrite(t *testing.T) {
+	h := small(t)
+	h.lapse = int64(time.Millisecond)
+	const off = regionBytes - BlockSize
+	a := &Request{Op: ReqWrite, Off: regionBytes + 512, Len: 512, Data: fill(1, 1)[:512]}
+	b := &Request{Op: ReqWrite, Off: off, Len: 2 * BlockSize, Data: blocks(2, 2)}
+	b.Attrs, b.Results = withDeadline(time.Millisecond / 2)
+	h.both(a, b)
+	h.lapse = 0
+	if b.Err != nil || b.Results.For(attrs.IDDeadline).Reason != attrs.ReasonOverdue {
+		t.Errorf("%v, %v", b.Err, b.Results.For(attrs.IDDeadline))
+	}
+	h.wantRead(off, blocks(2, 2))
+}
+
+// With the SSD slower than the deadline allows, clean blocks come from the backing device, dirty
+// ones all the same from the SSD.
+func TestDeadlineTakesTheFasterCopy(t *testing.T) {
+	h := small(t)
+	h.write(0, blocks(1, 4))
+	h.drain()
+	h.write(3*BlockSize, fill(9, 1))
+	want := append(blocks(1, 3), fill(9, 1)...)
+	read := func(d time.Duration) *attrs.Results {
+		r := &Request{Op: ReqRead, Len: 4 * BlockSize, Data: make([]byte, 4*BlockSize)}
+		r.Attrs, r.Results = withDeadline(d)
+		if err := h.do(r); err != nil {
+			t.Fatal(err)
+		}
+		if string(r.Data) != string(want) {
+			t.Error("wrong data")
+		}
+		return r.Results
+	}
+	slow := BackingID(0)
+	h.fail = func(op *Op) error { // is told of each operation before it ends
+		if op.Dev == slow {
+			h.now += int64(20 * time.Millisecond)
+		} else {
+			h.now += int64(100 * time.Microsecond)
+		}
+		return nil
+	}
+	if o := read(time.Second).Origin; o != attrs.OriginSSD {
+		t.Errorf("nothing is known: %v", o)
+	}
+	if o := read(time.Second).Origin; o != attrs.OriginSSD {
+		t.Errorf("there is time enough: %v", o)
+	}
+	if o := read(5 * time.Millisecond).Origin; o != attrs.OriginMixed {
+		t.Errorf("SSD slow: %v", o)
+	}
+	h.now += 2 * sampleAge
+	if o := read(5 * time.Millisecond).Origin; o != attrs.OriginSSD {
+		t.Errorf("what was measured is old: %v", o)
+	}
+	slow = h.b.ID()
+	for range 40 {
+		read(time.Second)
+	}
+	h.drop(0)
+	read(time.Second) // tells that the backing device is slow
+	slow = SSD
+	read(time.Second)
+	slow = h.b.ID()
+	if o := read(2 * time.Millisecond).Origin; o != attrs.OriginSSD {
+		t.Errorf("both slow: %v", o)
+	}
+	h.fail = nil
+	if h.slotOf(1) < 0 {
+		t.Error("what was avoided is not cached any more")
+	}
+}
+
+// A device that is silent for long is expected to go on so.
+func TestLatencyOfStall(t *testing.T) {
+	var l latencies
+	op := &Op{Kind: OpRead, Len: BlockSize}
+	const ms = int64(time.Millisecond)
+	for i := range int64(20) {
+		l.begin(op, 1+2*i*ms)
+		l.end(op, 1+(2*i+1)*ms, nil)
+	}
+	now := 1 + 100*ms
+	if d := l.expect(SSD, now); d != ms {
+		t.Errorf("%d, want %d", d, ms)
+	}
+	l.begin(op, now)
+	if d := l.expect(SSD, now+50*ms); d != 50*ms {
+		t.Errorf("stalled: %d", d)
+	}
+	l.end(op, now+60*ms, errMedium)
+	if d := l.expect(SSD, now+60*ms); d != ms {
+		t.Errorf("after an error: %d", d)
+	}
+	long := &Op{Kind: OpRead, Len: 1 << 20}
+	l.begin(long, now)
+	if long.begun != 0 {
+		t.Error("a long read is measured")
+	}
+}
