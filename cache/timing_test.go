@@ -252,21 +252,99 @@ func TestLateChangeKeepsCopies(t *testing.T) {
 	}
 }
 
-// A read that waits for the fill of another past its deadline fails, and none of its memory is
-// written later.
-func TestDeadlineOfQueuedRead(t *testing.T) {
+// A read with a deadline does not wait for the fill of another: it reads the backing device itself.
+func TestDeadlineDoesNotWaitForFills(t *testing.T) {
 	h := small(t)
 	copy(h.back, blocks(1, 8))
-	h.lapse = int64(time.Millisecond)
-	a := &Request{Op: ReqRead, Len: 4 * BlockSize, Data: make([]byte, 4*BlockSize)}
-	b := &Request{Op: ReqRead, Off: 2 * BlockSize, Len: 4 * BlockSize, Data: make([]byte, 4*BlockSize)}
-	b.Attrs, b.Results = withDeadline(time.Millisecond)
-	h.both(a, b)
-	if a.Err != nil || !late(b.Err) {
-		t.Fatalf("%v, %v", a.Err, b.Err)
+	for _, in := range []time.Duration{0, time.Second} {
+		h.lapse = int64(time.Millisecond)
+		a := &Request{Op: ReqRead, Len: 4 * BlockSize, Data: make([]byte, 4*BlockSize)}
+		b := &Request{Op: ReqRead, Off: 2 * BlockSize, Len: 4 * BlockSize, Data: make([]byte, 4*BlockSize)}
+		var set attrs.Set
+		b.Attrs, b.Results = &set, &attrs.Results{}
+		if in != 0 {
+			set.SetDeadline(in)
+		}
+		set.SetTiming()
+		h.both(a, b)
+		got, _ := b.Results.Timing()
+		if a.Err != nil || b.Err != nil || (got.Queued == 0) != (in != 0) || string(b.Data) != string(blocks(3, 4)) {
+			t.Errorf("%v: %v, %v, %+v", in, a.Err, b.Err, got)
+		}
+		h.lapse = 0
+		h.wantNoneHeld()
+		h.wantRead(0, blocks(1, 8))
+		h.drain()
+		for i := range 8 {
+			h.drop(Block(i))
+		}
+	}
+}
+
+// A read whose turn comes after its deadline starts nothing.
+func TestDeadlineOverBeforeRead(t *testing.T) {
+	h := small(t)
+	h.write(0, fill(1, 4))
+	ops := 0
+	h.fail = func(*Op) error { ops++; return nil }
+	h.ahead = int64(time.Millisecond)
+	r := &Request{Op: ReqRead, Len: 4 * BlockSize, Data: make([]byte, 4*BlockSize)}
+	r.Attrs, r.Results = withDeadline(time.Millisecond)
+	if err := h.do(r); !late(err) || ops != 0 || r.Results.For(attrs.IDDeadline).Reason != attrs.ReasonLate ||
+		r.Results.Origin != attrs.OriginNone {
+		t.Errorf("%v, %d operations, %v", err, ops, r.Results)
+	}
+	h.fail, h.ahead = nil, 0
+}
+
+// A read that no device will serve in time fails at once; after a while one tries again.
+func TestDeadlineWithoutHope(t *testing.T) {
+	h := small(t)
+	h.write(0, blocks(1, 4))
+	read := func(off int64, in time.Duration) error {
+		r := &Request{Op: ReqRead, Off: off, Len: 2 * BlockSize, Data: make([]byte, 2*BlockSize)}
+		r.Attrs, r.Results = withDeadline(in)
+		before := h.now
+		err := h.do(r)
+		if late(err) && (h.now != before || r.Results.Origin != attrs.OriginNone) {
+			t.Errorf("late after %d ns, origin %v", h.now-before, r.Results.Origin)
+		}
+		h.wantNoneHeld()
+		return err
+	}
+	const miss = 1 << 20
+	h.lapse = int64(10 * time.Millisecond)
+	for _, off := range []int64{0, miss} { // measures
+		if err := read(off, time.Second); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, off := range []int64{0, miss + 1<<17} {
+		if err := read(off, 4*time.Millisecond); !late(err) {
+			t.Errorf("at %d: %v", off, err)
+		}
+		if err := read(off, 6*time.Millisecond); err != nil {
+			t.Errorf("at %d, with a chance: %v", off, err)
+		}
+	}
+	h.now += 2 * sampleAge
+	if err := read(0, 4*time.Millisecond); err != nil {
+		t.Errorf("after a while: %v", err)
+	}
+	for dev, off := range map[BackingID]int64{SSD: 3 << 20, h.b.ID(): 0} { // the other one is needed
+		h.l.latency[SSD], h.l.latency[h.b.ID()] = latency{}, latency{}
+		h.l.latency[dev] = latency{mean: int64(time.Second), at: h.now}
+		if err := read(off, 4*time.Millisecond); err != nil {
+			t.Errorf("device %d is slow: %v", dev, err)
+		}
 	}
 	h.lapse = 0
-	h.wantRead(0, blocks(1, 8))
+	h.drain()
+	for b := range h.c.buckets {
+		if n := h.c.buckets[b].pins.Load(); n != 0 {
+			t.Errorf("bucket %d has %d pins", b, n)
+		}
+	}
 }
 
 // A request whose I/O is under way at its deadline is done, and says that it is late.
@@ -335,11 +413,11 @@ func TestDeadlineTakesTheFasterCopy(t *testing.T) {
 	if o := read(time.Second).Origin; o != attrs.OriginSSD {
 		t.Errorf("there is time enough: %v", o)
 	}
-	if o := read(5 * time.Millisecond).Origin; o != attrs.OriginMixed {
+	if o := read(15 * time.Millisecond).Origin; o != attrs.OriginMixed {
 		t.Errorf("SSD slow: %v", o)
 	}
 	h.now += 2 * sampleAge
-	if o := read(5 * time.Millisecond).Origin; o != attrs.OriginSSD {
+	if o := read(15 * time.Millisecond).Origin; o != attrs.OriginSSD {
 		t.Errorf("what was measured is old: %v", o)
 	}
 	slow = h.b.ID()
@@ -351,7 +429,7 @@ func TestDeadlineTakesTheFasterCopy(t *testing.T) {
 	slow = SSD
 	read(time.Second)
 	slow = h.b.ID()
-	if o := read(2 * time.Millisecond).Origin; o != attrs.OriginSSD {
+	if o := read(10 * time.Millisecond).Origin; o != attrs.OriginSSD {
 		t.Errorf("both slow: %v", o)
 	}
 	h.fail = nil
