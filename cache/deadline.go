@@ -15,7 +15,8 @@ var ErrLate = fmt.Errorf("the deadline was over before the I/O could begin: %w",
 // No timer watches it: it is looked at whenever a part of the request is about to start its I/O,
 // after it has waited for locks, for room in the journal, or for its turn. From then on devices
 // move the request's memory, or their own, and the request is answered when they are done, late if
-// need be. So a read fails if any part of it would begin too late, and a write only as a whole.
+// need be. So a read fails if any part of it would begin too late, or has hardly a chance to be done
+// in time, and a write only as a whole, when it begins too late.
 type deadline struct {
 	at    int64 // on Driver.Clock; 0 if there is none
 	begun bool  // I/O that changes something has begun
@@ -30,13 +31,15 @@ func (l *Lane) decideDeadline(r *Request, t *track) {
 	}
 }
 
+// timed reports whether the request has a deadline.
+func (r *Request) timed() bool { return r.track != nil && r.track.deadline.at != 0 }
+
 // overdue reports that a part of the request must not start, for the deadline is over.
 func (l *Lane) overdue(r *Request) bool {
-	t := r.track
-	if t == nil || t.deadline.at == 0 || t.deadline.begun {
+	if !r.timed() || r.track.deadline.begun {
 		return false
 	}
-	d := &t.deadline
+	d := &r.track.deadline
 	d.late = d.late || l.d.Clock() >= d.at
 	return d.late
 }
@@ -126,4 +129,23 @@ func (l *Lane) avoidsSSD(r *Request) bool {
 	now := l.d.Now()
 	left := r.track.deadline.at - now
 	return l.latency.expect(SSD, now) > left && l.latency.expect(r.b.id, now) < left
+}
+
+// hopeless reports that a read with a deadline had better fail at once: a device that it needs is
+// expected to take more than twice the time that is left. As what was measured is believed for
+// sampleAge only, a read now and then finds out whether that is so still.
+func (l *Lane) hopeless(r *Request, ssd, backing bool) bool {
+	d := &r.track.deadline
+	now := l.d.Now()
+	left := d.at - now
+	if ssd && l.latency.expect(SSD, now) > 2*left || backing && l.latency.expect(r.b.id, now) > 2*left {
+		d.late = true
+	}
+	return d.late
+}
+
+// giveUp fails a read that has started nothing.
+func (p *readPiece) giveUp(l *Lane) {
+	p.fail(ErrLate)
+	p.finish(l, 0)
 }

@@ -25,6 +25,7 @@ type harness struct {
 	finish func(r *Request) // called by Driver.Finish, if set
 	hidden []byte           // memory of requests without visible data
 	lapse  int64            // what each operation takes
+	ahead  int64            // of Clock before Now
 }
 
 func newHarness(t *testing.T, ssd memStorage, backing int) *harness {
@@ -70,7 +71,7 @@ func (h *harness) Finish(r *Request) {
 
 func (h *harness) Wake()        {}
 func (h *harness) Now() int64   { return h.now }
-func (h *harness) Clock() int64 { return h.now }
+func (h *harness) Clock() int64 { return h.now + h.ahead }
 
 // step completes the oldest operation and runs what was woken.
 func (h *harness) step() {

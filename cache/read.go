@@ -88,10 +88,9 @@ const slowSlot = noSlot - 1
 func (p *readPiece) lookUp(l *Lane) {
 	c, b := l.c, p.r.b
 	avoid := false
-	if t := p.r.track; t != nil && t.deadline.at != 0 {
+	if p.r.timed() {
 		if l.overdue(p.r) {
-			p.fail(ErrLate)
-			p.finish(l, 0)
+			p.giveUp(l)
 			return
 		}
 		avoid = l.avoidsSSD(p.r)
@@ -128,12 +127,19 @@ func (p *readPiece) lookUp(l *Lane) {
 			c.index.setState(e.slot, st)
 		}
 	}
-	if !p.fillLock(l, s, miss) {
+	granted := p.fillLock(l, s, miss)
+	if !granted {
 		p.unpinAll(c)
-		s.mu.Unlock()
-		return
 	}
 	s.mu.Unlock()
+	switch {
+	case !granted:
+		return
+	case p.r.timed() && l.hopeless(p.r, hits+slow > 0, hits+slow < p.n):
+		p.unpinAll(c)
+		p.giveUp(l)
+		return
+	}
 	io := &l.io[b.id]
 	if hits+slow > 0 {
 		p.r.reached |= reachedSSD
@@ -179,7 +185,15 @@ func (p *readPiece) fillLock(l *Lane, s *stripe, miss blockRange) bool {
 	}
 	p.miss, p.held = miss, true
 	p.lock = rangeLock{backing: p.r.b.id, kind: lockFill, first: first, last: last, owner: p.w}
-	return s.acquire(&p.lock)
+	granted := s.acquire(&p.lock)
+	if !granted && p.r.timed() {
+		// What it would wait for takes as long as what it can do itself, and has no deadline.
+		s.release(&p.lock)
+		p.held, p.fill = false, false
+		p.r.notCached()
+		return true
+	}
+	return granted
 }
 
 func (p *readPiece) unpinAll(c *Cache) {

@@ -167,7 +167,7 @@ func (t *through) lock(l *Lane) {
 			return
 		}
 	}
-	if l.overdue(t.r) { // before clean copies are lost for it
+	if l.tooLate(t.r) { // before clean copies are lost for it
 		t.err = ErrLate
 		t.finish(l)
 		return
@@ -236,11 +236,6 @@ func (c *Cache) unmapRange(b *Backing, first, last Block, cleanOnly bool) (left 
 // change starts the change of the backing device and the write of the copy.
 func (t *through) change(l *Lane) {
 	b := t.r.b
-	if l.tooLate(t.r) {
-		t.err = ErrLate
-		t.finish(l)
-		return
-	}
 	t.step, t.waits = throughChange, 1
 	off := b.dataOff + t.span.off
 	switch {
