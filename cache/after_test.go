@@ -38,6 +38,40 @@ func TestEvictHint(t *testing.T) {
 	}
 }
 
+// The backing device is not changed under a block that left the cache before that is durable: after
+// a crash the old copy would be there again. It holds for clean blocks that are dropped and for
+// dirty ones that leave later.
+func TestEvictionIsDurableBeforeAChange(t *testing.T) {
+	for _, dirty := range []bool{false, true} {
+		h := pressed(t)
+		h.flush()
+		if dirty {
+			h.hint(ReqWrite, 0, 1, "hint=evict")
+			h.until("the eviction", func() bool { return h.resident(0, 1).Cached == 0 })
+		} else {
+			h.hint(ReqRead, 0, 1, "hint=cache")
+			h.flush()
+			h.hint(ReqRead, 0, 1, "hint=evict")
+		}
+		removal := h.c.journal.nextLSN() - 1
+		if h.c.journal.isDurable(removal) {
+			t.Fatal("the removal is durable already")
+		}
+		wrote := false
+		h.fail = func(op *Op) error {
+			if op.Dev != SSD && op.Kind == OpWrite {
+				if wrote = true; !h.c.journal.isDurable(removal) {
+					t.Errorf("dirty %v: the backing device changes before the removal is durable", dirty)
+				}
+			}
+			return nil
+		}
+		if _, err := h.ask(ReqWrite, "mode=writearound"); err != nil || !wrote {
+			t.Fatal(err, wrote)
+		}
+	}
+}
+
 // What is written or pinned before the block has left stays.
 func TestEvictIsOvertaken(t *testing.T) {
 	h := pressed(t)
@@ -94,6 +128,14 @@ func TestEvictOfALostBlock(t *testing.T) {
 	a.r.b, a.r.res = h.b, a.r.Results
 	a.evict(h.l, s)
 	want(t, "lost", a.r.Results.For(attrs.IDHint), attrs.Ignored, attrs.ReasonDegraded)
+	h.hint(ReqRead, 2, 1, "hint=pin")
+	a.r, a.part = request(t, ReqRead, 2, 1, "hint=evict"), span{2 * BlockSize, BlockSize}
+	a.r.b, a.r.res = h.b, a.r.Results
+	a.evict(h.l, s)
+	want(t, "pinned since", a.r.Results.For(attrs.IDHint), attrs.Ignored, attrs.ReasonOverruled)
+	if h.resident(2, 1).Pinned != 1 {
+		t.Error("it is gone")
+	}
 	h.until("the eviction of the other", func() bool { return h.resident(1, 1).Cached == 0 })
 	if n := h.b.leaving.Load(); n != 0 {
 		t.Errorf("%d blocks are leaving", n)

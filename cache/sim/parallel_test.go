@@ -181,7 +181,7 @@ func TestParallelLanes(t *testing.T) {
 	wg.Wait()
 	s := c.Stats().Attributes
 	if a := s.ByAttribute["trace"]; a.Handled != a.Seen || a.Seen < lanes*perLane/3 ||
-		len(s.ByPriority) != lanes || len(c.Traces()) == 0 {
+		len(s.ByPriority) != 3*lanes || len(c.Traces()) == 0 {
 		t.Errorf("%+v, %d traces", s, len(c.Traces()))
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -205,9 +205,10 @@ func TestParallelLanes(t *testing.T) {
 // attributesOf are what every thread's counters get something of.
 func attributesOf(rng *rand.Rand, lane int) *attrs.Set {
 	var set attrs.Set
-	set.SetHint(attrs.Hint(rng.IntN(4)))
+	set.SetHint(attrs.Hint(rng.IntN(8)))
 	set.SetTenant(attrs.Tenant{ID: uint64(rng.IntN(100))})
-	set.SetPriority(attrs.Priority{Class: attrs.ClassBE, Level: uint8(lane)})
+	set.SetPriority(attrs.Priority{Class: attrs.Class(1 + rng.IntN(3)), Level: uint8(lane)})
+	set.SetLifetime(attrs.Lifetime(1 + rng.IntN(5)))
 	set.SetTrace(rng.Uint64())
 	set.SetTiming()
 	set.SetDeadline(time.Hour)
@@ -220,7 +221,6 @@ func work(t *threadLane, b *cache.Backing, i, lanes, n int) error {
 	sectors := int(b.Size()) / sectorSize / lanes
 	last := make([]uint64, sectors)
 	buf := make([]byte, sectorSize)
-	var set attrs.Set
 	for k := range n {
 		s := rng.IntN(sectors)
 		r := &cache.Request{
@@ -240,14 +240,6 @@ func work(t *threadLane, b *cache.Backing, i, lanes, n int) error {
 			for j := 0; j < sectorSize; j += 8 {
 				binary.LittleEndian.PutUint64(buf[j:], uint64(k+1))
 			}
-		}
-		if rng.IntN(2) == 0 && r.Op != cache.ReqFlush {
-			set = attrs.Set{}
-			set.SetHint(attrs.Hint(rng.IntN(8)))
-			set.SetPriority(attrs.Priority{Class: attrs.Class(1 + rng.IntN(3))})
-			set.SetTenant(attrs.Tenant{ID: uint64(rng.IntN(3))})
-			set.SetLifetime(attrs.Lifetime(1 + rng.IntN(5)))
-			r.Attrs = &set
 		}
 		t.l.Submit(r)
 		for {
