@@ -134,7 +134,6 @@ func rtLatency(t *testing.T, reads, flood string) time.Duration {
 		}
 		g.tick()
 		if took, ok := g.took[r]; ok {
-
 			all, r = append(all, took), nil
 		}
 		for w, q := range flooding {
@@ -289,8 +288,15 @@ func TestPriorityWeighsHits(t *testing.T) {
 		text string
 		want state
 	}{
-		{"prio=idle/0", 0}, {"prio=be/0", 1}, {"prio=rt/0", 3}, {"prio=rt/0", 3}, {"prio=be/0", 3},
-		{"hint=once", 0}, {"prio=rt/0", 2}, {"prio=idle/0", 2}, {"prio=rt/0,hint=bypass", 2},
+		{"prio=idle/0", 0},
+		{"prio=be/0", 1},
+		{"prio=rt/0", 3},
+		{"prio=rt/0", 3},
+		{"prio=be/0", 3},
+		{"hint=once", 0},
+		{"prio=rt/0", 2},
+		{"prio=idle/0", 2},
+		{"prio=rt/0,hint=bypass", 2},
 	} {
 		if _, err := h.ask(ReqRead, c.text); err != nil {
 			t.Fatal(err)
