@@ -124,8 +124,7 @@ func TestStacked(t *testing.T) {
 	})
 	expect(t, list, 32, func(e Event) bool { return attributes(e) == "hint=once,prio=be/1" })
 
-	var mkfs []noted
-	mkfs = d.during(ublk.OpWrite, func() { command(t, "mkfs.ext4", "-q", linear) })
+	mkfs := d.during(ublk.OpWrite, func() { command(t, "mkfs.ext4", "-q", linear) })
 	expect(t, mkfs, 1, func(Event) bool { return true })
 	dir := vmtest.Mount(t, linear, "data=ordered")
 	file := dir + "/file"
