@@ -65,6 +65,9 @@ type Backing struct {
 	DirtyTarget      int      `toml:"dirty-target"`
 	DirtyMax         int      `toml:"dirty-max"`
 	WritebackDelay   Duration `toml:"writeback-delay"`
+
+	// Rules give attributes to requests, the first one that matches wins.
+	Rules []Rule `toml:"rule,omitempty"`
 }
 
 // Duration is written as text: "30s".
@@ -172,6 +175,9 @@ func (f *File) check() error {
 					b.UblkID)
 			}
 			names[bn], ids[b.UblkID] = cn, bn
+			if err := CheckRules(b.Rules); err != nil {
+				return fmt.Errorf("backing device %s: %w", bn, err)
+			}
 		}
 	}
 	return nil

@@ -182,6 +182,9 @@ func (in *Instance) applyConfig() error {
 		if conf == nil {
 			continue
 		}
+		if err := in.rules.load(&s.rules, b.Size(), conf.Rules); err != nil {
+			return report.Wrap("configure "+s.name, err, "correct "+in.opts.ConfigPath)
+		}
 		mode, tun, err := settingsOf(conf)
 		if err != nil {
 			return report.Wrap("configure "+s.name, err, "correct "+in.opts.ConfigPath)

@@ -10,6 +10,7 @@ import (
 
 	"ubcache/cache"
 	"ubcache/internal/blockdev"
+	"ubcache/internal/extents"
 	"ubcache/internal/report"
 	"ubcache/ublk"
 )
@@ -79,6 +80,7 @@ func (in *Instance) unserve(ctx context.Context, s *served, force bool) error {
 		return err
 	}
 	closeLanes(s.queues)
+	in.rules.serve(&s.rules, extents.Device{})
 	in.mu.Lock()
 	s.ublk, s.queues = nil, nil
 	in.mu.Unlock()
@@ -167,7 +169,10 @@ func (in *Instance) end() {
 	if src != nil {
 		_ = src.Close()
 	}
-	in.doneOnce.Do(func() { close(in.done) })
+	in.doneOnce.Do(func() {
+		in.rules.close()
+		close(in.done)
+	})
 }
 
 func (in *Instance) isStopped() bool {
