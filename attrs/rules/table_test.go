@@ -91,8 +91,10 @@ func TestConditions(t *testing.T) {
 		{"other cgroups", Rule{InCgroups: true, Cgroups: []uint64{99, 7}}, read(0, 512), false},
 		{"no cgroup", Rule{InCgroups: true}, read(0, 512), false},
 		{
-			"cgroup not known", Rule{InCgroups: true, Cgroups: []uint64{0}},
-			Query{Len: 512, Direction: attrs.Read}, false,
+			"cgroup not known",
+			Rule{InCgroups: true, Cgroups: []uint64{0}},
+			Query{Len: 512, Direction: attrs.Read},
+			false,
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {

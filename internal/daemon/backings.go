@@ -175,6 +175,7 @@ func (in *Instance) applyConfig() error {
 			return err
 		}
 		s.b = b
+		b.SetNumber(ownNumber(r.UUID))
 		if s.dev != nil {
 			setAbilities(b, s.dev)
 		}

@@ -150,6 +150,9 @@ func (in *Instance) startDevice(ctx context.Context, s *served, d *ublk.Device,
 	return nil
 }
 
+// ownNumber is how results name a device without a block device. No block device has such a number.
+func ownNumber(id cache.UUID) uint32 { return binary.LittleEndian.Uint32(id[8:]) | 1<<31 }
+
 // deviceNumber is how results name a block device: they are unique on the machine, and not 0.
 func deviceNumber(id int) uint32 { return uint32(id) + 1 }
 

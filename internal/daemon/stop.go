@@ -53,8 +53,14 @@ func (in *Instance) Stop(ctx context.Context, force bool) error {
 	return nil
 }
 
-// usedBy says where the block device is mounted or who has built on it; empty if nobody.
+// usedBy says where the block device is mounted or who has built on it, or has it open past the block
+// device; empty if nobody.
 func (in *Instance) usedBy(s *served) string {
+	if d := in.directServer(); d != nil && s.b != nil {
+		if by := d.users(s.b.ID()); by != "" {
+			return by
+		}
+	}
 	if s.ublk == nil {
 		return ""
 	}
@@ -118,6 +124,11 @@ func (in *Instance) stopUnused(ctx context.Context, d *ublk.Device) error {
 func (in *Instance) finish(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, settleTime)
 	defer cancel()
+	if d := in.directServer(); d != nil {
+		if err := d.stop(); err != nil {
+			return fmt.Errorf("end the service of clients: %w", err)
+		}
+	}
 	if err := in.cache.Settle(ctx); err != nil {
 		return fmt.Errorf("write metadata: %w", err)
 	}
