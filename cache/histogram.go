@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"fmt"
 	"math/bits"
 	"time"
 )
@@ -40,6 +41,11 @@ func bucketStart(i int) int64 {
 type Histogram struct {
 	counts []int64
 	total  int64
+}
+
+// String is the count of latencies, their median and their 99th percentile.
+func (h Histogram) String() string {
+	return fmt.Sprintf("%d, p50 %v, p99 %v", h.total, h.Quantile(0.5), h.Quantile(0.99))
 }
 
 func (h *Histogram) addCounts(o *histogram) {
