@@ -62,7 +62,7 @@ func (t *track) differs(i int) {
 }
 
 // answerSums keeps the promise of decideChecksum. A request that failed before all of its data
-// was looked at has no answer.
+// was looked at has no answer, unless what was looked at did not match: that counts most.
 func (t *track) answerSums(r *Request) {
 	c := &t.sum
 	switch {
