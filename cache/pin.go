@@ -117,6 +117,9 @@ func (t *through) keepPins(l *Lane, s *stripe, lo, hi Block) (Block, Block) {
 	}
 	if hi >= lo && hi == t.span.last() && hi >= to && clean(hi) {
 		t.dropSectors(l, s, hi)
+		if hi == 0 {
+			return 1, 0
+		}
 		hi--
 	}
 	for blk := max(lo, from); t.cache && blk <= hi && blk < to; blk++ {

@@ -443,3 +443,22 @@ func TestMoveOfABlockThatIsElsewhere(t *testing.T) {
 	}
 	h.wantRead(0, numbered(0))
 }
+
+// The first block of the device is pinned, and a write past the SSD changes a part of it.
+func TestPartialWriteToTheFirstBlock(t *testing.T) {
+	h := pressed(t)
+	h.flush() // else what is filled begins as dirty
+	want(t, "pin", h.hint(ReqRead, 0, 1, "hint=pin"), attrs.Handled, attrs.ReasonNone)
+	if err := h.c.SetMode(h.b.ID(), Writethrough); err != nil {
+		t.Fatal(err)
+	}
+	page := numbered(7)
+	r := &Request{Backing: h.b.ID(), Op: ReqWrite, Len: 3 * SectorSize, Data: page[:3*SectorSize]}
+	if err := h.do(r); err != nil {
+		t.Fatal(err)
+	}
+	h.wantRead(0, append(page[:3*SectorSize:3*SectorSize], numbered(0)[3*SectorSize:]...))
+	if n := h.resident(0, 1); n.Pinned != 1 {
+		t.Errorf("%+v after a write, want the block pinned", n)
+	}
+}

@@ -49,13 +49,23 @@ const (
 // newRAMDisk makes the device, tracked from before its first request if src is not nil.
 func newRAMDisk(t *testing.T, src *Source) *ramDisk {
 	t.Helper()
-	dev, err := ublk.Create(ublk.Options{
-		ID: -1, Queues: ramQueues, Depth: ramDepth,
-		Params: ublk.Params{SizeBytes: ramBytes, VolatileCache: true, FUA: true},
-	})
+	dev, err := ublk.Create(ramOptions())
 	if err != nil {
 		t.Fatal(err)
 	}
+	return serve(t, dev, src)
+}
+
+func ramOptions() ublk.Options {
+	return ublk.Options{
+		ID: -1, Queues: ramQueues, Depth: ramDepth, Recovery: ublk.RecoveryReissue,
+		Params: ublk.Params{SizeBytes: ramBytes, VolatileCache: true, FUA: true},
+	}
+}
+
+// serve starts a new or recovered device.
+func serve(t *testing.T, dev *ublk.Device, src *Source) *ramDisk {
+	t.Helper()
 	d := &ramDisk{Device: dev, mem: make([]byte, ramBytes)}
 	t.Cleanup(func() {
 		if err := dev.Delete(context.Background()); err != nil {
@@ -66,12 +76,13 @@ func newRAMDisk(t *testing.T, src *Source) *ramDisk {
 	if src != nil {
 		d.track(t, src)
 	}
-	err = dev.Start(func(int) (ublk.Handler, error) { return &ramQueue{d: d}, nil })
-	if err != nil {
+	if err := dev.Start(d.handler); err != nil {
 		t.Fatal(err)
 	}
 	return d
 }
+
+func (d *ramDisk) handler(int) (ublk.Handler, error) { return &ramQueue{d: d}, nil }
 
 func (d *ramDisk) track(t *testing.T, src *Source) {
 	t.Helper()

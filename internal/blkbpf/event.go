@@ -16,10 +16,11 @@ type Event struct {
 
 	// Kernel says that a kernel thread issued the request, often for somebody else: a buffered
 	// write, a stacked device's worker, a request that waited. PID and UID are the thread's then.
+	// So it is when this process issues again what its predecessor left unanswered.
 	Kernel bool
 	PID    uint32 // the process, in the first namespace
 	UID    uint32 // its real user, in the first namespace
-	Cgroup uint64 // its id, the inode number of its folder; RootCgroup if none was chosen
+	Cgroup uint64 // its id, the inode number of its folder; 0 or RootCgroup if there is none in particular
 }
 
 // RootCgroup is the id of the root of the hierarchy, where everybody is that nobody has put elsewhere.

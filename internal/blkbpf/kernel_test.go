@@ -24,7 +24,7 @@ import (
 // VM, whose kernels all can.
 func openSource(t *testing.T) *Source {
 	t.Helper()
-	s, err := Open()
+	s, err := open(options{MaxQueues, 0}) // the requests of this process are its own
 	if err != nil {
 		if os.Getenv("UBVM_KERNEL") == "" {
 			t.Skip(err)
@@ -259,6 +259,27 @@ func TestReadahead(t *testing.T) {
 	t.Error("no readahead seen")
 }
 
+// TestSelf: what the serving process issues counts as issued by a kernel thread.
+func TestSelf(t *testing.T) {
+	openSource(t) // skips
+	disk := loopDisk(t)
+	s, err := Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := track(t, s, disk)
+	withPriority(t, 3<<13, func() { directIO(t, disk, false, 0, nil) })
+	if got := d.only(t); !got.Kernel || got.IOPrio != 3<<13 {
+		t.Errorf("saw %+v", got)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := Probe(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestOthers: disks that are not tracked fill no slots, nor do those whose names are alike.
 func TestOthers(t *testing.T) {
 	s, disk, other := openSource(t), loopDisk(t), loopDisk(t)
@@ -319,7 +340,7 @@ func TestTrack(t *testing.T) {
 // TestLimit: what does not fit is refused as a whole.
 func TestLimit(t *testing.T) {
 	openSource(t) // skips
-	s, err := open(3)
+	s, err := open(options{3, 0})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -386,7 +407,7 @@ func TestVariants(t *testing.T) {
 			t.Fatal(err)
 		}
 		l.hasBlkcg, l.hasCgroups = false, cgroups
-		s := &Source{bits: l.bits, maxQueues: 1}
+		s := &Source{bits: l.bits, options: options{maxQueues: 1}}
 		if err := s.load(l); err != nil {
 			t.Fatalf("%+v", err)
 		}

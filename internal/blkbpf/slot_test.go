@@ -119,6 +119,9 @@ func TestAddTo(t *testing.T) {
 }
 
 func TestLookup(t *testing.T) {
+	if e, ok := (*Device)(nil).Lookup(3, 4, 80, 8); ok || e != (Event{}) {
+		t.Errorf("without a program: %+v, %t", e, ok)
+	}
 	d := &Device{bits: testBits}
 	for range 3 {
 		d.slots = append(d.slots, make([]byte, 16*slotBytes))

@@ -17,11 +17,11 @@ const MaxQueues = 1024
 
 // Source is the program on the tracepoint. It works until Close or the end of the process.
 type Source struct {
-	bits      flagBits
-	maxQueues int
-	queues    *ebpf.Map // from a key to the queue's slots
-	prog      *ebpf.Program
-	link      link.Link
+	options
+	bits   flagBits
+	queues *ebpf.Map // from a key to the queue's slots
+	prog   *ebpf.Program
+	link   link.Link
 
 	mu struct {
 		sync.Mutex
@@ -32,7 +32,7 @@ type Source struct {
 // Open loads the program and attaches it. The error says in one line what is missing; the caller
 // can do without.
 func Open() (*Source, error) {
-	s, err := open(MaxQueues)
+	s, err := open(options{MaxQueues, os.Getpid()})
 	if err != nil {
 		return nil, fmt.Errorf("BPF on %s: %w", tracepoint, explain(err))
 	}
@@ -48,7 +48,13 @@ func Probe() error {
 	return s.Close()
 }
 
-func open(maxQueues int) (*Source, error) {
+// options are what tests have otherwise.
+type options struct {
+	maxQueues int
+	self      int // the process whose requests are not its own
+}
+
+func open(o options) (*Source, error) {
 	types, err := btf.LoadKernelSpec()
 	if err != nil {
 		return nil, fmt.Errorf("read the kernel's types: %w", err)
@@ -57,7 +63,7 @@ func open(maxQueues int) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Source{bits: l.bits, maxQueues: maxQueues}
+	s := &Source{options: o, bits: l.bits}
 	if err := s.load(l); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -75,7 +81,7 @@ func (s *Source) load(l *layout) (err error) {
 	}
 	s.prog, err = ebpf.NewProgramWithOptions(&ebpf.ProgramSpec{
 		Name: "ubcache_issue", Type: ebpf.Tracing, AttachType: ebpf.AttachTraceRawTp,
-		AttachTo: tracepoint, Instructions: l.program(s.queues.FD()), License: license,
+		AttachTo: tracepoint, Instructions: l.program(s.queues.FD(), s.self), License: license,
 	}, ebpf.ProgramOptions{})
 	if err != nil {
 		return fmt.Errorf("load the program: %w", err)
