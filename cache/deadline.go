@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -60,8 +61,8 @@ func (t *track) answerDeadline(r *Request, now int64) {
 	switch d := &t.deadline; {
 	case d.at == 0:
 	case d.late:
-		if r.Err == nil {
-			r.Err = ErrLate
+		if r.Err == nil || errors.Is(r.Err, ErrMismatch) {
+			r.Err = ErrLate // the data is not all there, so what there is of it counts for nothing
 		}
 		r.res.Answer(attrs.IDDeadline, attrs.Handled, attrs.ReasonLate)
 	case now >= d.at && r.Err == nil:
