@@ -106,8 +106,12 @@ func TestCompactResults(t *testing.T) {
 		at, v byte
 		err   error
 	}{
-		{0, 0, ErrNone}, {1, 2, ReasonVersion}, {1, 1 | 15<<4, ReasonHeader}, {4, 0xff, ReasonValue},
-		{8, 0x10, ReasonHeader}, {10, 1, ReasonHeader},
+		{0, 0, ErrNone},
+		{1, 2, ReasonVersion},
+		{1, 1 | 15<<4, ReasonHeader},
+		{4, 0xff, ReasonValue},
+		{8, 0x10, ReasonHeader},
+		{10, 1, ReasonHeader},
 	} {
 		bad := bytes.Clone(b)
 		bad[c.at] = c.v

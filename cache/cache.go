@@ -126,6 +126,9 @@ func (b *Backing) Mode() Mode { return Mode(b.mode.Load()) }
 // SetNumber gives the device the number by which results name it: unique on the machine, not 0.
 func (b *Backing) SetNumber(n uint32) { b.number.Store(n) }
 
+// Number is what SetNumber has set.
+func (b *Backing) Number() uint32 { return b.number.Load() }
+
 // SetAbilities says what the backing device can do besides reading and writing.
 func (b *Backing) SetAbilities(discard, writeZeroes bool) {
 	b.discards.Store(discard)

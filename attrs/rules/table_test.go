@@ -91,8 +91,10 @@ func TestConditions(t *testing.T) {
 		{"other cgroups", Rule{InCgroups: true, Cgroups: []uint64{99, 7}}, read(0, 512), false},
 		{"no cgroup", Rule{InCgroups: true}, read(0, 512), false},
 		{
-			"cgroup not known", Rule{InCgroups: true, Cgroups: []uint64{0}},
-			Query{Len: 512, Direction: attrs.Read}, false,
+			"cgroup not known",
+			Rule{InCgroups: true, Cgroups: []uint64{0}},
+			Query{Len: 512, Direction: attrs.Read},
+			false,
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -147,6 +149,19 @@ func TestPrecedence(t *testing.T) {
 	if s.Hint() != attrs.HintPin || s.Source(attrs.IDHint) != attrs.SourceRule ||
 		!s.Offered(attrs.IDHint).Has(attrs.SourceDefault) {
 		t.Errorf("over a default: %s", s.Explain())
+	}
+}
+
+// TestSourceIsRule gives a rule a set that was parsed as an explicit one.
+func TestSourceIsRule(t *testing.T) {
+	given, err := attrs.ParseSet("hint=pin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var s attrs.Set
+	compile(t, Rule{Set: given}).Apply(read(0, 512), &s)
+	if s.Source(attrs.IDHint) != attrs.SourceRule || s.Offered(attrs.IDHint) != 1<<attrs.SourceRule {
+		t.Errorf("given by a rule:\n%s", s.Explain())
 	}
 }
 
@@ -225,6 +240,9 @@ func TestNeeds(t *testing.T) {
 		if got := r.Needs(); got != want {
 			t.Errorf("needs %v, want %v", got, want)
 		}
+	}
+	if r := (Rule{Kinds: Background}); r.Needs() != KnowKinds {
+		t.Errorf("kind background needs %v", r.Needs())
 	}
 	if s := (KnowCgroup | KnowKinds).String(); s != "cgroup, kind sync or background" {
 		t.Errorf("named %q", s)

@@ -67,6 +67,9 @@ type Backing struct {
 	WritebackDelay   Duration `toml:"writeback-delay"`
 	// PinQuota is there only if it is not the default, 0 being a value.
 	PinQuota *int `toml:"pin-quota,omitempty"`
+
+	// Rules give attributes to requests, the first one that matches wins.
+	Rules []Rule `toml:"rule,omitempty"`
 }
 
 // Duration is written as text: "30s".
@@ -174,6 +177,9 @@ func (f *File) check() error {
 					b.UblkID)
 			}
 			names[bn], ids[b.UblkID] = cn, bn
+			if err := CheckRules(b.Rules); err != nil {
+				return fmt.Errorf("backing device %s: %w", bn, err)
+			}
 		}
 	}
 	return nil

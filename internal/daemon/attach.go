@@ -168,8 +168,12 @@ func (in *Instance) addBacking(ctx context.Context, a *control.AttachArgs, o cac
 		return nil, err
 	}
 	s = &served{name: a.Name, b: b, dev: dev}
+	if err := in.rules.load(&s.rules, b.Size(), nil); err != nil {
+		return nil, errors.Join(err, in.forget(ctx, s, true))
+	}
 	setAbilities(b, dev)
-	err = in.bg.do(func() error { return in.bg.setFile(b.ID(), driverDevice(dev)) })
+	b.SetNumber(ownNumber(o.UUID))
+	err = in.setFile(b.ID(), dev)
 	if err == nil {
 		in.mu.Lock()
 		in.mu.served[b.ID()] = s
@@ -185,6 +189,15 @@ func (in *Instance) addBacking(ctx context.Context, a *control.AttachArgs, o cac
 		return nil, errors.Join(err, in.forget(ctx, s, true))
 	}
 	return s, nil
+}
+
+// setFile gives a device to the loops.
+func (in *Instance) setFile(id cache.BackingID, dev *blockdev.Device) error {
+	err := in.bg.do(func() error { return in.bg.setFile(id, driverDevice(dev)) })
+	if d := in.directServer(); d != nil && err == nil {
+		err = d.join(id, driverDevice(dev))
+	}
+	return err
 }
 
 func (in *Instance) writeHeader(dev *blockdev.Device, o *cache.AttachOptions,
@@ -238,12 +251,22 @@ func (in *Instance) forget(ctx context.Context, s *served, lose bool) error {
 	if err := in.unserve(ctx, s, true); err != nil {
 		return err
 	}
+	d := in.directServer()
+	if d != nil {
+		if err := d.drop(id); err != nil {
+			return err
+		}
+	}
 	if err := in.cache.FinishDetach(ctx, id, lose); err != nil {
+		if d != nil && s.dev != nil {
+			err = errors.Join(err, d.join(id, driverDevice(s.dev)))
+		}
 		return err
 	}
 	in.mu.Lock()
 	delete(in.mu.served, id)
 	in.mu.Unlock()
+	in.rules.drop(&s.rules)
 	err := in.bg.do(func() error { return in.bg.dropFile(id) })
 	if s.dev != nil {
 		err = errors.Join(err, releaseHeader(s.dev), s.dev.Close())

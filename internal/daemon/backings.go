@@ -175,12 +175,16 @@ func (in *Instance) applyConfig() error {
 			return err
 		}
 		s.b = b
+		b.SetNumber(ownNumber(r.UUID))
 		if s.dev != nil {
 			setAbilities(b, s.dev)
 		}
 		conf := in.conf.Backings[s.name]
 		if conf == nil {
 			continue
+		}
+		if err := in.rules.load(&s.rules, b.Size(), conf.Rules); err != nil {
+			return report.Wrap("configure "+s.name, err, "correct "+in.opts.ConfigPath)
 		}
 		mode, tun, err := settingsOf(conf)
 		if err != nil {

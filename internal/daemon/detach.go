@@ -189,6 +189,7 @@ func (in *Instance) device(id uint16) (control.Device, bool) {
 		SizeBytes: r.Identity.Size, Serial: r.Identity.Serial, FSType: r.Identity.FSType,
 		FSUUID: r.Identity.FSUUID,
 	}
+	d.Rules, d.RuleProblems = in.rules.problems(&s.rules)
 	d.Service, d.Problem = "offline", s.problem
 	if s.dev != nil {
 		d.BackingDevice = s.dev.Info.Path

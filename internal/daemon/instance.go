@@ -1,8 +1,8 @@
 // Package daemon runs a cache: it opens the devices, joins the engine to io_uring and ublk, and
 // carries out the commands that come over the control socket.
 //
-// A daemon serves one cache. Its threads are one per ublk queue and one for the background work;
-// each has a ring with the SSD and the backing devices registered, and drives one lane of the
+// A daemon serves one cache. Its threads are one per ublk queue, one for the clients that go around
+// the block devices (direct.go) and one for the background work; each has a ring with the SSD and the backing devices registered, and drives one lane of the
 // engine (driver.go, queue.go, loop.go). Everything else happens on ordinary goroutines, under
 // Instance.mu.
 //
@@ -39,8 +39,11 @@ type Options struct {
 	ConfigPath string
 	// AnyRuntimeDir allows a runtime folder that is not on tmpfs.
 	AnyRuntimeDir bool
-	// NoUblk runs the engine without block devices, for tests.
+	// NoUblk runs the engine without block devices: for tests, and where clients use the direct
+	// channel only.
 	NoUblk bool
+	// Direct bounds the clients that talk to the cache over shared memory.
+	Direct DirectOptions
 	// Wait bounds how long the devices of a dying daemon are waited for.
 	Wait time.Duration
 	// Note is told in a few words what takes time.
@@ -62,11 +65,13 @@ type Instance struct {
 	cache   *cache.Cache
 	bg      *loop
 	kernel  ublk.Features
+	rules   *ruleSet
 
 	mu struct {
 		sync.Mutex
 		served  map[cache.BackingID]*served
 		stopped bool
+		direct  *direct // nil: not served
 		// bpf reads what the kernel knows of requests; nil for the reason in bpfProblem.
 		bpf        *blkbpf.Source
 		bpfProblem string
@@ -92,8 +97,9 @@ type served struct {
 	ublk    *ublk.Device     // nil: no block device
 	queues  []*queue
 	shared  sharedTable
-	sources sources
+	kernel  kernelSource
 	link    string
+	rules   deviceRules
 }
 
 // Start opens a cache and serves its devices.
@@ -116,7 +122,7 @@ func Start(ctx context.Context, o Options) (*Instance, error) {
 	}
 	in := &Instance{
 		opts: o, conf: conf, dir: control.RuntimeDir(file.RuntimeDir), started: time.Now(),
-		log: slog.With("cache", o.Name), done: make(chan struct{}),
+		log: slog.With("cache", o.Name), done: make(chan struct{}), rules: newRuleSet(),
 	}
 	in.mu.served = map[cache.BackingID]*served{}
 	in.life, in.kill = context.WithCancel(context.Background())
@@ -159,6 +165,9 @@ func (in *Instance) start(ctx context.Context) error {
 		return err
 	}
 	if err := in.serveAll(ctx); err != nil {
+		return err
+	}
+	if err := in.startDirect(); err != nil {
 		return err
 	}
 	in.startKernelSource()

@@ -10,6 +10,7 @@ import (
 
 	"ubcache/cache"
 	"ubcache/internal/blockdev"
+	"ubcache/internal/extents"
 	"ubcache/internal/report"
 	"ubcache/ublk"
 )
@@ -52,8 +53,14 @@ func (in *Instance) Stop(ctx context.Context, force bool) error {
 	return nil
 }
 
-// usedBy says where the block device is mounted or who has built on it; empty if nobody.
+// usedBy says where the block device is mounted or who has built on it, or has it open past the block
+// device; empty if nobody.
 func (in *Instance) usedBy(s *served) string {
+	if d := in.directServer(); d != nil && s.b != nil {
+		if by := d.users(s.b.ID()); by != "" {
+			return by
+		}
+	}
 	if s.ublk == nil {
 		return ""
 	}
@@ -79,6 +86,7 @@ func (in *Instance) unserve(ctx context.Context, s *served, force bool) error {
 		return err
 	}
 	closeLanes(s.queues)
+	in.rules.serve(&s.rules, extents.Device{})
 	in.mu.Lock()
 	s.ublk, s.queues = nil, nil
 	in.mu.Unlock()
@@ -116,6 +124,11 @@ func (in *Instance) stopUnused(ctx context.Context, d *ublk.Device) error {
 func (in *Instance) finish(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, settleTime)
 	defer cancel()
+	if d := in.directServer(); d != nil {
+		if err := d.stop(); err != nil {
+			return fmt.Errorf("end the service of clients: %w", err)
+		}
+	}
 	if err := in.cache.Settle(ctx); err != nil {
 		return fmt.Errorf("write metadata: %w", err)
 	}
@@ -167,7 +180,10 @@ func (in *Instance) end() {
 	if src != nil {
 		_ = src.Close()
 	}
-	in.doneOnce.Do(func() { close(in.done) })
+	in.doneOnce.Do(func() {
+		in.rules.close()
+		close(in.done)
+	})
 }
 
 func (in *Instance) isStopped() bool {
