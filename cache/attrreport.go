@@ -28,7 +28,8 @@ type AttributeStats struct {
 	Ignored     int64 `json:"ignored"`
 	Unsupported int64 `json:"unsupported"`
 	Invalid     int64 `json:"invalid"`
-	// Sources is by the name of the source whose value counted; "none" if it was invalid.
+	// Sources is by the name of the source whose value counted; "none" if it was invalid or the id is not
+	// known.
 	Sources map[string]int64 `json:"sources,omitempty"`
 }
 
@@ -46,12 +47,12 @@ type GroupStats struct {
 }
 
 func (s *GroupStats) addGroup(g *group) {
-	s.Requests += g.requests.Load()
-	s.Errors += g.errors.Load()
+	errors, hits := g.errors.Load(), g.hitBlocks.Load()
+	s.Requests += errors + s.Latency.addCounts(&g.latency)
+	s.Errors += errors
 	s.Bytes += g.bytes.Load()
-	s.ReadBlocks += g.readBlocks.Load()
-	s.HitBlocks += g.hitBlocks.Load()
-	s.Latency.addCounts(&g.latency)
+	s.ReadBlocks += hits + g.missBlocks.Load()
+	s.HitBlocks += hits
 }
 
 func (s *GroupStats) add(o *GroupStats) {
@@ -90,9 +91,9 @@ func addGroup(m *map[string]GroupStats, name string, g *group) {
 func (s *AttributesStats) addCounters(a *attrCounters) {
 	s.Unreadable += a.unreadable.Load()
 	for id := 1; id < numAttrs; id++ {
-		s.addAttribute(attrs.ID(id).String(), &a.status[id], &a.source[id])
+		s.addAttribute(attrs.ID(id).String(), &a.answer[id])
 	}
-	s.addAttribute("unknown", &a.unknown, nil)
+	s.addAttribute("unknown", &a.unknown)
 	for h := range a.hints {
 		addGroup(&s.ByHint, attrs.Hint(h).String(), a.hints[h].Load())
 	}
@@ -110,28 +111,31 @@ func (s *AttributesStats) addCounters(a *attrCounters) {
 	addGroup(&s.ByTenant, otherTenants, a.tenants.other.Load())
 }
 
-func (s *AttributesStats) addAttribute(name string, status *[numStatuses]counter,
-	source *[numSources]counter,
-) {
+func (s *AttributesStats) addAttribute(name string, a *answers) {
 	t := s.ByAttribute[name]
 	seen := t.Seen
-	for i := range status {
-		t.Seen += status[i].Load()
+	by := [numStatuses]*int64{
+		attrs.Handled: &t.Handled, attrs.Ignored: &t.Ignored,
+		attrs.Unsupported: &t.Unsupported, attrs.Invalid: &t.Invalid,
 	}
-	if t.Seen == seen {
-		return
-	}
-	t.Handled += status[attrs.Handled].Load()
-	t.Ignored += status[attrs.Ignored].Load()
-	t.Unsupported += status[attrs.Unsupported].Load()
-	t.Invalid += status[attrs.Invalid].Load()
-	for i := 0; source != nil && i < numSources; i++ {
-		if n := source[i].Load(); n != 0 {
+	for status := range a {
+		for source := range a[status] {
+			n := a[status][source].Load()
+			if n == 0 {
+				continue
+			}
+			t.Seen += n
+			if by[status] != nil {
+				*by[status] += n
+			}
 			if t.Sources == nil {
 				t.Sources = map[string]int64{}
 			}
-			t.Sources[attrs.Source(i).String()] += n
+			t.Sources[attrs.Source(source).String()] += n
 		}
+	}
+	if t.Seen == seen {
+		return
 	}
 	if s.ByAttribute == nil {
 		s.ByAttribute = map[string]AttributeStats{}

@@ -20,12 +20,12 @@ const (
 )
 
 // attrCounters count what became of requests with attributes. One lane writes them, at the end of each
-// such request, and anybody may read them.
+// such request, and anybody may read them. An atomic addition is what costs here, so they are few: what
+// follows from other counters has none of its own.
 type attrCounters struct {
 	unreadable counter // sets of which nothing counted
-	status     [numAttrs][numStatuses]counter
-	source     [numAttrs][numSources]counter
-	unknown    [numStatuses]counter // ids that are not known
+	answer     [numAttrs]answers
+	unknown    answers // ids that are not known
 
 	// Groups are made when they are first needed; they are too large to have all of them.
 	hints   [numHints]atomic.Pointer[group]
@@ -33,11 +33,14 @@ type attrCounters struct {
 	tenants tenantTable
 }
 
+// answers counts by status, and by the source whose value counted.
+type answers [numStatuses][numSources]counter
+
 // group counts the requests that have something in common.
 type group struct {
-	requests, errors, bytes counter
-	readBlocks, hitBlocks   counter
-	latency                 histogram // of those that succeeded
+	errors, bytes         counter
+	hitBlocks, missBlocks counter   // of reads
+	latency               histogram // of those that succeeded
 }
 
 // groupOf is the group of a place, which is made if there is none.
@@ -51,15 +54,18 @@ func groupOf(at *atomic.Pointer[group]) *group {
 }
 
 func (g *group) count(r *Request, took int64) {
-	g.requests.Add(1)
 	if r.Err != nil {
 		g.errors.Add(1)
 		return
 	}
 	g.bytes.Add(r.Len)
 	if r.Op == ReqRead {
-		g.readBlocks.Add(int64(r.res.Blocks))
-		g.hitBlocks.Add(int64(r.hits))
+		if r.hits != 0 {
+			g.hitBlocks.Add(int64(r.hits))
+		}
+		if miss := int64(r.res.Blocks) - int64(r.hits); miss > 0 {
+			g.missBlocks.Add(miss)
+		}
 	}
 	g.latency[latencyBucket(took)].Add(1)
 }
@@ -70,14 +76,13 @@ func (a *attrCounters) count(r *Request, took int64) {
 	for left := set.Came(); left != 0; left &= left - 1 {
 		id := bits.TrailingZeros16(left)
 		ans := res.For(attrs.ID(id))
-		a.status[id][ans.Status].Add(1)
-		a.source[id][ans.Source].Add(1)
+		a.answer[id][ans.Status][ans.Source].Add(1)
 	}
 	if res.Frame() != attrs.ReasonNone {
 		a.unreadable.Add(1)
 	}
 	for i := range set.NumUnknown() {
-		a.unknown[res.For(set.UnknownID(i)).Status].Add(1)
+		a.unknown[res.For(set.UnknownID(i)).Status][attrs.SourceNone].Add(1)
 	}
 	if set.Has(attrs.IDHint) {
 		groupOf(&a.hints[set.Hint()]).count(r, took)

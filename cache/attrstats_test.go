@@ -207,4 +207,7 @@ func TestHistogram(t *testing.T) {
 	if empty.Quantile(0.5) != 0 {
 		t.Error("something of nothing")
 	}
+	if got := fmt.Sprintf("%+v", map[string]GroupStats{"x": {}}["x"].Latency); got != "0, p50 0s, p99 0s" {
+		t.Errorf("printed as %s", got)
+	}
 }

@@ -1,7 +1,6 @@
 package cache
 
 import (
-	"errors"
 	"fmt"
 	"time"
 
@@ -61,8 +60,8 @@ func (t *track) answerDeadline(r *Request, now int64) {
 	switch d := &t.deadline; {
 	case d.at == 0:
 	case d.late:
-		if r.Err == nil || errors.Is(r.Err, ErrMismatch) {
-			r.Err = ErrLate // the data is not all there, so what there is of it counts for nothing
+		if !t.sum.mismatch {
+			r.Err = ErrLate
 		}
 		r.res.Answer(attrs.IDDeadline, attrs.Handled, attrs.ReasonLate)
 	case now >= d.at && r.Err == nil:
@@ -75,6 +74,7 @@ type latencies [MaxBackings + 1]latency
 
 type latency struct {
 	mean   int64 // moving, ns; of reads that are not too long
+	n      int   // how many reads it is of
 	at     int64 // when the newest sample came
 	flying int32
 	since  int64 // nothing has come back since then, if flying
@@ -85,6 +85,8 @@ const (
 	sampleBytes = 64 << 10
 	// sampleAge is how long a mean is believed.
 	sampleAge = int64(time.Second)
+	// sampleMin is of how many reads a mean has to be for others to be given up for it.
+	sampleMin = 8
 )
 
 func (t *latencies) begin(op *Op, now int64) {
@@ -105,17 +107,17 @@ func (t *latencies) end(op *Op, now int64, err error) {
 	switch took := now - op.begun; {
 	case err != nil:
 	case d.at == 0 || now-d.at > sampleAge:
-		d.mean, d.at = took, now
+		d.mean, d.n, d.at = took, 1, now
 	default:
-		d.mean, d.at = d.mean+(took-d.mean)/8, now
+		d.mean, d.n, d.at = d.mean+(took-d.mean)/8, d.n+1, now
 	}
 }
 
-// expect is how long a read may take that begins now; 0 if nothing is known. A device that is
-// silent for longer than it usually takes may go on to be.
-func (t *latencies) expect(dev BackingID, now int64) (ns int64) {
+// expect is how long a read may take that begins now, judging by at least so many; 0 if nothing is
+// known. A device that is silent for longer than it usually takes may go on to be.
+func (t *latencies) expect(dev BackingID, now int64, samples int) (ns int64) {
 	d := &t[dev]
-	if now-d.at <= sampleAge {
+	if d.n >= samples && now-d.at <= sampleAge {
 		ns = d.mean
 	}
 	if d.flying > 0 {
@@ -129,19 +131,18 @@ func (t *latencies) expect(dev BackingID, now int64) (ns int64) {
 func (l *Lane) avoidsSSD(r *Request) bool {
 	now := l.d.Now()
 	left := r.track.deadline.at - now
-	return l.latency.expect(SSD, now) > left && l.latency.expect(r.b.id, now) < left
+	return l.latency.expect(SSD, now, 1) > left && l.latency.expect(r.b.id, now, 1) < left
 }
 
 // hopeless reports that a read with a deadline had better fail at once: a device that it needs is
 // expected to take more than twice the time that is left. As what was measured is believed for
-// sampleAge only, a read now and then finds out whether that is so still.
+// sampleAge only, a few reads now and then find out whether that is so still.
 func (l *Lane) hopeless(r *Request, ssd, backing bool) bool {
 	d := &r.track.deadline
 	now := l.d.Now()
 	left := d.at - now
-	if ssd && l.latency.expect(SSD, now) > 2*left || backing && l.latency.expect(r.b.id, now) > 2*left {
-		d.late = true
-	}
+	late := func(dev BackingID) bool { return l.latency.expect(dev, now, sampleMin) > 2*left }
+	d.late = d.late || ssd && late(SSD) || backing && late(r.b.id)
 	return d.late
 }
 

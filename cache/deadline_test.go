@@ -161,12 +161,18 @@ func TestDeadlineWithoutHope(t *testing.T) {
 	}
 	const miss = 1 << 20
 	h.lapse = int64(10 * time.Millisecond)
-	for _, off := range []int64{0, miss} { // measures
-		if err := read(off, time.Second); err != nil {
-			t.Fatal(err)
+	for _, far := range []int64{1 << 17, 0} { // misses, then hits
+		for i := range int64(sampleMin) {
+			in := time.Second
+			if i == sampleMin-1 {
+				in = 4 * time.Millisecond // too few are measured to give it up
+			}
+			if err := read(far/(1<<17)*miss+(i+1)*far, in); err != nil {
+				t.Fatalf("after %d reads: %v", i, err)
+			}
 		}
 	}
-	for _, off := range []int64{0, miss + 1<<17} {
+	for _, off := range []int64{0, miss} {
 		if err := read(off, 4*time.Millisecond); !late(err) {
 			t.Errorf("at %d: %v", off, err)
 		}
@@ -180,7 +186,7 @@ func TestDeadlineWithoutHope(t *testing.T) {
 	}
 	for dev, off := range map[BackingID]int64{SSD: 3 << 20, h.b.ID(): 0} { // the other one is needed
 		h.l.latency[SSD], h.l.latency[h.b.ID()] = latency{}, latency{}
-		h.l.latency[dev] = latency{mean: int64(time.Second), at: h.now}
+		h.l.latency[dev] = latency{mean: int64(time.Second), n: sampleMin, at: h.now}
 		if err := read(off, 4*time.Millisecond); err != nil {
 			t.Errorf("device %d is slow: %v", dev, err)
 		}
@@ -285,6 +291,34 @@ func TestDeadlineTakesTheFasterCopy(t *testing.T) {
 	}
 }
 
+// Of a read one part of which does not match, and another is late, the mismatch is reported.
+func TestMismatchCountsMoreThanLate(t *testing.T) {
+	h := small(t)
+	const off = regionBytes - BlockSize
+	h.write(off, fill(1, 1))
+	for _, good := range []bool{true, false} {
+		var set attrs.Set
+		a, expect := attrs.XXH64, fill(1, 2)
+		if !good {
+			expect[0]++
+		}
+		set.SetChecksum(attrs.Checksum{Algorithm: a, Sums: a.AppendSums(nil, expect)})
+		set.SetDeadline(time.Millisecond)
+		h.l.latency = &latencies{}
+		h.l.latency[h.b.ID()] = latency{mean: int64(time.Second), n: sampleMin, at: h.now}
+		r := &Request{
+			Op: ReqRead, Off: off, Len: 2 * BlockSize, Data: make([]byte, 2*BlockSize),
+			Attrs: &set, Results: &attrs.Results{},
+		}
+		err := h.do(r)
+		_, bad := r.Results.Mismatch()
+		if late(err) != good || errors.Is(err, attrs.ErrnoMismatch) == good || bad == good ||
+			r.Results.For(attrs.IDDeadline).Reason != attrs.ReasonLate {
+			t.Errorf("good %t: %v, %v", good, err, r.Results)
+		}
+	}
+}
+
 // A device that is silent for long is expected to go on so.
 func TestLatencyOfStall(t *testing.T) {
 	var l latencies
@@ -295,15 +329,15 @@ func TestLatencyOfStall(t *testing.T) {
 		l.end(op, 1+(2*i+1)*ms, nil)
 	}
 	now := 1 + 100*ms
-	if d := l.expect(SSD, now); d != ms {
+	if d := l.expect(SSD, now, sampleMin); d != ms {
 		t.Errorf("%d, want %d", d, ms)
 	}
 	l.begin(op, now)
-	if d := l.expect(SSD, now+50*ms); d != 50*ms {
+	if d := l.expect(SSD, now+50*ms, sampleMin); d != 50*ms {
 		t.Errorf("stalled: %d", d)
 	}
 	l.end(op, now+60*ms, errMedium)
-	if d := l.expect(SSD, now+60*ms); d != ms {
+	if d := l.expect(SSD, now+60*ms, sampleMin); d != ms {
 		t.Errorf("after an error: %d", d)
 	}
 	long := &Op{Kind: OpRead, Len: 1 << 20}

@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"fmt"
 	"math/bits"
 	"time"
 )
@@ -42,15 +43,23 @@ type Histogram struct {
 	total  int64
 }
 
-func (h *Histogram) addCounts(o *histogram) {
+// String is the count of latencies, their median and their 99th percentile.
+func (h Histogram) String() string {
+	return fmt.Sprintf("%d, p50 %v, p99 %v", h.total, h.Quantile(0.5), h.Quantile(0.99))
+}
+
+// addCounts returns how many it has added.
+func (h *Histogram) addCounts(o *histogram) (added int64) {
 	if h.counts == nil {
 		h.counts = make([]int64, histBuckets)
 	}
 	for i := range o {
 		n := o[i].Load()
 		h.counts[i] += n
-		h.total += n
+		added += n
 	}
+	h.total += added
+	return added
 }
 
 func (h *Histogram) add(o *Histogram) {

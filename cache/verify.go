@@ -62,12 +62,12 @@ func (t *track) differs(i int) {
 }
 
 // answerSums keeps the promise of decideChecksum. A request that failed before all of its data
-// was looked at has no answer.
+// was looked at has no answer, unless what was looked at did not match: that counts most.
 func (t *track) answerSums(r *Request) {
 	c := &t.sum
 	switch {
 	case c.Algorithm == 0:
-	case c.mismatch && !t.deadline.late: // of a request given up, some of the data is missing
+	case c.mismatch:
 		r.Err = ErrMismatch
 		r.res.SetMismatch(c.Algorithm, c.bad)
 	case c.seen != int(r.Len/BlockSize):

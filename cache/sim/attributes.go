@@ -139,7 +139,7 @@ func (s *Sim) expect(r *request, want error) {
 }
 
 // mismatched is for a request whose data was not what its checksums say. What a read has found in its
-// place is something legal all the same.
+// place is something legal all the same, if it has read all of it.
 func (s *Sim) mismatched(r *request) {
 	if r.read == nil {
 		if !r.asked.wrong {
@@ -149,6 +149,10 @@ func (s *Sim) mismatched(r *request) {
 	}
 	if !r.asked.wrong && r.asked.sure && !r.read.open() {
 		s.fail(fmt.Errorf("read of sectors %d+%d: the only legal data does not match", r.first, r.n))
+	}
+	if r.attrs.Has(attrs.IDDeadline) { // a part may have been given up
+		s.models[r.dev].forget(r.read)
+		return
 	}
 	if err := s.models[r.dev].readDone(r.read, r.data); err != nil {
 		s.fail(fmt.Errorf("device %d, read that does not match: %w", r.dev, err))
@@ -180,7 +184,7 @@ func (s *Sim) checkAnswers(r *request) error {
 		return fmt.Errorf("checksum of hidden data: %v", sum)
 	case r.Err == nil && c.Return && !bytes.Equal(returned, c.Algorithm.AppendSums(nil, r.data)):
 		return fmt.Errorf("checksums %x are not those of the data", returned)
-	case (late.Reason == attrs.ReasonLate) != errors.Is(r.Err, attrs.ErrnoDeadline):
+	case !bad && (late.Reason == attrs.ReasonLate) != errors.Is(r.Err, attrs.ErrnoDeadline):
 		return fmt.Errorf("deadline: %v, error %v", late, r.Err)
 	case r.attrs.Has(attrs.IDDeadline) && late.Status != attrs.Handled:
 		return fmt.Errorf("deadline: %v", late)
