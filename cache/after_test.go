@@ -142,6 +142,17 @@ func TestEvictOfALostBlock(t *testing.T) {
 	}
 }
 
+// A block that turns out to be lost when it is to be written back no longer counts as leaving.
+func TestEvictFindsALostBlock(t *testing.T) {
+	h := pressed(t)
+	h.hint(ReqWrite, 0, 2, "hint=evict")
+	h.ssd[h.slotOf(0)+7] ^= 0xff
+	h.until("the eviction of the other", func() bool { return h.resident(0, 2).Cached == 1 })
+	if r := h.resident(0, 1); r.bad != 1 || r.Leaving != 0 || h.b.leaving.Load() != 0 {
+		t.Errorf("%+v, %d leaving", r, h.b.leaving.Load())
+	}
+}
+
 // Prefetched data is in the cache though the stream is past the cutoff; where it is not, the
 // answer says so.
 func TestPrefetch(t *testing.T) {

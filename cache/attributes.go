@@ -4,6 +4,7 @@ import (
 	"syscall"
 
 	"ubcache/attrs"
+	"ubcache/policy"
 )
 
 // way is how a request goes through the cache: what the mode of its device says, as its attributes
@@ -274,9 +275,14 @@ func (l *Lane) decideBypass(r *Request) {
 func (l *Lane) full(b *Backing) bool { return l.c.dirty.Load() >= b.dirtyMax.Load() }
 
 // admits reports whether the data of a request enters the cache. The detector sees every request.
+// What idle requests read is not worth a write beside requests of class rt, unless they insist.
 func (l *Lane) admits(r *Request) bool {
 	seq := l.sequential(r)
-	return r.way.admit == admitAlways || r.way.admit == admitPolicy && !seq
+	if r.way.admit != admitPolicy {
+		return r.way.admit == admitAlways
+	}
+	yields := r.Op == ReqRead && r.job.Class == policy.Idle && l.contention(r.started).RT
+	return !seq && !yields
 }
 
 // notCached takes back what was promised for data that found no room on the SSD.

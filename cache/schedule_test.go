@@ -313,6 +313,21 @@ func TestPriorityWeighsHits(t *testing.T) {
 	}
 }
 
+// Beside rt requests what idle ones read is not written to the SSD, unless they ask for it.
+func TestIdleFillsYield(t *testing.T) {
+	h := pressed(t)
+	h.hint(ReqRead, 0, 4, "prio=idle/0")
+	h.hint(ReqRead, 100, 4, "prio=rt/0")
+	h.hint(ReqRead, 4, 4, "prio=idle/0")
+	h.hint(ReqRead, 8, 4, "prio=idle/0,hint=cache")
+	h.hint(ReqRead, 12, 4, "prio=be/0")
+	for first, want := range map[Block]int64{0: 4, 4: 0, 8: 4, 12: 4, 100: 4} {
+		if r := h.resident(first, 4); r.Cached != want {
+			t.Errorf("blocks from %d on: %+v, want %d cached", first, r, want)
+		}
+	}
+}
+
 // Ordinary requests pay nothing for the scheduler while there is no contention, and while there is
 // they still allocate nothing.
 func TestSchedulingAllocatesNothing(t *testing.T) {

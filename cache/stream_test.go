@@ -133,3 +133,18 @@ func TestStreamsAreBounded(t *testing.T) {
 }
 
 func first(s Slot, _ int) Slot { return s }
+
+// While anything is pinned the last free bucket is for eviction to move that to.
+func TestLastBucketIsForPins(t *testing.T) {
+	h := pressed(t)
+	h.hint(ReqRead, 0, 1, "hint=pin")
+	a := &h.c.alloc
+	a.mu.free = a.mu.free[:1]
+	a.freeCount.Store(1)
+	if b := a.takeFree(false); b != noBucket {
+		t.Error("somebody else gets it")
+	}
+	if b := a.takeFree(true); b == noBucket {
+		t.Error("eviction does not get it")
+	}
+}

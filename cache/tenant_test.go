@@ -90,6 +90,9 @@ func TestTenantQuota(t *testing.T) {
 		if a := res.For(attrs.IDHint); a.Status == attrs.Handled {
 			t.Errorf("%s: the hint is %v", c.what, a)
 		}
+		if r := h.resident(c.first, 8); c.st == over && r.Cached != 0 {
+			t.Errorf("%s: the data is cached all the same: %+v", c.what, r)
+		}
 		if got := h.cachedOf(seven); got != c.cached {
 			t.Errorf("%s: %d blocks are cached, want %d", c.what, got, c.cached)
 		}

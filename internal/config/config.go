@@ -65,6 +65,8 @@ type Backing struct {
 	DirtyTarget      int      `toml:"dirty-target"`
 	DirtyMax         int      `toml:"dirty-max"`
 	WritebackDelay   Duration `toml:"writeback-delay"`
+	// PinQuota is there only if it is not the default, 0 being a value.
+	PinQuota *int `toml:"pin-quota,omitempty"`
 
 	// Rules give attributes to requests, the first one that matches wins.
 	Rules []Rule `toml:"rule,omitempty"`

@@ -80,7 +80,7 @@ type DetachArgs struct {
 	NoWait bool `json:"no_wait,omitempty"`
 }
 
-// SetArgs change settings: mode, sequential-cutoff, dirty-target, dirty-max, writeback-delay.
+// SetArgs change settings: mode, sequential-cutoff, dirty-target, dirty-max, writeback-delay, pin-quota.
 type SetArgs struct {
 	Name     string            `json:"name"`
 	Settings map[string]string `json:"settings"`

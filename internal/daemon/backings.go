@@ -219,6 +219,10 @@ func settingsOf(c *config.Backing) (cache.Mode, cache.Tunables, error) {
 	t := cache.Tunables{
 		SequentialCutoff: int64(c.SequentialCutoff), DirtyTarget: c.DirtyTarget,
 		DirtyMax: c.DirtyMax, WritebackDelay: time.Duration(c.WritebackDelay),
+		PinQuota: cache.DefaultTunables().PinQuota,
+	}
+	if c.PinQuota != nil {
+		t.PinQuota = *c.PinQuota
 	}
 	return mode, t, t.Validate()
 }
