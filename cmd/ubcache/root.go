@@ -18,7 +18,7 @@ Getting started:
   mount /dev/ubcache/data /srv
   ubcache status
 
-What format, attach, detach and set change is written to the configuration file, which tells
+What format, attach, detach, set and rule change is written to the configuration file, which tells
 start what to start. A daemon that was killed loses no acknowledged write, and mounted filesystems
 survive: ubcache start goes on where it ended.
 

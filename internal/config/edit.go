@@ -14,7 +14,7 @@ import (
 )
 
 const defaultHeader = `# ubcache: caches and their backing devices.
-# The commands format, attach, detach and set rewrite this file; comments above the first line
+# The commands format, attach, detach, set and rule rewrite this file; comments above the first line
 # that is none are kept, others are not.
 `
 

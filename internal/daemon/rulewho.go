@@ -12,14 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lookUpUser finds the number of the rule's user. Without one the rule must match nobody: an id that
-// is none stands for that, (uid_t)-1.
+// lookUpUser finds the number of the rule's user. Without one the rule matches nobody.
 func (r *rule) lookUpUser() {
 	if r.conf.UID == "" {
 		return
 	}
-	const nobody = 1<<32 - 1
-	r.parsed.UID = nobody
 	text := r.conf.UID
 	if _, err := strconv.ParseUint(text, 10, 32); err != nil {
 		u, err := user.Lookup(text)
@@ -30,7 +27,7 @@ func (r *rule) lookUpUser() {
 		text = u.Uid
 	}
 	n, err := strconv.ParseUint(text, 10, 32)
-	if err != nil || n == nobody {
+	if err != nil {
 		r.noUser = fmt.Sprintf("%q is not the number of a user", text)
 		return
 	}

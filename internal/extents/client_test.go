@@ -15,9 +15,6 @@ const envServe = "UBCACHE_TEST_SERVE"
 // TestMain makes the test binary the process of a Client when a test runs it so.
 func TestMain(m *testing.M) {
 	if os.Getenv(envServe) != "" {
-		if err := SystemMounts(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-		}
 		if err := Serve(os.Stdin, os.Stdout); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
