@@ -260,3 +260,59 @@ func BenchmarkDirect(b *testing.B) {
 		})
 	}
 }
+
+// TestDirectEntries: what the daemon says to entries that make no sense, and to a client that ends
+// while one of its requests waits for a buffer.
+func TestDirectEntries(t *testing.T) {
+	b := newDirectBench(t, directOptions{})
+	h := newHostile(t, b)
+	const end = 64 * shm.PageBytes
+	for _, c := range []struct {
+		e    shm.Entry
+		want int64
+	}{
+		{shm.Entry{Op: shm.OpRead, Bytes: 4096}, 4096},
+		{shm.Entry{Op: shm.OpRead, Bytes: 4096, Data: end - 4096}, 4096},
+		{shm.Entry{Op: shm.OpRead, Bytes: 4096, Data: end - 2048}, -int64(unix.EINVAL)},
+		{shm.Entry{Op: shm.OpWrite, Bytes: 4096, Data: 1 << 63}, -int64(unix.EINVAL)},
+		{shm.Entry{Op: shm.OpWrite, Bytes: 4096, Off: 1 << 63}, -int64(unix.EINVAL)},
+		{shm.Entry{Op: shm.OpRead, Bytes: 0}, -int64(unix.EINVAL)},
+		{shm.Entry{Op: shm.OpRead, Bytes: maxDirect + 512}, -int64(unix.EINVAL)},
+		{shm.Entry{Op: shm.OpRead, Bytes: 4096, Device: 1}, -int64(unix.EBADF)},
+		{shm.Entry{Op: shm.OpRead, Bytes: 4096, Flags: 1 << 7}, -int64(unix.EINVAL)},
+		{shm.Entry{Op: 6, Bytes: 4096}, -int64(unix.EINVAL)},
+		{shm.Entry{Op: shm.OpDiscard, Bytes: 4096, Flags: shm.WithAttributes, Data: end}, -int64(unix.EINVAL)},
+		{shm.Entry{Op: shm.OpDiscard, Bytes: 4096, Off: directDiskBytes}, -int64(unix.EINVAL)},
+		{shm.Entry{Op: shm.OpQuery, Bytes: 8}, 8},
+		{shm.Entry{Op: shm.OpQuery, Bytes: 4096}, int64(4 * len(attrs.Attributes()))},
+		{shm.Entry{Op: shm.OpFlush}, 0},
+	} {
+		if got := ringTrip(h, &c.e); got != c.want {
+			t.Errorf("%+v: %d, want %d", c.e, got, c.want)
+		}
+	}
+	b.onRing(func(d *directRing, _ *ringClient) {
+		for d.bufs.get(4096) != nil {
+			continue
+		}
+	})
+	if _, wake := h.r.Ring().Submit(&shm.Entry{Op: shm.OpRead, Bytes: 4096}); wake {
+		_, _ = unix.Write(h.fds[0], wakeWord)
+	}
+	for waits := false; !waits; {
+		b.onRing(func(_ *directRing, r *ringClient) { waits = r.wait != nil })
+	}
+	h.close()
+	b.clients(0)
+	d := b.directServer()
+	must(t, d.loop.do(func() error {
+		n := 0
+		for q := d.ring.free; q != nil; q = q.next {
+			n++
+		}
+		if n != len(d.ring.reqs) || n == 0 {
+			t.Errorf("%d requests of %d came back", n, len(d.ring.reqs))
+		}
+		return nil
+	}))
+}
