@@ -170,7 +170,9 @@ func (d *Device) findChannel() {
 		}
 	}
 	if devices == 0 {
-		d.why = strings.Join(why, "; ")
+		if d.why = strings.Join(why, "; "); d.why == "" {
+			d.why = "no block device of a cache"
+		}
 		return
 	}
 	if err := d.direct(true); err != nil {

@@ -35,7 +35,8 @@ type Op struct {
 	Off, Len int64
 	// FUA makes a write durable.
 	FUA bool
-	// Attrs is what is said of the request; nil is nothing.
+	// Attrs is what is said of the request. Without any it is still asked what the request got by
+	// rules and other sources; nil asks nothing.
 	Attrs *attrs.Set
 
 	// N bytes were moved. Results are the answers for Attrs. Err is a syscall.Errno where kernel or
@@ -162,7 +163,7 @@ func (d *Device) prepare(op *Op) bool {
 
 func (d *Device) begin(op *Op) error {
 	carried := d.channel == Direct || d.channel == Shared && op.data()
-	some := op.Attrs != nil && !op.Attrs.Empty()
+	some := op.Attrs != nil
 	if some && !carried {
 		// Nobody will see them, so nobody refuses what is required.
 		if _, errno := op.Attrs.CheckRequired(&op.Results); errno != 0 {

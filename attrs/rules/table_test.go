@@ -152,6 +152,19 @@ func TestPrecedence(t *testing.T) {
 	}
 }
 
+// TestSourceIsRule gives a rule a set that was parsed as an explicit one.
+func TestSourceIsRule(t *testing.T) {
+	given, err := attrs.ParseSet("hint=pin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var s attrs.Set
+	compile(t, Rule{Set: given}).Apply(read(0, 512), &s)
+	if s.Source(attrs.IDHint) != attrs.SourceRule || s.Offered(attrs.IDHint) != 1<<attrs.SourceRule {
+		t.Errorf("given by a rule:\n%s", s.Explain())
+	}
+}
+
 func TestCompileErrors(t *testing.T) {
 	ok := set(t, "hint=pin")
 	var invalid attrs.Set
@@ -227,6 +240,9 @@ func TestNeeds(t *testing.T) {
 		if got := r.Needs(); got != want {
 			t.Errorf("needs %v, want %v", got, want)
 		}
+	}
+	if r := (Rule{Kinds: Background}); r.Needs() != KnowKinds {
+		t.Errorf("kind background needs %v", r.Needs())
 	}
 	if s := (KnowCgroup | KnowKinds).String(); s != "cgroup, kind sync or background" {
 		t.Errorf("named %q", s)

@@ -127,7 +127,9 @@ func (m *Message) Err() error {
 	if m.Text == "" {
 		return m.Errno
 	}
-	return fmt.Errorf("%s: %w", strings.TrimSpace(m.Text), m.Errno)
+	// What the daemon says may end with its errno.
+	text := strings.TrimSuffix(strings.TrimSpace(m.Text), ": "+m.Errno.Error())
+	return fmt.Errorf("%s: %w", text, m.Errno)
 }
 
 // Send sends a message with descriptors, which stay the caller's.

@@ -87,6 +87,11 @@ func printStatus(w io.Writer, file *config.File, list []control.Status) error {
 		if err := table(w, rows); err != nil {
 			return err
 		}
+		for _, d := range st.Devices {
+			for _, p := range d.RuleProblems {
+				fmt.Fprintf(w, "  %s: %s\n", d.Name, p)
+			}
+		}
 	}
 	return nil
 }

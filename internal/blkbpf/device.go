@@ -84,7 +84,7 @@ func (d *Device) addQueue(key [keyBytes]byte, depth int) error {
 	case errors.Is(err, ebpf.ErrKeyExist):
 		err = errors.New("the disk is tracked already")
 	case errors.Is(err, unix.E2BIG):
-		err = fmt.Errorf("%d queues are tracked, and that is the limit", MaxQueues)
+		err = fmt.Errorf("%d queues are tracked already, the limit", d.src.maxQueues)
 	}
 	if err != nil {
 		return errors.Join(err, unix.Munmap(mem))
@@ -99,8 +99,11 @@ func (d *Device) addQueue(key [keyBytes]byte, depth int) error {
 // once for each request, and by one thread at a time for each queue: it empties the slot. It does not
 // allocate and makes no system call.
 //
-// It is false if the program did not see the request.
+// It is false if the program did not see the request, and always of a nil device: there is no program.
 func (d *Device) Lookup(queue, tag int, sector uint64, sectors uint32) (Event, bool) {
+	if d == nil {
+		return Event{}, false
+	}
 	slots := d.slots[queue]
 	return take(slots[tag*slotBytes:(tag+1)*slotBytes], sector, sectors, &d.bits)
 }

@@ -25,9 +25,9 @@
 //
 // A slot is read once and empty afterwards. Where the program did not see a request there is no
 // slot or an old one, whose position and length differ: Lookup finds nothing then, never another
-// request's values. That happens to requests that were issued before Track, as those that wait for
-// a dead server's successor, and in rare cases when the kernel does not run the program because
-// it interrupted itself.
+// request's values. That happens to requests that were issued before Track, and in rare cases when
+// the kernel does not run the program because it interrupted itself. What a dead server left
+// unanswered is issued again to its successor, and is seen if Track came before the device was started.
 //
 // A request of several bios has the first one's values. The kernel merges only what has the same
 // I/O priority, write hint and cgroup, but metadata and readahead may be merged with others.

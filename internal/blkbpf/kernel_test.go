@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -23,7 +24,7 @@ import (
 // VM, whose kernels all can.
 func openSource(t *testing.T) *Source {
 	t.Helper()
-	s, err := Open()
+	s, err := open(options{MaxQueues, 0}) // the requests of this process are its own
 	if err != nil {
 		if os.Getenv("UBVM_KERNEL") == "" {
 			t.Skip(err)
@@ -216,7 +217,7 @@ func TestPriority(t *testing.T) {
 		}
 		want := seen{uint64(at) >> 9, 8, Event{
 			IOPrio: prio, PID: uint32(os.Getpid()), UID: uint32(os.Getuid()),
-			Cgroup: got.Cgroup, Sync: got.Sync,
+			Cgroup: got.Cgroup, Sync: got.Sync, Write: write,
 		}}
 		if got != want {
 			t.Errorf("saw  %+v\nwant %+v", got, want)
@@ -256,6 +257,27 @@ func TestReadahead(t *testing.T) {
 		}
 	}
 	t.Error("no readahead seen")
+}
+
+// TestSelf: what the serving process issues counts as issued by a kernel thread.
+func TestSelf(t *testing.T) {
+	openSource(t) // skips
+	disk := loopDisk(t)
+	s, err := Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := track(t, s, disk)
+	withPriority(t, 3<<13, func() { directIO(t, disk, false, 0, nil) })
+	if got := d.only(t); !got.Kernel || got.IOPrio != 3<<13 {
+		t.Errorf("saw %+v", got)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := Probe(); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestOthers: disks that are not tracked fill no slots, nor do those whose names are alike.
@@ -315,6 +337,46 @@ func TestTrack(t *testing.T) {
 	refused("ublkb1", 1, 1, "closed")
 }
 
+// TestLimit: what does not fit is refused as a whole.
+func TestLimit(t *testing.T) {
+	openSource(t) // skips
+	s, err := open(options{3, 0})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := s.Track("ublkb0", 2, 8)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Track("ublkb1", 2, 8); err == nil || !strings.Contains(err.Error(), "3 queues are") {
+		t.Errorf("two queues more: %v", err)
+	}
+	second, err := s.Track("ublkb1", 1, 8)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(first.Close(), second.Close(), s.Close()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestExplain has what users are told.
+func TestExplain(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		want string
+	}{
+		{fmt.Errorf("make a map: %w", unix.EPERM), "operation not permitted (needs root, or CAP_BPF"},
+		{fmt.Errorf("read: %w", fs.ErrPermission), "operation not permitted (needs root, or CAP_BPF"},
+		{fmt.Errorf("make a map: %w", unix.ENOSYS), "not implemented (the kernel is built without CONFIG_BPF"},
+		{errors.New("something else"), "something else"},
+	} {
+		if got := explain(c.err); !strings.Contains(got.Error(), c.want) {
+			t.Errorf("%v: %v, want %q", c.err, got, c.want)
+		}
+	}
+}
+
 // TestClose: after it, requests are not written down any more.
 func TestClose(t *testing.T) {
 	s, disk := openSource(t), loopDisk(t)
@@ -345,7 +407,7 @@ func TestVariants(t *testing.T) {
 			t.Fatal(err)
 		}
 		l.hasBlkcg, l.hasCgroups = false, cgroups
-		s := &Source{bits: l.bits}
+		s := &Source{bits: l.bits, options: options{maxQueues: 1}}
 		if err := s.load(l); err != nil {
 			t.Fatalf("%+v", err)
 		}

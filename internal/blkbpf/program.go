@@ -25,16 +25,17 @@ const (
 	regCgroup  = asm.R9
 )
 
-// program assembles what runs at the tracepoint. queues is the descriptor of the table of queues.
+// program assembles what runs at the tracepoint. queues is the descriptor of the table of queues, self the
+// process that serves the devices.
 //
 // Pointers into the kernel's structures are followed with plain loads, which the verifier checks
 // against the types and the kernel makes safe: a load through a wrong pointer or NULL gives 0.
-func (l *layout) program(queues int) asm.Instructions {
+func (l *layout) program(queues, self int) asm.Instructions {
 	var p asm.Instructions
 	p = append(p, l.findSlot(queues)...)
 	p = append(p, l.copyRequest()...)
 	p = append(p, l.copyBio()...)
-	p = append(p, l.copyTask()...)
+	p = append(p, l.copyTask(self)...)
 	return append(p,
 		asm.StoreMem(regSlot, slotCgroup, regCgroup, asm.DWord).WithSymbol("has-cgroup"),
 		asm.StoreImm(regSlot, slotFilled, 1, asm.Word),
@@ -107,20 +108,25 @@ func (l *layout) copyBio() asm.Instructions {
 	)
 }
 
-// copyTask takes what there is to know of the running task, which is the issuer or works for it.
-func (l *layout) copyTask() asm.Instructions {
+// copyTask takes what there is to know of the running task, which is the issuer or works for it: a
+// kernel thread, or the server, which issues again what its predecessor left (END_USER_RECOVERY) and
+// counts as a kernel thread. Their cgroups say nothing.
+func (l *layout) copyTask(self int) asm.Instructions {
 	p := asm.Instructions{
 		asm.FnGetCurrentTaskBtf.Call(),
-		asm.LoadMem(asm.R2, asm.R0, l.taskFlags, asm.Word),
-		asm.StoreMem(regSlot, slotTask, asm.R2, asm.Word),
+		asm.LoadMem(asm.R3, asm.R0, l.taskFlags, asm.Word),
 		asm.LoadMem(asm.R2, asm.R0, l.taskPID, asm.Word),
 		asm.StoreMem(regSlot, slotPID, asm.R2, asm.Word),
+		asm.JNE.Imm(asm.R2, int32(self), "not-self"),
+		asm.Or.Imm(asm.R3, taskKernel),
+		asm.StoreMem(regSlot, slotTask, asm.R3, asm.Word).WithSymbol("not-self"),
 		asm.LoadMem(asm.R2, asm.R0, l.taskCred, asm.DWord),
 		asm.LoadMem(asm.R2, asm.R2, l.credUID, asm.Word),
 		asm.StoreMem(regSlot, slotUID, asm.R2, asm.Word),
 	}
 	if l.hasCgroups {
-		p = append(p, asm.JGT.Imm(regCgroup, RootCgroup, "has-cgroup"))
+		p = append(p, asm.JSet.Imm(asm.R3, taskKernel, "has-cgroup"),
+			asm.JGT.Imm(regCgroup, RootCgroup, "has-cgroup"))
 		p = append(p, follow(regCgroup, asm.R0,
 			l.taskCgroups, l.cssSetGroup, l.groupNode, l.nodeID)...)
 	}

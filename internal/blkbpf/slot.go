@@ -22,6 +22,9 @@ const (
 // taskKernel is the bit of a kernel thread in a task's flags (PF_KTHREAD).
 const taskKernel = 0x00200000
 
+// opWrite is the bit that all operations to a device have, and none from it (op_is_write).
+const opWrite = 1
+
 // take reads the slot if it is that of the request, and empties it.
 //
 // Nothing here is atomic: the program wrote the slot before it gave the request to the driver,
@@ -41,6 +44,7 @@ func take(slot []byte, sector uint64, sectors uint32, bits *flagBits) (e Event, 
 	return Event{
 		IOPrio:     binary.NativeEndian.Uint16(slot[slotIOPrio:]),
 		WriteHint:  slot[slotHint],
+		Write:      flags&opWrite != 0,
 		Readahead:  flags&bits.readahead != 0,
 		Meta:       flags&bits.meta != 0,
 		Prio:       flags&bits.prio != 0,

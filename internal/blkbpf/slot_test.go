@@ -34,12 +34,15 @@ func TestTake(t *testing.T) {
 		change      func(*Event)
 	}{
 		{"nothing", 0, 0, func(*Event) {}},
+		{"write", 1, 0, func(e *Event) { e.Write = true }},
+		{"write zeroes", 9, 0, func(e *Event) { e.Write = true }},
+		{"flush", 2, 0, func(*Event) {}},
 		{"readahead", 1 << 19, 0, func(e *Event) { e.Readahead = true }},
 		{"meta", 1 << 12, 0, func(e *Event) { e.Meta = true }},
 		{"prio", 1 << 13, 0, func(e *Event) { e.Prio = true }},
 		{"background", 1 << 20, 0, func(e *Event) { e.Background = true }},
 		{"sync", 1 << 11, 0, func(e *Event) { e.Sync = true }},
-		{"others", ^uint32(1<<19 | 1<<12 | 1<<13 | 1<<20 | 1<<11), ^uint32(1 << 21), func(*Event) {}},
+		{"others", ^uint32(1 | 1<<19 | 1<<12 | 1<<13 | 1<<20 | 1<<11), ^uint32(1 << 21), func(*Event) {}},
 		{"kernel thread", 0, 1 << 21, func(e *Event) { e.Kernel = true }},
 	} {
 		slot := make([]byte, slotBytes)
@@ -86,10 +89,12 @@ func TestAddTo(t *testing.T) {
 	}{
 		{"nothing", Event{}, ""},
 		{"ordinary", Event{IOPrio: 2<<13 | 4, Cgroup: RootCgroup, Readahead: true, PID: 7}, ""},
+		{"flush in the root", Event{Cgroup: RootCgroup}, ""},
 		{"hint", Event{IOPrio: 2<<13 | 770<<3 | 4}, "hint=bypass"},
 		{"priority", Event{IOPrio: 3 << 13}, "prio=idle/0"},
 		{"both", Event{IOPrio: 1<<13 | 769<<3 | 2}, "hint=cache,prio=rt/2"},
-		{"lifetime", Event{WriteHint: 5}, "lifetime=extreme"},
+		{"lifetime", Event{WriteHint: 5, Write: true}, "lifetime=extreme"},
+		{"lifetime of a read", Event{WriteHint: 5}, ""},
 		{"tenant", Event{Cgroup: 4242}, "tenant=cgroup:4242"},
 	} {
 		var s attrs.Set
@@ -100,8 +105,11 @@ func TestAddTo(t *testing.T) {
 		if c.want == "" && !s.Empty() {
 			t.Errorf("%s: not empty", c.name)
 		}
+		if c.e.Silent() != s.Empty() {
+			t.Errorf("%s: silent %t", c.name, c.e.Silent())
+		}
 	}
-	e := Event{IOPrio: 2<<13 | 770<<3 | 4, WriteHint: 2, Cgroup: 9}
+	e := Event{IOPrio: 2<<13 | 770<<3 | 4, WriteHint: 2, Write: true, Cgroup: 9}
 	var s attrs.Set
 	e.AddTo(&s)
 	for id, want := range map[attrs.ID]attrs.Source{
@@ -115,6 +123,9 @@ func TestAddTo(t *testing.T) {
 }
 
 func TestLookup(t *testing.T) {
+	if e, ok := (*Device)(nil).Lookup(3, 4, 80, 8); ok || e != (Event{}) {
+		t.Errorf("without a program: %+v, %t", e, ok)
+	}
 	d := &Device{bits: testBits}
 	for range 3 {
 		d.slots = append(d.slots, make([]byte, 16*slotBytes))
@@ -139,6 +150,28 @@ func TestLookup(t *testing.T) {
 	})
 	if n != 0 {
 		t.Errorf("%v allocations", n)
+	}
+}
+
+func BenchmarkAddTo(b *testing.B) {
+	for _, c := range []struct {
+		name string
+		e    Event
+	}{
+		{"plain", Event{IOPrio: plainIOPrio}},
+		{"cgroup", Event{IOPrio: plainIOPrio, Cgroup: 42}},
+		{"all", Event{IOPrio: 3<<13 | 770<<3, Cgroup: 42, WriteHint: 2, Write: true}},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			var s attrs.Set
+			for b.Loop() {
+				if c.e.Silent() {
+					continue
+				}
+				s = attrs.Set{}
+				c.e.AddTo(&s)
+			}
+		})
 	}
 }
 

@@ -17,6 +17,7 @@ const MaxQueues = 1024
 
 // Source is the program on the tracepoint. It works until Close or the end of the process.
 type Source struct {
+	options
 	bits   flagBits
 	queues *ebpf.Map // from a key to the queue's slots
 	prog   *ebpf.Program
@@ -31,7 +32,7 @@ type Source struct {
 // Open loads the program and attaches it. The error says in one line what is missing; the caller
 // can do without.
 func Open() (*Source, error) {
-	s, err := open()
+	s, err := open(options{MaxQueues, os.Getpid()})
 	if err != nil {
 		return nil, fmt.Errorf("BPF on %s: %w", tracepoint, explain(err))
 	}
@@ -47,7 +48,13 @@ func Probe() error {
 	return s.Close()
 }
 
-func open() (*Source, error) {
+// options are what tests have otherwise.
+type options struct {
+	maxQueues int
+	self      int // the process whose requests are not its own
+}
+
+func open(o options) (*Source, error) {
 	types, err := btf.LoadKernelSpec()
 	if err != nil {
 		return nil, fmt.Errorf("read the kernel's types: %w", err)
@@ -56,7 +63,7 @@ func open() (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Source{bits: l.bits}
+	s := &Source{options: o, bits: l.bits}
 	if err := s.load(l); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -67,18 +74,23 @@ func open() (*Source, error) {
 func (s *Source) load(l *layout) (err error) {
 	s.queues, err = ebpf.NewMap(&ebpf.MapSpec{
 		Name: "ubcache_queues", Type: ebpf.HashOfMaps, KeySize: keyBytes, ValueSize: 4,
-		MaxEntries: MaxQueues, InnerMap: slotsSpec(1),
+		MaxEntries: uint32(s.maxQueues), InnerMap: slotsSpec(1),
 	})
 	if err != nil {
 		return fmt.Errorf("make a map: %w", err)
 	}
 	s.prog, err = ebpf.NewProgramWithOptions(&ebpf.ProgramSpec{
 		Name: "ubcache_issue", Type: ebpf.Tracing, AttachType: ebpf.AttachTraceRawTp,
-		AttachTo: tracepoint, Instructions: l.program(s.queues.FD()), License: license,
+		AttachTo: tracepoint, Instructions: l.program(s.queues.FD(), s.self), License: license,
 	}, ebpf.ProgramOptions{})
 	if err != nil {
 		return fmt.Errorf("load the program: %w", err)
 	}
+	return s.attach()
+}
+
+// attach lets the program run from now on.
+func (s *Source) attach() (err error) {
 	s.link, err = link.AttachTracing(link.TracingOptions{
 		Program: s.prog, AttachType: ebpf.AttachTraceRawTp,
 	})
@@ -100,7 +112,7 @@ func slotsSpec(depth int) *ebpf.MapSpec {
 func explain(err error) error {
 	_, statErr := os.Stat("/sys/kernel/btf/vmlinux")
 	switch {
-	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+	case errors.Is(err, os.ErrPermission): // EPERM, EACCES
 		return fmt.Errorf("%w (needs root, or CAP_BPF and CAP_PERFMON, and no kernel lockdown)", unix.EPERM)
 	case errors.Is(err, unix.ENOSYS):
 		return fmt.Errorf("%w (the kernel is built without CONFIG_BPF_SYSCALL)", err)

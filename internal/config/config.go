@@ -65,6 +65,11 @@ type Backing struct {
 	DirtyTarget      int      `toml:"dirty-target"`
 	DirtyMax         int      `toml:"dirty-max"`
 	WritebackDelay   Duration `toml:"writeback-delay"`
+	// PinQuota is there only if it is not the default, 0 being a value.
+	PinQuota *int `toml:"pin-quota,omitempty"`
+
+	// Rules give attributes to requests, the first one that matches wins.
+	Rules []Rule `toml:"rule,omitempty"`
 }
 
 // Duration is written as text: "30s".
@@ -172,6 +177,9 @@ func (f *File) check() error {
 					b.UblkID)
 			}
 			names[bn], ids[b.UblkID] = cn, bn
+			if err := CheckRules(b.Rules); err != nil {
+				return fmt.Errorf("backing device %s: %w", bn, err)
+			}
 		}
 	}
 	return nil

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"ubcache/cache"
+	"ubcache/internal/config"
 	"ubcache/internal/report"
 )
 
@@ -46,6 +47,10 @@ const (
 	CmdSet    = "set"    // SetArgs → Device
 	CmdFlush  = "flush"  // NameArgs → Progress … Device
 	CmdStop   = "stop"   // StopArgs → nothing
+
+	CmdRuleAdd  = "rule add"  // RuleAddArgs → Rule
+	CmdRuleList = "rule list" // NameArgs → list of Rule, of one device or of all
+	CmdRuleDel  = "rule del"  // RuleArgs → Rule, as it was
 )
 
 // NameArgs name a backing device.
@@ -75,10 +80,43 @@ type DetachArgs struct {
 	NoWait bool `json:"no_wait,omitempty"`
 }
 
-// SetArgs change settings: mode, sequential-cutoff, dirty-target, dirty-max, writeback-delay.
+// SetArgs change settings: mode, sequential-cutoff, dirty-target, dirty-max, writeback-delay, pin-quota.
 type SetArgs struct {
 	Name     string            `json:"name"`
 	Settings map[string]string `json:"settings"`
+}
+
+// RuleAddArgs ask for a new rule.
+type RuleAddArgs struct {
+	Name string      `json:"name"` // of the backing device
+	Rule config.Rule `json:"rule"`
+	// Before is the name or number of the rule before which it goes; empty: behind all.
+	Before string `json:"before,omitempty"`
+}
+
+// RuleArgs name a rule of a backing device, by its name or number.
+type RuleArgs struct {
+	Name string `json:"name"`
+	Rule string `json:"rule"`
+}
+
+// Rule is a rule of a backing device as it is applied.
+type Rule struct {
+	Device string `json:"device"`
+	// Number is its place in the order, from 1 on.
+	Number int `json:"number"`
+	config.Rule
+	// Extents, Bytes and Files are what it has resolved to: the runs of bytes of the device for which
+	// it holds, their sum, and of how many files they are. Resolving is set until that is known.
+	Extents   int   `json:"extents,omitempty"`
+	Bytes     int64 `json:"bytes,omitempty"`
+	Files     int   `json:"files,omitempty"`
+	Resolving bool  `json:"resolving,omitempty"`
+	// Requests and RequestBytes are what it has matched since the daemon's start.
+	Requests     uint64 `json:"requests"`
+	RequestBytes uint64 `json:"request_bytes"`
+	// Problem is what keeps it from matching all that it should; empty if nothing does.
+	Problem string `json:"problem,omitempty"`
 }
 
 // StopArgs ask the daemon to end.
@@ -110,11 +148,14 @@ type Device struct {
 	UsedBy   string `json:"used_by,omitempty"`
 	CopyMode string `json:"copy_mode,omitempty"`
 	// Integrity: the block device has integrity metadata.
-	Integrity bool              `json:"integrity,omitempty"`
-	Queues    int               `json:"queues,omitempty"`
-	DataOff   int64             `json:"data_offset_bytes"`
-	Identity  DeviceIdentity    `json:"identity"`
-	Settings  map[string]string `json:"settings"`
+	Integrity bool           `json:"integrity,omitempty"`
+	Queues    int            `json:"queues,omitempty"`
+	DataOff   int64          `json:"data_offset_bytes"`
+	Identity  DeviceIdentity `json:"identity"`
+	// Rules is the number of its rules, RuleProblems what is wrong with some of them.
+	Rules        int               `json:"rules,omitempty"`
+	RuleProblems []string          `json:"rule_problems,omitempty"`
+	Settings     map[string]string `json:"settings"`
 }
 
 // DeviceIdentity is what was recorded of a backing device.

@@ -168,6 +168,9 @@ func (in *Instance) addBacking(ctx context.Context, a *control.AttachArgs, o cac
 		return nil, err
 	}
 	s = &served{name: a.Name, b: b, dev: dev}
+	if err := in.rules.load(&s.rules, b.Size(), nil); err != nil {
+		return nil, errors.Join(err, in.forget(ctx, s, true))
+	}
 	setAbilities(b, dev)
 	b.SetNumber(ownNumber(o.UUID))
 	err = in.setFile(b.ID(), dev)
@@ -263,6 +266,7 @@ func (in *Instance) forget(ctx context.Context, s *served, lose bool) error {
 	in.mu.Lock()
 	delete(in.mu.served, id)
 	in.mu.Unlock()
+	in.rules.drop(&s.rules)
 	err := in.bg.do(func() error { return in.bg.dropFile(id) })
 	if s.dev != nil {
 		err = errors.Join(err, releaseHeader(s.dev), s.dev.Close())

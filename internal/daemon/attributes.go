@@ -10,17 +10,15 @@ import (
 	"ubcache/ublk"
 )
 
-// sources are where attributes of a device's requests come from besides the client itself. The
-// queues' threads read them.
-type sources struct {
-	kernel atomic.Pointer[blkbpf.Device] // what the kernel knows of a request; nil without BPF
-	rules  atomic.Pointer[rules.Table]
-}
+// kernelSource is where the queues of a device find what the kernel knows of its requests. Load
+// returns nil without BPF.
+type kernelSource = atomic.Pointer[blkbpf.Device]
 
 // attributes collects what a queue knows of its requests besides their data, whatever the source:
 // one attrs.Set for the engine. All of it belongs to the queue's thread.
 type attributes struct {
-	*sources
+	kernel  *kernelSource
+	rules   *ruleTable
 	sets    []attrs.Set // by tag
 	results []attrs.Results
 }

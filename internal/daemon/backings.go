@@ -183,6 +183,9 @@ func (in *Instance) applyConfig() error {
 		if conf == nil {
 			continue
 		}
+		if err := in.rules.load(&s.rules, b.Size(), conf.Rules); err != nil {
+			return report.Wrap("configure "+s.name, err, "correct "+in.opts.ConfigPath)
+		}
 		mode, tun, err := settingsOf(conf)
 		if err != nil {
 			return report.Wrap("configure "+s.name, err, "correct "+in.opts.ConfigPath)
@@ -216,6 +219,10 @@ func settingsOf(c *config.Backing) (cache.Mode, cache.Tunables, error) {
 	t := cache.Tunables{
 		SequentialCutoff: int64(c.SequentialCutoff), DirtyTarget: c.DirtyTarget,
 		DirtyMax: c.DirtyMax, WritebackDelay: time.Duration(c.WritebackDelay),
+		PinQuota: cache.DefaultTunables().PinQuota,
+	}
+	if c.PinQuota != nil {
+		t.PinQuota = *c.PinQuota
 	}
 	return mode, t, t.Validate()
 }

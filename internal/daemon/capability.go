@@ -5,14 +5,12 @@ import (
 	"ubcache/attrs/shm"
 )
 
-// supported are the attributes that the engine acts on.
-var supported = map[attrs.ID]bool{attrs.IDHint: true, attrs.IDMode: true}
-
-// capabilities say, for each attribute that this program knows, whether the cache acts on it.
+// capabilities say, for each attribute that this program knows, whether the cache acts on it. Now it
+// does on all; an engine that knows more than it acts on says so here.
 func capabilities() []byte {
 	var list []shm.Capability
 	for _, a := range attrs.Attributes() {
-		list = append(list, shm.Capability{ID: a.ID, Supported: supported[a.ID]})
+		list = append(list, shm.Capability{ID: a.ID, Supported: true})
 	}
 	return shm.AppendCapabilities(nil, list)
 }

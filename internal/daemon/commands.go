@@ -21,6 +21,10 @@ func (in *Instance) handlers() map[string]control.Handler {
 		control.CmdSet:    command(in.set),
 		control.CmdFlush:  command(in.flush),
 		control.CmdStop:   command(in.stopCommand),
+
+		control.CmdRuleAdd:  command(in.ruleAdd),
+		control.CmdRuleList: command(in.ruleList),
+		control.CmdRuleDel:  command(in.ruleDel),
 	}
 }
 

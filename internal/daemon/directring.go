@@ -376,7 +376,7 @@ func (d *directRing) check(q *directRequest, o opened) unix.Errno {
 // requests. n is the length of its data.
 func (d *directRing) attach(q *directRequest, o opened, n int64) unix.Errno {
 	e, c := &q.entry, &q.req
-	table := o.s.sources.rules.Load()
+	table := o.s.rules.table.Load()
 	q.given = e.Flags&shm.WithAttributes != 0
 	if q.given {
 		part, err := q.c.view.Read(&q.said, int64(e.Data), n)

@@ -90,6 +90,9 @@ func (d *driver) Now() int64 {
 	return d.now
 }
 
+// Clock is Now read anew.
+func (d *driver) Clock() int64 { return int64(time.Since(started)) + 1 }
+
 // Submit starts op at the next enter of the ring.
 func (d *driver) Submit(op *cache.Op) {
 	if !d.hold(op) {

@@ -65,6 +65,7 @@ type Instance struct {
 	cache   *cache.Cache
 	bg      *loop
 	kernel  ublk.Features
+	rules   *ruleSet
 
 	mu struct {
 		sync.Mutex
@@ -96,8 +97,9 @@ type served struct {
 	ublk    *ublk.Device     // nil: no block device
 	queues  []*queue
 	shared  sharedTable
-	sources sources
+	kernel  kernelSource
 	link    string
+	rules   deviceRules
 }
 
 // Start opens a cache and serves its devices.
@@ -120,7 +122,7 @@ func Start(ctx context.Context, o Options) (*Instance, error) {
 	}
 	in := &Instance{
 		opts: o, conf: conf, dir: control.RuntimeDir(file.RuntimeDir), started: time.Now(),
-		log: slog.With("cache", o.Name), done: make(chan struct{}),
+		log: slog.With("cache", o.Name), done: make(chan struct{}), rules: newRuleSet(),
 	}
 	in.mu.served = map[cache.BackingID]*served{}
 	in.life, in.kill = context.WithCancel(context.Background())

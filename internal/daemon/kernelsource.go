@@ -3,6 +3,7 @@ package daemon
 import (
 	"path/filepath"
 
+	"ubcache/attrs/rules"
 	"ubcache/internal/blkbpf"
 	"ubcache/internal/config"
 )
@@ -44,6 +45,11 @@ func (in *Instance) setKernelSource(src *blkbpf.Source, problem string) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	in.mu.bpf, in.mu.bpfProblem = src, problem
+	known := rules.Known(0)
+	if src != nil {
+		known = rules.KnowCgroup | rules.KnowUID | rules.KnowKinds
+	}
+	in.rules.setKnown(known)
 }
 
 // kernelSource is the loaded program, or nil and what is missing.
@@ -67,12 +73,12 @@ func (in *Instance) trackKernel(s *served) {
 			"error", err)
 		return
 	}
-	s.sources.kernel.Store(d)
+	s.kernel.Store(d)
 }
 
 // untrackKernel ends that for a device whose queues have ended.
 func (in *Instance) untrackKernel(s *served) {
-	if d := s.sources.kernel.Swap(nil); d != nil {
+	if d := s.kernel.Swap(nil); d != nil {
 		if err := d.Close(); err != nil {
 			in.log.Warn("stop reading attributes of requests", "name", s.name, "error", err)
 		}

@@ -118,7 +118,7 @@ func (in *Instance) startDevice(ctx context.Context, s *served, d *ublk.Device,
 	for i := range queues {
 		queues[i] = &queue{
 			c: in.cache, backing: s.b.ID(), shared: &s.shared, number: deviceNumber(d.ID()),
-			attrs: attributes{sources: &s.sources},
+			attrs: attributes{kernel: &s.kernel, rules: &s.rules.table},
 			ssd:   driverDevice(in.ssd),
 			disk:  driverDevice(s.dev),
 			fail:  func(err error) { in.log.Error("request failed", "name", s.name, "error", err) },
@@ -139,6 +139,11 @@ func (in *Instance) startDevice(ctx context.Context, s *served, d *ublk.Device,
 	in.trackKernel(s)
 	if s.link, err = makeLink(s.name, d.Path()); err != nil {
 		in.log.Warn("no link to the device", "name", s.name, "error", err)
+	}
+	if target, err := deviceOf(d.Path()); err != nil {
+		in.log.Warn("rules for files have no effect", "name", s.name, "error", err)
+	} else {
+		in.rules.serve(&s.rules, target)
 	}
 	in.log.Info("serving", "name", s.name, "device", d.Path(), "queues", len(queues),
 		"mode", d.Options().Mode)
