@@ -22,6 +22,7 @@ func TestAllocations(t *testing.T) {
 	rule := parsed(t, "hint=cache,tenant=7")
 	rule.Mark(SourceRule)
 	sums := client.Checksum().Sums
+	block, room := make([]byte, BlockSize), make([]byte, 0, 8)
 	total := fullResults(t)
 	for name, f := range map[string]func(){
 		"client": func() {
@@ -61,6 +62,14 @@ func TestAllocations(t *testing.T) {
 			}
 			if _, err := r.Encode(out); err != nil {
 				t.Fatal(err)
+			}
+		},
+		"checksums": func() {
+			for _, a := range []Algorithm{XXH64, CRC32C, CRC64NVMe} {
+				c := Checksum{Algorithm: a, Sums: a.AppendSums(room, block)}
+				if _, ok := c.Verify(0, block); !ok {
+					t.Fatal("differs")
+				}
 			}
 		},
 		"answer": func() {

@@ -35,6 +35,8 @@ var (
 	ErrInvalid = errors.New("an attribute is invalid")
 	// ErrSeveral: results of several devices have no encoding; whoever joins them is the last.
 	ErrSeveral = errors.New("results of several devices")
+	// ErrCompact: the compact form has no room for one of the attributes.
+	ErrCompact = errors.New("attributes do not fit integrity metadata")
 )
 
 var le = binary.LittleEndian

@@ -68,6 +68,7 @@ const (
 	ReasonDegraded  Reason = 11
 	ReasonSpace     Reason = 12
 	ReasonDiffers   Reason = 13
+	ReasonHidden    Reason = 14
 
 	// With Invalid.
 
@@ -77,10 +78,11 @@ const (
 	ReasonReserved  Reason = 35
 	ReasonCount     Reason = 36
 
-	// With Handled: what the handling found. The request failed.
+	// With Handled: what the handling found. The request failed, but for ReasonOverdue.
 
 	ReasonMismatch Reason = 48
 	ReasonLate     Reason = 49
+	ReasonOverdue  Reason = 50
 
 	// With Unsupported.
 
@@ -133,6 +135,10 @@ var reasons = []reasonRow{
 		ReasonDiffers, Ignored, "devices disagree",
 		"Two devices returned different values for the same data. Made when results are joined.",
 	},
+	{
+		ReasonHidden, Ignored, "data not seen",
+		"The data goes past the cache without a copy that checksums could be computed of.",
+	},
 	{ReasonSize, Invalid, "wrong size", "The value does not have the size of this attribute."},
 	{ReasonValue, Invalid, "value out of range", "The value is not one of this attribute's."},
 	{ReasonDuplicate, Invalid, "given twice", "The id is there more than once: none of them counts."},
@@ -143,6 +149,10 @@ var reasons = []reasonRow{
 	},
 	{ReasonMismatch, Handled, "data does not match", "Verified, and the data differs: EILSEQ, no effect."},
 	{ReasonLate, Handled, "deadline over", "Could not be served in time: ETIME."},
+	{
+		ReasonOverdue, Handled, "done after the deadline",
+		"The request was done, late: when its time was over it could not be given up any more.",
+	},
 	{ReasonUnknown, Unsupported, "unknown id", "The server does not know the id."},
 	{
 		ReasonKernel, Unsupported, "not on this kernel",

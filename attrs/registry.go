@@ -83,7 +83,7 @@ var registry = [idEnd]Attribute{
 		ID: IDDeadline, Name: "deadline", Direction: Both, Size: 4, Layout: "number", Units: "µs",
 		min: 1, max: 1<<32 - 1,
 		Doc: "Time for the request, counted from when the cache sees it: served from the faster copy, " +
-			"or failed with ETIME.",
+			"or failed with ETIME if it is over before the I/O can begin, or a read has no chance.",
 	},
 	IDTiming: {
 		ID: IDTiming, Name: "timing", Direction: Both, Layout: "nothing", max: noLimit,

@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-var update = flag.Bool("update", false, "write the tables of FORMAT.md and the golden file anew")
+var update = flag.Bool("update", false, "write the tables of the documents and the golden file anew")
 
 func TestRegistry(t *testing.T) {
 	names := map[string]bool{}
@@ -95,26 +95,32 @@ func TestReasons(t *testing.T) {
 	}
 }
 
-// TestFormatTables keeps the tables of FORMAT.md as the registry has them; -update writes them.
-func TestFormatTables(t *testing.T) {
-	b, err := os.ReadFile("FORMAT.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := string(b)
-	for mark, table := range map[string]string{"attributes": Table(), "reasons": ReasonTable()} {
-		before, rest, ok := strings.Cut(want, "<!-- "+mark+" -->\n")
-		_, after, ok2 := strings.Cut(rest, "<!-- end -->\n")
-		if !ok || !ok2 {
-			t.Fatalf("FORMAT.md has no place for the table of %s", mark)
-		}
-		want = before + "<!-- " + mark + " -->\n" + table + "<!-- end -->\n" + after
-	}
-	if *update {
-		if err := os.WriteFile("FORMAT.md", []byte(want), 0o644); err != nil {
+// TestDocumentTables keeps the tables of FORMAT.md and of the manual as the registry has them;
+// -update writes them.
+func TestDocumentTables(t *testing.T) {
+	for file, tables := range map[string]map[string]string{
+		"FORMAT.md":             {"attributes": Table(), "reasons": ReasonTable()},
+		"../docs/attributes.md": {"attributes": Table()},
+	} {
+		b, err := os.ReadFile(file)
+		if err != nil {
 			t.Fatal(err)
 		}
-	} else if want != string(b) {
-		t.Error("FORMAT.md differs from the registry: go test ./attrs -update")
+		want := string(b)
+		for mark, table := range tables {
+			before, rest, ok := strings.Cut(want, "<!-- "+mark+" -->\n")
+			_, after, ok2 := strings.Cut(rest, "<!-- end -->\n")
+			if !ok || !ok2 {
+				t.Fatalf("%s has no place for the table of %s", file, mark)
+			}
+			want = before + "<!-- " + mark + " -->\n" + table + "<!-- end -->\n" + after
+		}
+		if *update {
+			if err := os.WriteFile(file, []byte(want), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		} else if want != string(b) {
+			t.Errorf("%s differs from the registry: go test ./attrs -update", file)
+		}
 	}
 }

@@ -49,6 +49,9 @@ func (s *Set) Empty() bool {
 	return s.has == 0 && s.bad == 0 && s.nUnknown == 0 && s.frame == ReasonNone
 }
 
+// Came has bit 1<<id for each attribute of the registry that came, valid or not.
+func (s *Set) Came() uint16 { return uint16(s.has | s.bad) }
+
 // Source is where the attribute's value came from.
 func (s *Set) Source(id ID) Source {
 	if !s.Has(id) {

@@ -306,3 +306,11 @@ func TestUnknownCopies(t *testing.T) {
 		t.Error("the buffer was written to")
 	}
 }
+
+func TestCame(t *testing.T) {
+	s := parsed(t, "hint=cache,timing")
+	s.SetPriority(Priority{Class: 9})
+	if got, want := s.Came(), uint16(1<<IDHint|1<<IDTiming|1<<IDPriority); got != want {
+		t.Errorf("%#x, want %#x", got, want)
+	}
+}

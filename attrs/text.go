@@ -71,9 +71,14 @@ func (c Checksum) String() string {
 		b.WriteString("+return")
 	}
 	for i := range c.Blocks() {
-		fmt.Fprintf(&b, ":%0*x", 2*c.Algorithm.Width(), c.Sum(i))
+		b.WriteString(":" + c.sumText(i))
 	}
 	return b.String()
+}
+
+// sumText is a checksum in hexadecimal.
+func (c Checksum) sumText(i int) string {
+	return fmt.Sprintf("%0*x", 2*c.Algorithm.Width(), c.Sum(i))
 }
 
 // Explain says line by line what the set has and which source won:

@@ -28,6 +28,13 @@ func (s *Set) Unknown() []ID {
 	return list
 }
 
+// NumUnknown is how many ids there are that have no row in the registry, UnknownID the id of one of
+// them, from 0 on.
+func (s *Set) NumUnknown() int { return int(s.nUnknown) }
+
+// UnknownID is explained at NumUnknown.
+func (s *Set) UnknownID(i int) ID { return s.unknown[i].id }
+
 // UnknownValue is the value of an attribute that has no row in the registry. It is memory of
 // the buffer that the set was decoded from.
 func (s *Set) UnknownValue(id ID) ([]byte, bool) {

@@ -10,15 +10,50 @@ import (
 // ask plays a request of blocks 0 to 3 with attributes and returns the answers.
 func (h *harness) ask(op ReqOp, text string) (*attrs.Results, error) {
 	h.t.Helper()
+	r := request(h.t, op, 0, 4, text)
+	err := h.do(r)
+	return r.Results, err
+}
+
+// request makes a request of blocks with attributes; what it writes is fill(7).
+func request(t *testing.T, op ReqOp, first Block, n int, text string) *Request {
+	t.Helper()
 	set, err := attrs.ParseSet(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &Request{
+		Op: op, Off: int64(first) * BlockSize, Len: int64(n) * BlockSize, Data: fill(7, n),
+		Attrs: &set, Results: &attrs.Results{},
+	}
+}
+
+// hint plays a request of blocks with attributes and returns the answer for its hint.
+func (h *harness) hint(op ReqOp, first Block, n int, text string) attrs.Answer {
+	h.t.Helper()
+	r := request(h.t, op, first, n, text)
+	if err := h.do(r); err != nil {
+		h.t.Fatal(err)
+	}
+	return r.Results.For(attrs.IDHint)
+}
+
+// want fails unless an answer is as it should be.
+func want(t *testing.T, what string, a attrs.Answer, st attrs.Status, why attrs.Reason) {
+	t.Helper()
+	if a.Status != st || a.Reason != why {
+		t.Errorf("%s: %v (%v), want %v (%v)", what, a.Status, a.Reason, st, why)
+	}
+}
+
+// resident is what is cached of blocks.
+func (h *harness) resident(first Block, n int) Residency {
+	h.t.Helper()
+	r, err := h.c.Residency(h.b.ID(), int64(first)*BlockSize, int64(n)*BlockSize)
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	res := &attrs.Results{}
-	err = h.do(&Request{
-		Op: op, Len: 4 * BlockSize, Data: fill(7, 4), Attrs: &set, Results: res,
-	})
-	return res, err
+	return r
 }
 
 // cachedDirty is what the index says of block 0.
@@ -53,7 +88,12 @@ func TestAttributesDecideTheWay(t *testing.T) {
 		{Writeback, sequentials, ReqRead, "hint=cache", handled, silence, cached, false, attrs.OriginBacking},
 		{Writeonly, 0, ReqRead, "hint=cache", ignored, silence, false, false, attrs.OriginBacking},
 		{None, 0, ReqRead, "hint=cache", ignored, silence, false, false, attrs.OriginBacking},
-		{Writeback, 0, ReqRead, "hint=pin", silence, silence, cached, false, attrs.OriginBacking},
+		{Writeback, sequentials, ReqRead, "hint=pin", handled, silence, cached, false, attrs.OriginBacking},
+		{Writeback, 0, ReqRead, "hint=unpin", ignored, silence, cached, false, attrs.OriginBacking},
+		{Writeback, 0, ReqRead, "hint=evict", handled, silence, false, false, attrs.OriginBacking},
+		{Writeback, sequentials, ReqRead, "hint=prefetch", handled, silence, cached, false, attrs.OriginBacking},
+		{Writeonly, 0, ReqRead, "hint=prefetch", ignored, silence, false, false, attrs.OriginBacking},
+		{None, 0, ReqRead, "hint=pin", ignored, silence, false, false, attrs.OriginBacking},
 
 		{Writeback, 0, ReqWrite, "hint=default", handled, silence, cached, dirty, attrs.OriginSSD},
 		{Writeback, 0, ReqWrite, "hint=bypass", handled, silence, false, false, attrs.OriginBacking},
@@ -62,6 +102,12 @@ func TestAttributesDecideTheWay(t *testing.T) {
 		{Writethrough, 0, ReqWrite, "hint=bypass", handled, silence, false, false, attrs.OriginBacking},
 		{Writethrough, sequentials, ReqWrite, "hint=cache", handled, silence, cached, false, attrs.OriginMixed},
 		{None, 0, ReqWrite, "hint=cache", ignored, silence, false, false, attrs.OriginBacking},
+		{Writeback, sequentials, ReqWrite, "hint=pin", handled, silence, cached, dirty, attrs.OriginSSD},
+		{Writearound, sequentials, ReqWrite, "hint=pin", handled, silence, cached, false, attrs.OriginMixed},
+		{None, 0, ReqWrite, "hint=pin", ignored, silence, false, false, attrs.OriginBacking},
+		{Writeback, 0, ReqWrite, "hint=evict", handled, silence, cached, dirty, attrs.OriginSSD},
+		{Writethrough, 0, ReqWrite, "hint=evict", handled, silence, false, false, attrs.OriginBacking},
+		{Writeback, 0, ReqWrite, "hint=prefetch", ignored, silence, cached, dirty, attrs.OriginSSD},
 
 		{Writeback, 0, ReqWrite, "mode=writethrough", silence, handled, cached, false, attrs.OriginMixed},
 		{Writeback, 0, ReqWrite, "mode=writearound", silence, handled, false, false, attrs.OriginBacking},
@@ -140,8 +186,9 @@ func TestRequiredAttributes(t *testing.T) {
 	h := small(t)
 	h.write(0, fill(1, 4))
 	for text, want := range map[string]error{
-		"hint=pin,required:hint":          attrs.ErrnoRefused, // nobody handles pins yet
-		"tenant=7,required:tenant":        attrs.ErrnoRefused,
+		"hint=unpin,required:hint":        attrs.ErrnoRefused, // nothing is pinned
+		"hint=prefetch,required:hint":     attrs.ErrnoRefused,
+		"tenant=7,required:tenant":        nil,
 		"0xf001=00,required:0xf001":       attrs.ErrnoRefused,
 		"hint=default,required:hint":      nil,
 		"mode=writethrough,required:mode": nil,
@@ -164,6 +211,36 @@ func TestRequiredAttributes(t *testing.T) {
 			h.wantRead(0, fill(1, 4))
 		} else {
 			h.write(0, fill(1, 4))
+		}
+	}
+}
+
+// A driver uses a request again, and nothing of the last time is left in it.
+func TestRequestUsedAgain(t *testing.T) {
+	h := small(t)
+	set, res := everything(fill(1, 1)), &attrs.Results{}
+	set.Require(attrs.IDChecksum)
+	r := &Request{Op: ReqWrite, Len: BlockSize, Data: fill(1, 1), Attrs: set, Results: res}
+	if err := h.do(r); err != nil {
+		t.Fatal(err)
+	}
+	seen := h.c.Stats().Attributes.ByAttribute["hint"].Seen
+	r.Attrs, r.Data = nil, fill(2, 1)
+	if err := h.do(r); err != nil {
+		t.Fatal(err)
+	}
+	h.wantRead(0, fill(2, 1))
+	if now := h.c.Stats().Attributes.ByAttribute["hint"].Seen; now != seen || seen == 0 {
+		t.Errorf("%d requests with a hint, %d before", now, seen)
+	}
+	for _, off := range []int64{h.b.Size(), 0} {
+		*r = Request{Op: ReqWrite, Off: off, Data: fill(3, 1), Attrs: set, Results: res}
+		if off != 0 {
+			r.Len = BlockSize
+		}
+		res.Handle(attrs.IDHint)
+		if err := h.do(r); (off != 0) != (err != nil) || res.For(attrs.IDHint).Status != attrs.NotHandled {
+			t.Errorf("at %d: %v, answer %v", off, err, res.For(attrs.IDHint))
 		}
 	}
 }

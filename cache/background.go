@@ -33,7 +33,7 @@ const (
 // every Driver.Wake and whenever the time that Tick returned has passed.
 func (c *Cache) StartBackground(l *Lane) {
 	bg := &background{l: l, evictor: policy.SecondChance{Keep: 0.25}, lastCommit: l.d.Now()}
-	bg.evict.bg, bg.ckpt.bg, bg.wb.bg = bg, bg, bg
+	bg.evict.bg, bg.evict.move.v, bg.ckpt.bg, bg.wb.bg = bg, &bg.evict, bg, bg
 	for i := range bg.flushes {
 		bg.flushes[i] = &backingFlush{id: BackingID(i)}
 	}
@@ -132,7 +132,8 @@ func (bg *background) cleanBacking(b *Backing) {
 	}
 }
 
-// cleanSlot makes a slot clean if it still holds the block that it did; journal room for it is
+// cleanSlot makes a slot clean if it still holds the block that it did, or drops the block if it
+// is to leave the cache; journal room for it is
 // reserved, and used if it reports true.
 func (c *Cache) cleanSlot(b *Backing, p pendingSlot) bool {
 	s := c.index.stripeOf(p.k.backing(), p.k.block())
@@ -147,6 +148,13 @@ func (c *Cache) cleanSlot(b *Backing, p pendingSlot) bool {
 		// crash as older data than the backing device has.
 		c.setState(b, e, e.st&^stPending)
 		return false
+	}
+	if e.st&stLeave != 0 {
+		c.unmapEntry(b, p.k, e)
+		s.lastUnmap = c.journal.append(record{
+			kind: recUnmap, backing: p.k.backing(), block: p.k.block(), sum: 1,
+		}, c.bucketOf(p.slot))
+		return true
 	}
 	c.setState(b, e, e.st&^(stDirty|stPending))
 	c.journal.append(record{

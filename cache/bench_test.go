@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"ubcache/attrs"
 )
 
 // nullDriver completes every operation successfully, at once or, with dev set, on memory.
@@ -26,6 +28,7 @@ func (d *nullDriver) CopyOut(*Request, int, []byte) error { return nil }
 func (d *nullDriver) CopyIn(*Request, int, []byte) error  { return nil }
 func (d *nullDriver) Wake()                               {}
 func (d *nullDriver) Now() int64                          { return d.now }
+func (d *nullDriver) Clock() int64                        { return d.now }
 
 // run completes what is under way.
 func (d *nullDriver) run() {
@@ -121,10 +124,20 @@ func attachBench(b *testing.B, c *Cache, size int64) *Backing {
 // BenchmarkHit is a 4 KiB read hit without any device: what the engine itself costs. With
 // checksums nearly all of it is the checksum.
 func BenchmarkHit(b *testing.B) {
+	var some attrs.Set
+	some.SetHint(attrs.HintCache)
+	some.SetPriority(attrs.Priority{Class: attrs.ClassRT})
+	some.SetTenant(attrs.Tenant{ID: 5})
 	for _, m := range []struct {
 		name   string
 		copied bool
-	}{{"zero-copy", false}, {"copy", true}} {
+		set    *attrs.Set
+	}{
+		{"zero-copy", false, nil},
+		{"copy", true, nil},
+		{"zero-copy, attributes", false, &some},
+		{"copy, all attributes", true, everything(nil)},
+	} {
 		b.Run(m.name, func(b *testing.B) {
 			_, d, back := newBenchCache(b, FormatOptions{NoChecksums: !m.copied})
 			data := alignedBytes(benchBlocks * BlockSize)
@@ -132,7 +145,10 @@ func BenchmarkHit(b *testing.B) {
 				b.Fatal(err)
 			}
 			d.ssd = nil // data is right already
-			r := &Request{Backing: back.ID(), Op: ReqRead, Len: BlockSize}
+			r := &Request{
+				Backing: back.ID(), Op: ReqRead, Len: BlockSize, Attrs: m.set,
+				Results: &attrs.Results{},
+			}
 			b.ReportAllocs()
 			b.ResetTimer()
 			for i := range b.N {

@@ -23,9 +23,11 @@ const noBucket = BucketID(1<<32 - 1)
 type bucket struct {
 	live     atomic.Int32
 	dirty    atomic.Int32 // dirty or pending
+	pinned   atomic.Int32 // blocks that eviction keeps
 	pins     atomic.Int32 // reads of its slots under way
 	writing  atomic.Int32 // slots handed out whose writes are not finished, and one while open
 	failed   atomic.Bool  // a write failed: retire it when it is empty
+	emptying atomic.Bool  // eviction has chosen it: nothing in it can be pinned any more
 	state    bucketState  // guarded by allocator.mu
 	fifoNext BucketID     // guarded by allocator.mu
 
@@ -82,20 +84,12 @@ func (q *bucketQueue) oldest(all []bucket, none LSN) LSN {
 	return none
 }
 
-// stream separates data by its expected lifetime: each lane fills one bucket per stream.
-type stream uint8
-
-const (
-	streamDirty stream = iota // written by the user
-	streamClean               // copied from the backing device
-	numStreams
-)
-
 // allocator hands out buckets. Slots of an open bucket are its lane's to hand out.
 type allocator struct {
 	c *Cache
 
 	freeCount atomic.Int32
+	extra     atomic.Int32 // open buckets of streams that can be done without
 
 	mu struct {
 		sync.Mutex
@@ -106,61 +100,11 @@ type allocator struct {
 	}
 }
 
-// openBucket is a lane's open bucket of one stream.
-type openBucket struct {
-	id   BucketID // noBucket if none
-	next int64    // slots handed out
-}
-
-// alloc hands out up to n slots that lie side by side, fewer at the end of a bucket, none if no
-// bucket is free. The caller answers for them with written or dropped.
-func (l *Lane) alloc(st stream, n int) (first Slot, got int) {
-	o, c := &l.open[st], l.c
-	if o.id == noBucket {
-		o.id = c.alloc.takeFree()
-		if o.id == noBucket {
-			return noSlot, 0
-		}
-		o.next = 0
-	}
-	per := c.geo.slotsPerBucket()
-	k := &c.buckets[o.id]
-	got = int(min(int64(n), per-o.next))
-	first = Slot(int64(o.id)*per + o.next)
-	o.next += int64(got)
-	k.writing.Add(int32(got))
-	if o.next == per {
-		c.unwriting(o.id, 1) // what openness held
-		o.id = noBucket
-	}
-	return first, got
-}
-
-// takeFree opens the bucket that has been free the longest.
-func (a *allocator) takeFree() BucketID {
-	a.mu.Lock()
-	if len(a.mu.free) == 0 {
-		a.mu.Unlock()
-		a.c.pokeBackground()
-		return noBucket
-	}
-	b := a.mu.free[0]
-	a.mu.free = a.mu.free[1:]
-	a.c.buckets[b].state = bucketOpen
-	a.c.buckets[b].writing.Store(1)
-	low := len(a.mu.free) < a.c.reserve
-	a.freeCount.Store(int32(len(a.mu.free)))
-	a.mu.Unlock()
-	if low {
-		a.c.pokeBackground()
-	}
-	return b
-}
-
 // addFree returns an empty bucket whose emptiness is durable.
 func (a *allocator) addFree(b BucketID) {
 	a.mu.Lock()
 	k := &a.c.buckets[b]
+	k.emptying.Store(false)
 	if k.failed.Load() {
 		k.state = bucketRetired
 	} else {
@@ -207,6 +151,53 @@ func (a *allocator) popFIFO() BucketID {
 	return b
 }
 
+// take takes a closed bucket off the FIFO, wherever it is there.
+func (a *allocator) take(b BucketID) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	all, last := a.c.buckets, noBucket
+	for at := a.mu.fifoHead; at != noBucket; last, at = at, all[at].fifoNext {
+		if at != b {
+			continue
+		}
+		if last == noBucket {
+			a.mu.fifoHead = all[b].fifoNext
+		} else {
+			all[last].fifoNext = all[b].fifoNext
+		}
+		if a.mu.fifoTail == b {
+			a.mu.fifoTail = last
+		}
+		a.mu.closed--
+		return true
+	}
+	return false
+}
+
+// oldest fills ids with the oldest closed buckets and returns how many there are.
+func (a *allocator) oldest(ids []BucketID) (n int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for at := a.mu.fifoHead; at != noBucket && n < len(ids); at = a.c.buckets[at].fifoNext {
+		ids[n] = at
+		n++
+	}
+	return n
+}
+
+// pushFront returns a bucket that popFIFO took, as the oldest.
+func (a *allocator) pushFront(b BucketID) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	k := &a.c.buckets[b]
+	k.state, k.fifoNext = bucketClosed, a.mu.fifoHead
+	if a.mu.fifoHead == noBucket {
+		a.mu.fifoTail = b
+	}
+	a.mu.fifoHead = b
+	a.mu.closed++
+}
+
 // pushBack returns a bucket that popFIFO took, as the youngest.
 func (a *allocator) pushBack(b BucketID) {
 	a.mu.Lock()
@@ -216,32 +207,4 @@ func (a *allocator) pushBack(b BucketID) {
 
 func (c *Cache) bucketOf(s Slot) BucketID {
 	return BucketID(int64(s) / c.geo.slotsPerBucket())
-}
-
-// slotRun hands out the slots of one write: pieces of buckets.
-type slotRun struct {
-	first Slot
-	n     int
-}
-
-// allocAll hands out n slots in pieces, or none at all.
-func (l *Lane) allocAll(st stream, n int, runs []slotRun) ([]slotRun, bool) {
-	runs = runs[:0]
-	for n > 0 {
-		s, got := l.alloc(st, n)
-		if got == 0 {
-			l.dropRuns(runs)
-			return runs[:0], false
-		}
-		runs = append(runs, slotRun{s, got})
-		n -= got
-	}
-	return runs, true
-}
-
-// dropRuns ends the writes of slots, mapped by now or never to be.
-func (l *Lane) dropRuns(runs []slotRun) {
-	for _, r := range runs {
-		l.c.unwriting(l.c.bucketOf(r.first), r.n)
-	}
 }

@@ -20,8 +20,8 @@ type Options struct {
 
 // Cache is a running cache: an SSD and the backing devices it serves.
 //
-// Lock order: stripe.mu, then journal.mu. allocator.mu, Lane.mail and Backing.mu are leaves. None
-// is held across I/O. control orders the operations of the control path and may be.
+// Lock order: stripe.mu, then pins.mu, then journal.mu. allocator.mu, Lane.mail and Backing.mu are
+// leaves. None is held across I/O. control orders the operations of the control path and may be.
 type Cache struct {
 	geo       Geometry
 	checksums bool
@@ -39,6 +39,9 @@ type Cache struct {
 	backings atomic.Pointer[[MaxBackings + 1]*Backing]
 	bgLane   atomic.Pointer[Lane]
 	dirty    atomic.Int64 // blocks, of all backing devices; pending ones not counted
+	pins     pins
+	tenants  tenants
+	busy     busy
 
 	closing atomic.Bool // everything is to be written: the cache stops
 
@@ -69,12 +72,15 @@ type Backing struct {
 	dirtyTarget atomic.Int64 // blocks
 	dirtyMax    atomic.Int64 // blocks
 	delay       atomic.Int64 // nanoseconds
+	pinMax      atomic.Int64 // blocks
 
-	cached atomic.Int64 // blocks
-	dirty  atomic.Int64 // blocks, pending ones not counted
-	bad    atomic.Int64 // dirty blocks that the SSD cannot return
-	number atomic.Uint32
-	lastIO atomic.Int64 // Driver.Now of the newest request
+	cached  atomic.Int64 // blocks
+	dirty   atomic.Int64 // blocks, pending ones not counted
+	bad     atomic.Int64 // dirty blocks that the SSD cannot return
+	pinned  atomic.Int64 // blocks
+	leaving atomic.Int64 // blocks that are dirty, not pending, and to leave the cache
+	number  atomic.Uint32
+	lastIO  atomic.Int64 // Driver.Now of the newest request
 	// dirtySince is when the oldest of the present dirty data was written, 0 if none.
 	dirtySince atomic.Int64
 
@@ -119,6 +125,9 @@ func (b *Backing) Mode() Mode { return Mode(b.mode.Load()) }
 
 // SetNumber gives the device the number by which results name it: unique on the machine, not 0.
 func (b *Backing) SetNumber(n uint32) { b.number.Store(n) }
+
+// Number is what SetNumber has set.
+func (b *Backing) Number() uint32 { return b.number.Load() }
 
 // SetAbilities says what the backing device can do besides reading and writing.
 func (b *Backing) SetAbilities(discard, writeZeroes bool) {
@@ -192,18 +201,25 @@ func (b *Backing) addPending(p pendingSlot) bool {
 
 // mapBlock makes the slot the block's place and appends the record, which was reserved; what the
 // block had is dead. Where that was a clean copy, the record removes it: whoever changes the
-// backing device has to wait for it as for any other. The stripe is locked.
+// backing device has to wait for it as for any other. A pin goes over to the new slot. The stripe
+// is locked.
 func (c *Cache) mapBlock(b *Backing, s *stripe, k key, e entry) {
-	c.account(b, e.st, 1, e.slot)
 	touched := [2]BucketID{c.bucketOf(e.slot)}
 	n := 1
 	old, ok := c.index.find(k)
+	e.st |= old.st & stPinned
+	c.account(b, e.st, 1, e.slot)
 	if ok {
 		touched[1], n = c.bucketOf(old.slot), 2
+		if old.slot == e.slot {
+			e.owner = c.index.ownerOf(old.slot)
+		}
+		c.disown(old.slot)
 		c.index.remove(k, old.slot)
 		c.account(b, old.st, -1, old.slot)
 	}
 	c.index.insert(k, e)
+	c.own(e.slot, e.owner)
 	lsn := c.journal.append(mapRecord(k, e), touched[:n]...)
 	if ok && old.st&stDirty == 0 {
 		s.lastUnmap = lsn
@@ -218,19 +234,24 @@ func mapRecord(k key, e entry) record {
 	if e.st&stDirty != 0 {
 		r.flags = recDirty
 	}
+	if e.st&stPinned != 0 {
+		r.flags |= recPinned
+	}
 	return r
 }
 
 // unmapEntry takes an entry out of the index; the record is the caller's. The stripe is locked.
 func (c *Cache) unmapEntry(b *Backing, k key, e entry) {
+	c.disown(e.slot)
 	c.index.remove(k, e.slot)
 	c.account(b, e.st, -1, e.slot)
 }
 
-// setState changes the state of an entry and what is counted of it. The stripe is locked.
+// setState changes the state of an entry and what is counted of it: added first, so that others
+// never see too little. The stripe is locked.
 func (c *Cache) setState(b *Backing, e entry, st state) {
-	c.account(b, e.st, -1, e.slot)
 	c.account(b, st, 1, e.slot)
+	c.account(b, e.st, -1, e.slot)
 	c.index.setState(e.slot, st)
 }
 
@@ -239,6 +260,11 @@ func (c *Cache) account(b *Backing, st state, n int64, s Slot) {
 	k := &c.buckets[c.bucketOf(s)]
 	k.live.Add(int32(n))
 	b.cached.Add(n)
+	if st&stPinned != 0 {
+		k.pinned.Add(int32(n))
+		b.pinned.Add(n)
+		c.pins.all.Add(n)
+	}
 	if st&stDirty == 0 {
 		return
 	}
@@ -248,6 +274,9 @@ func (c *Cache) account(b *Backing, st state, n int64, s Slot) {
 	}
 	c.dirty.Add(n)
 	b.dirty.Add(n)
+	if st&stLeave != 0 {
+		b.leaving.Add(n)
+	}
 	if st&stBad != 0 {
 		b.bad.Add(n)
 	}

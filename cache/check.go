@@ -77,12 +77,18 @@ func inspect(dev Storage, pending []byte) (*Cache, *recovery, error) {
 
 // verifyIndex compares what is counted with what is there. Nothing else may use the cache.
 func (c *Cache) verifyIndex(r *Report) {
-	var cached, dirty [MaxBackings + 1]int64
+	var cached, dirty, pins [MaxBackings + 1]int64
+	var owned [tenantRows + 1]int64
 	for i := range c.buckets {
-		live, dirtyHere := int32(0), int32(0)
+		live, dirtyHere, pinnedHere := int32(0), int32(0), int32(0)
 		c.slotsOf(BucketID(i), func(s Slot) {
 			k, st := c.index.at(s)
+			owner := c.index.ownerOf(s)
+			owned[owner]++
 			if k == 0 {
+				if owner != 0 {
+					r.add("slot %d is empty, but counts for tenant %d", s, owner)
+				}
 				return
 			}
 			live++
@@ -97,6 +103,10 @@ func (c *Cache) verifyIndex(r *Report) {
 					s, k.block(), b.name, e.slot)
 			}
 			cached[b.id]++
+			if st&stPinned != 0 {
+				pinnedHere++
+				pins[b.id]++
+			}
 			if st&stDirty != 0 {
 				dirtyHere++
 				if st&stPending == 0 {
@@ -108,6 +118,9 @@ func (c *Cache) verifyIndex(r *Report) {
 		if k.live.Load() != live || k.dirty.Load() != dirtyHere {
 			r.add("bucket %d counts %d live and %d dirty slots, has %d and %d",
 				i, k.live.Load(), k.dirty.Load(), live, dirtyHere)
+		}
+		if k.pinned.Load() != pinnedHere {
+			r.add("bucket %d counts %d pinned slots, has %d", i, k.pinned.Load(), pinnedHere)
 		}
 		if k.state == bucketFree && live != 0 {
 			r.add("free bucket %d holds %d blocks", i, live)
@@ -121,10 +134,18 @@ func (c *Cache) verifyIndex(r *Report) {
 			r.add("%s counts %d cached and %d dirty blocks, has %d and %d", b.name,
 				b.cached.Load(), b.dirty.Load(), cached[b.id], dirty[b.id])
 		}
+		if b.pinned.Load() != pins[b.id] {
+			r.add("%s counts %d pinned blocks, has %d", b.name, b.pinned.Load(), pins[b.id])
+		}
 		r.CachedBlocks += cached[b.id]
 		r.DirtyBlocks += dirty[b.id]
 	}
 	r.FreeBuckets = int(c.alloc.freeCount.Load())
+	for i := 1; i < len(owned); i++ {
+		if n := c.tenants.rows[i].cached.Load(); n != owned[i] {
+			r.add("tenant %d counts %d cached blocks, has %d", i, n, owned[i])
+		}
+	}
 }
 
 // verifyData reads every bucket that holds something.
@@ -241,8 +262,12 @@ func (c *Cache) dumpBlocks(w io.Writer) {
 		_, _ = fmt.Fprintf(w, "bucket %d live=%d dirty=%d\n",
 			i, c.buckets[i].live.Load(), c.buckets[i].dirty.Load())
 		c.locked(BucketID(i), func(_ *stripe, k key, e entry) {
-			_, _ = fmt.Fprintf(w, "  slot %d backing=%d block=%d mask=%02x dirty=%v sum=%08x\n",
-				e.slot, k.backing(), k.block(), uint16(e.st&stMask), e.st&stDirty != 0, e.sum)
+			pinned := ""
+			if e.st&stPinned != 0 {
+				pinned = " pinned"
+			}
+			_, _ = fmt.Fprintf(w, "  slot %d backing=%d block=%d mask=%02x dirty=%v sum=%08x%s\n",
+				e.slot, k.backing(), k.block(), uint16(e.st&stMask), e.st&stDirty != 0, e.sum, pinned)
 		})
 	}
 }

@@ -102,8 +102,7 @@ func (c *Cache) snapshot(b BucketID, next LSN, p []byte) {
 	c.locked(b, func(_ *stripe, k key, e entry) {
 		n := int64(e.slot - first)
 		q := p[n/summarySlots*pageSize+summaryHeader+n%summarySlots*summaryEntry:]
-		st := e.st &^ (stRefMax | stPending)
-		le.PutUint64(q, uint64(k)<<16|uint64(st))
+		le.PutUint64(q, uint64(k)<<16|uint64(e.st&stStored))
 		le.PutUint32(q[8:], e.sum)
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"time"
+	"unsafe"
 )
 
 // AttachOptions describe a new backing device.
@@ -290,7 +291,7 @@ func (c *Cache) StartSettle() {
 // Settled reports on the background lane whether all metadata is written.
 func (l *Lane) Settled() bool {
 	c, bg := l.c, l.bg
-	if bg.ckpt.running || bg.evict.running || bg.wb.flying > 0 || bg.evict.trims > 0 {
+	if bg.ckpt.running || bg.evict.running || bg.evict.move.busy || bg.wb.flying > 0 || bg.evict.trims > 0 {
 		return false
 	}
 	for _, b := range c.backings.Load() {
@@ -334,6 +335,8 @@ type BackingStatus struct {
 	DirtyBytes    int64     `json:"dirty_bytes"`
 	PendingBytes  int64     `json:"pending_bytes"` // written back, waiting for a flush
 	BadBytes      int64     `json:"bad_bytes"`     // dirty, and lost by the SSD
+	PinnedBytes   int64     `json:"pinned_bytes"`
+	PinQuota      int64     `json:"pin_quota_bytes"`
 	DirtyTarget   int64     `json:"dirty_target_bytes"`
 	DirtyMax      int64     `json:"dirty_max_bytes"`
 	HasHeader     bool      `json:"has_header"`
@@ -385,6 +388,7 @@ func (c *Cache) Status() Status {
 			SizeBytes: r.Size, CachedBytes: b.cached.Load() * BlockSize,
 			DirtyBytes: b.dirty.Load() * BlockSize, PendingBytes: waiting * BlockSize,
 			BadBytes:    b.bad.Load() * BlockSize,
+			PinnedBytes: b.pinned.Load() * BlockSize, PinQuota: b.pinMax.Load() * BlockSize,
 			DirtyTarget: b.dirtyTarget.Load() * BlockSize, DirtyMax: b.dirtyMax.Load() * BlockSize,
 			HasHeader: r.DataOff != 0, LBS: int(r.LBS), SequentialCut: r.Tunables.SequentialCutoff,
 		}
@@ -402,8 +406,8 @@ func (c *Cache) Status() Status {
 
 // MemoryBytes is what the index and the other metadata take, whether touched or not.
 func (c *Cache) MemoryBytes() int64 {
-	const bucketSize = 48
-	return int64(len(c.index.mem[0])+len(c.index.mem[1])) + int64(len(c.buckets))*bucketSize +
+	const bucketSize = int64(unsafe.Sizeof(bucket{}))
+	return int64(len(c.index.mem[0])+len(c.index.mem[1])+len(c.index.mem[2])) + int64(len(c.buckets))*bucketSize +
 		int64(len(c.journal.firstLSN))*8 + int64(len(c.journal.mu.ring.mem)) +
 		int64(len(c.index.stripes))*64
 }

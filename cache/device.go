@@ -4,6 +4,7 @@ import (
 	"io"
 
 	"ubcache/attrs"
+	"ubcache/policy"
 )
 
 // OpKind is what an Op asks a device to do.
@@ -44,9 +45,11 @@ type Op struct {
 	// DriverData is for the driver while the operation is in flight.
 	DriverData uint64
 
-	done completer
-	next *Op
-	arg  uint32
+	done  completer
+	next  *Op
+	arg   uint32
+	track *track // of the request that it is for, if its times are wanted
+	begun int64  // Driver.Now, of reads that are measured
 }
 
 // completer is what a finished Op goes back to: a state machine of the engine.
@@ -67,8 +70,11 @@ type Driver interface {
 	CopyIn(r *Request, off int, src []byte) error
 	// Wake makes the lane's loop call Lane.Run soon. Any thread may call it.
 	Wake()
-	// Now is a monotonic clock in nanoseconds.
+	// Now is a monotonic clock in nanoseconds. It may stand still for a round of the lane's
+	// loop, so that reading it costs nothing.
 	Now() int64
+	// Clock is the same clock, read anew.
+	Clock() int64
 }
 
 // Storage is a device as the control path uses it: blocking, whole. Offsets and lengths are
@@ -110,13 +116,16 @@ type Request struct {
 	Off int64
 	Len int64
 	// Data is the request's memory where the driver can show it, page-aligned; nil for
-	// zero-copy requests.
+	// zero-copy requests. With a checksum attribute it must be private: what has been verified
+	// is what is stored or given out only if nobody else can write to it until Driver.Finish.
+	// Without Data checksums are not looked at (attrs.ReasonHidden).
 	Data []byte
 	// Tag is for the driver.
 	Tag uint32
 
 	// Attrs is what the request's issuer and the rules say about it; nil if nothing. What it
-	// refers to stays as it is until Driver.Finish. Results, if it is not nil, gets the answers.
+	// refers to stays as it is until Driver.Finish. Results, if it is not nil, gets the answers,
+	// all of them by Driver.Finish; returned checksums in it are good until that returns.
 	Attrs   *attrs.Set
 	Results *attrs.Results
 
@@ -125,12 +134,17 @@ type Request struct {
 
 	b       *Backing
 	way     way
-	res     *attrs.Results // Results, or those of the lane
-	reached uint8          // reachedSSD, reachedBacking: where the data came from or went to
-	pending int32          // pieces still under way; the lane's thread only
-	touched uint8          // touchedSSD, touchedBacking: what FUA has to make durable
+	res     *attrs.Results // Results or the track's; nil if there is nothing to answer
+	track   *track
+	hits    int32 // blocks of a read that were on the SSD
+	reached uint8 // reachedSSD, reachedBacking: where the data came from or went to
+	pending int32 // pieces still under way; the lane's thread only
+	touched uint8 // touchedSSD, touchedBacking: what FUA has to make durable
 	next    *Request
 	started int64
+	job     policy.Job // of the scheduler
+	serving bool       // the scheduler counts it
+	noticed bool       // busy counts it
 }
 
 const (

@@ -8,5 +8,6 @@
 //
 // What a newcomer may want to read, in this order: FORMAT.md, device.go (the seam), index.go,
 // journal.go (durability), write.go, through.go (writes past the cache), read.go, background.go,
-// recovery.go.
+// recovery.go. What requests with attributes have besides: attributes.go (the way
+// they go), track.go, and from there verify.go (checksums), deadline.go, timing.go, attrstats.go.
 package cache

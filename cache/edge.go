@@ -80,7 +80,7 @@ func (g *edge) lookUp(l *Lane) {
 			g.page = l.page()
 		}
 		g.step = edgeSlot
-		l.move(g, OpRead, SSD, c.geo.slotOff(e.slot), g.page, 0)
+		l.moveFor(g.r, g, OpRead, SSD, c.geo.slotOff(e.slot), g.page, 0)
 	case g.write != nil:
 		clear(g.page)
 		g.merge(l, 0)
@@ -135,7 +135,7 @@ func (g *edge) haveSlot(l *Lane) {
 	}
 	g.under = l.page()
 	g.step = edgeBacking
-	l.move(g, OpRead, g.b.id, g.b.dataOff+int64(g.blk)*BlockSize,
+	l.moveFor(g.r, g, OpRead, g.b.id, g.b.dataOff+int64(g.blk)*BlockSize,
 		g.under[:g.b.blockBytes(g.blk)], 0)
 }
 
@@ -166,7 +166,7 @@ func (g *edge) merge(l *Lane, have state) {
 		p.sums[g.at] = dataSum(g.page, uint64(g.key()))
 	}
 	g.step = edgeStore
-	l.move(g, OpWrite, SSD, l.c.geo.slotOff(p.slot(g.at)), g.page, 0)
+	l.moveFor(g.r, g, OpWrite, SSD, l.c.geo.slotOff(p.slot(g.at)), g.page, 0)
 }
 
 // untrusted goes on after the slot was not returned right.

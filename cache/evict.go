@@ -16,6 +16,10 @@ type eviction struct {
 	last    LSN // of the records that emptied them
 	trims   int
 	retry   int64 // not before then, after a search that found nothing
+	move    mover
+	stuck   BucketID             // the last one that the mover found no room for
+	aside   []BucketID           // of a search
+	over    [tenantRows + 1]bool // tenants that have more than their share
 }
 
 const (
@@ -41,15 +45,22 @@ func (v *eviction) start() {
 	if now < v.retry {
 		return
 	}
+	anyOver := c.tenants.over(&v.over)
 	var last LSN
 	for range min(evictBatch, 2*c.reserve-free) {
-		b := v.pick()
+		b := noBucket
+		if anyOver {
+			b = v.pickOver()
+		}
+		if b == noBucket {
+			b = v.pick()
+		}
 		if b == noBucket {
 			v.retry = now + evictPause
 			break
 		}
 		if !c.journal.reserve(1) {
-			c.alloc.pushBack(b)
+			v.spare(b)
 			break
 		}
 		last = v.empty(b)
@@ -65,44 +76,150 @@ func (v *eviction) start() {
 	}
 }
 
-// pick takes the bucket that the policy wants to go off the FIFO.
+// overSearch bounds the search for buckets of tenants that are over their share.
+const overSearch = 64
+
+// pickOver takes the bucket off the FIFO, of the oldest ones, that such tenants have most of.
+func (v *eviction) pickOver() BucketID {
+	c := v.bg.l.c
+	var ids [overSearch]BucketID
+	best, most := noBucket, 0
+	for _, b := range ids[:c.alloc.oldest(ids[:])] {
+		if c.buckets[b].dirty.Load() > 0 || c.buckets[b].pinned.Load() > 0 {
+			continue
+		}
+		if w := v.view(b); policy.OverShare(w) && w.Over > most {
+			best, most = b, w.Over
+		}
+	}
+	if best == noBucket || !c.alloc.take(best) {
+		return noBucket
+	}
+	if !c.claim(best) {
+		c.alloc.pushBack(best)
+		return noBucket
+	}
+	return best
+}
+
+// maxAside bounds the buckets that a search leaves at the old end for the mover.
+const maxAside = 32
+
+// pick takes the bucket that the policy wants to go off the FIFO, claimed. One with pinned blocks
+// is given to the mover, if that is free, and found again without them.
 func (v *eviction) pick() BucketID {
 	c := v.bg.l.c
 	c.alloc.mu.Lock()
 	closed := c.alloc.mu.closed
 	c.alloc.mu.Unlock()
-	passed := 0
-	dirty := 0
+	passed, dirty, kept := 0, 0, 0
+	v.stuck, v.aside = noBucket, v.aside[:0]
+	defer v.putAside()
 	for range 2*closed + 1 {
 		b := c.alloc.popFIFO()
 		if b == noBucket {
 			break
 		}
-		k := &c.buckets[b]
-		if k.dirty.Load() > 0 {
+		if c.buckets[b].dirty.Load() > 0 {
 			c.alloc.pushBack(b)
 			if dirty++; dirty > closed {
 				break
 			}
 			continue
 		}
-		live := int(k.live.Load())
-		view := policy.BucketView{
-			Slots: int(c.geo.slotsPerBucket()), Live: live, Passed: passed, Closed: closed,
+		view := v.view(b)
+		view.Passed, view.Closed = passed, closed-kept
+		if policy.PinnedStays(view) {
+			c.alloc.pushBack(b)
+			if kept++; kept > closed {
+				break
+			}
+			continue
 		}
-		if live > 0 {
-			view.Hot = v.hot(b)
+		if view.Live > 0 && !v.bg.evictor.Evict(view) {
+			passed++
+			v.cool(b)
+			c.alloc.pushBack(b)
+			continue
 		}
-		if live == 0 || v.bg.evictor.Evict(view) {
+		if c.claim(b) {
 			v.bg.pressed = false
 			return b
 		}
-		passed++
-		v.cool(b)
-		c.alloc.pushBack(b)
+		if v.move.start(b) {
+			continue
+		}
+		kept++
+		if len(v.aside) < maxAside {
+			v.aside = append(v.aside, b)
+		} else if c.alloc.pushBack(b); kept > closed {
+			break
+		}
 	}
-	v.bg.pressed = true
-	return noBucket
+	return v.lastResort(dirty)
+}
+
+// putAside returns what waits for the mover to where it was.
+func (v *eviction) putAside() {
+	for i := len(v.aside) - 1; i >= 0; i-- {
+		v.bg.l.c.alloc.pushFront(v.aside[i])
+	}
+	v.aside = v.aside[:0]
+}
+
+// lastResort is for a search that found nothing. Dirty buckets need writeback, pinned ones the
+// mover. Should that lack a free bucket to move to, and there be nothing else to hope for, then the
+// pins of one bucket go: they must never stop the cache.
+func (v *eviction) lastResort(dirty int) BucketID {
+	c := v.bg.l.c
+	v.bg.pressed = dirty > 0 || !v.move.busy
+	v.putAside()
+	b := v.stuck
+	if b == noBucket || dirty > 0 || v.move.busy || len(v.freeing) > 0 || !c.alloc.take(b) {
+		return noBucket
+	}
+	c.buckets[b].emptying.Store(true)
+	return b
+}
+
+// claim makes sure that nothing in the bucket is pinned, nor will be, until it is free or spared.
+func (c *Cache) claim(b BucketID) bool {
+	k := &c.buckets[b]
+	k.emptying.Store(true)
+	if k.pinned.Load() == 0 {
+		return true
+	}
+	k.emptying.Store(false)
+	return false
+}
+
+// spare gives a claimed bucket back.
+func (v *eviction) spare(b BucketID) {
+	v.bg.l.c.buckets[b].emptying.Store(false)
+	v.bg.l.c.alloc.pushBack(b)
+}
+
+// view is what the policy is told of a bucket.
+func (v *eviction) view(b BucketID) policy.BucketView {
+	c := v.bg.l.c
+	k := &c.buckets[b]
+	w := policy.BucketView{
+		Slots: int(c.geo.slotsPerBucket()), Live: int(k.live.Load()), Pinned: int(k.pinned.Load()),
+	}
+	if w.Live == 0 {
+		return w
+	}
+	c.slotsOf(b, func(s Slot) {
+		key, st := c.index.at(s)
+		switch {
+		case key == 0:
+		case v.over[c.index.ownerOf(s)]:
+			w.Over++
+		case st&stRefMax != 0:
+			w.Hot++
+		}
+	})
+	return w
 }
 
 // slots calls f with every slot of the bucket.
@@ -111,17 +228,6 @@ func (c *Cache) slotsOf(b BucketID, f func(Slot)) {
 	for i := range per {
 		f(Slot(int64(b)*per + i))
 	}
-}
-
-// hot counts the blocks of the bucket that were hit since the last look.
-func (v *eviction) hot(b BucketID) (n int) {
-	c := v.bg.l.c
-	c.slotsOf(b, func(s Slot) {
-		if _, st := c.index.at(s); st&stRefMax != 0 {
-			n++
-		}
-	})
-	return n
 }
 
 // locked calls f with each entry of the bucket, its stripe locked.

@@ -11,9 +11,12 @@ var errMedium = errors.New("medium error")
 func fill(b byte, blocks int) []byte { return bytes.Repeat([]byte{b}, blocks*BlockSize) }
 
 // small is a harness on small devices.
-func small(t *testing.T) *harness {
+func small(t *testing.T) *harness { return smallWith(t, FormatOptions{BucketBytes: 64 << 10}) }
+
+func smallWith(t *testing.T, o FormatOptions) *harness {
+	t.Helper()
 	dev := make(memStorage, 6<<20)
-	if _, err := Format(dev, FormatOptions{BucketBytes: 64 << 10}); err != nil {
+	if _, err := Format(dev, o); err != nil {
 		t.Fatal(err)
 	}
 	h := newHarness(t, dev, 4<<20)

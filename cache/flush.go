@@ -35,13 +35,15 @@ func (l *Lane) startFlush(r *Request, scope flushScope) {
 			f.pending++
 			op := l.newOp(f)
 			op.Kind, op.Dev = OpFlush, r.b.id
-			l.d.Submit(op)
+			l.issue(op, r)
 		}
 	}
 	if scope&flushSSD != 0 {
 		f.pending++
 		if l.c.journal.waitDurable(l.c.journal.nextLSN()-1, &f.w, false) {
 			f.pending--
+		} else {
+			l.commitBegins(r)
 		}
 	}
 	f.done(l, nil)
@@ -54,7 +56,10 @@ func (f *flush) opDone(l *Lane, _ *Op, err error) {
 	f.done(l, err)
 }
 
-func (f *flush) run(l *Lane, err error) { f.done(l, err) }
+func (f *flush) run(l *Lane, err error) {
+	l.commitEnds(f.r)
+	f.done(l, err)
+}
 
 func (f *flush) done(l *Lane, err error) {
 	if err != nil && f.err == nil {
@@ -67,5 +72,5 @@ func (f *flush) done(l *Lane, err error) {
 	r.Err = f.err
 	f.r, f.next = nil, l.freeFlushes
 	l.freeFlushes = f
-	l.d.Finish(r)
+	l.finish(r)
 }

@@ -21,6 +21,11 @@ type harness struct {
 	done  bool
 	fail  func(op *Op) error // decides the outcome of an operation, if set
 	count map[OpKind]int     // of completed SSD operations
+
+	finish func(r *Request) // called by Driver.Finish, if set
+	hidden []byte           // memory of requests without visible data
+	lapse  int64            // what each operation takes
+	ahead  int64            // of Clock before Now
 }
 
 func newHarness(t *testing.T, ssd memStorage, backing int) *harness {
@@ -53,18 +58,30 @@ func (h *harness) open() {
 }
 
 func (h *harness) Submit(op *Op)                                 { h.ops = append(h.ops, op) }
-func (h *harness) Finish(*Request)                               { h.done = true }
 func (h *harness) CopyOut(r *Request, off int, dst []byte) error { copy(dst, r.Data[off:]); return nil }
 
 func (h *harness) CopyIn(r *Request, off int, src []byte) error { copy(r.Data[off:], src); return nil }
-func (h *harness) Wake()                                        {}
-func (h *harness) Now() int64                                   { return h.now }
+
+func (h *harness) Finish(r *Request) {
+	if h.finish != nil {
+		h.finish(r)
+	}
+	h.done = true
+}
+
+func (h *harness) Wake()        {}
+func (h *harness) Now() int64   { return h.now }
+func (h *harness) Clock() int64 { return h.now + h.ahead }
 
 // step completes the oldest operation and runs what was woken.
 func (h *harness) step() {
 	if len(h.ops) > 0 {
 		op := h.ops[0]
 		h.ops = h.ops[1:]
+		h.now += h.lapse
+		if op.Req != nil {
+			op.Mem = h.hidden[op.ReqOff:][:op.Len]
+		}
 		var err error
 		if h.fail != nil {
 			err = h.fail(op)

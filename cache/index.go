@@ -23,6 +23,11 @@ const (
 	stBad     state = 1 << 10 // dirty, and the SSD cannot return it
 	stRefOne  state = 1 << 11 // hits since the policy looked, 0 to 3
 	stRefMax  state = 3 << 11
+	stPinned  state = 1 << 13 // eviction keeps it
+	stLeave   state = 1 << 14 // dirty, and leaves the cache as soon as it is clean
+
+	// stStored is what summaries keep.
+	stStored = stMask | stDirty | stBad | stPinned
 )
 
 func (s state) full() bool { return s&stMask == fullMask }
@@ -41,7 +46,8 @@ type index struct {
 	heads   []uint32 // per chain: slot+1, or 0
 	perPart uint32   // chains per stripe
 	stripes []stripe
-	mem     [2][]byte
+	owners  []uint32 // four slots each: a tenant's row, see tenants; 0 for nobody
+	mem     [3][]byte
 }
 
 type stripe struct {
@@ -69,15 +75,21 @@ func newIndex(slots int64) (*index, error) {
 		freeOffHeap(x.mem[0])
 		return nil, err
 	}
-	x.words, x.heads = wordsOf(x.mem[0]), halvesOf(x.mem[1])
+	if x.mem[2], err = offHeap(slots); err != nil {
+		freeOffHeap(x.mem[0])
+		freeOffHeap(x.mem[1])
+		return nil, err
+	}
+	x.words, x.heads, x.owners = wordsOf(x.mem[0]), halvesOf(x.mem[1]), halvesOf(x.mem[2])
 	return x, nil
 }
 
 func (x *index) free() {
-	x.words, x.heads = nil, nil
-	freeOffHeap(x.mem[0])
-	freeOffHeap(x.mem[1])
-	x.mem = [2][]byte{}
+	x.words, x.heads, x.owners = nil, nil, nil
+	for _, m := range x.mem {
+		freeOffHeap(m)
+	}
+	x.mem = [3][]byte{}
 }
 
 func mix(v uint64) uint64 {
@@ -104,9 +116,10 @@ func (x *index) head(k key) *uint32 {
 
 // entry is a copy of an index entry.
 type entry struct {
-	slot Slot
-	st   state
-	sum  uint32
+	slot  Slot
+	st    state
+	owner uint8 // of an entry to insert: the tenant's row; find leaves it out
+	sum   uint32
 }
 
 // find looks a block up. The stripe is locked by the caller, as for all below.
@@ -115,7 +128,7 @@ func (x *index) find(k key) (e entry, ok bool) {
 		i := 2 * uint64(at-1)
 		w0, w1 := x.words[i], x.words[i+1]
 		if key(w0>>16) == k {
-			return entry{Slot(at - 1), state(w0), uint32(w1 >> 32)}, true
+			return entry{slot: Slot(at - 1), st: state(w0), sum: uint32(w1 >> 32)}, true
 		}
 		at = uint32(w1)
 	}
@@ -167,3 +180,19 @@ func (x *index) at(s Slot) (key, state) {
 
 // sumAt is the checksum of the slot's entry. The stripe is locked.
 func (x *index) sumAt(s Slot) uint32 { return uint32(x.words[2*uint64(s)+1] >> 32) }
+
+// ownerOf is the tenant's row of a slot's block; without the stripe's lock it may change at once.
+func (x *index) ownerOf(s Slot) uint8 {
+	return uint8(atomic.LoadUint32(&x.owners[s/4]) >> (s % 4 * 8))
+}
+
+// setOwner is for slots without an owner, or with 0 to take it away. The page of a slot that never
+// had an owner stays untouched.
+func (x *index) setOwner(s Slot, row uint8) {
+	w, shift := &x.owners[s/4], s%4*8
+	if row == 0 {
+		atomic.AndUint32(w, ^(uint32(0xff) << shift))
+		return
+	}
+	atomic.OrUint32(w, uint32(row)<<shift)
+}

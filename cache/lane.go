@@ -5,7 +5,6 @@ import (
 	"slices"
 	"sync"
 
-	"ubcache/attrs"
 	"ubcache/policy"
 )
 
@@ -29,6 +28,7 @@ type Lane struct {
 	freeThroughs *through
 	freeFlushes  *flush
 	freeEdges    *edge
+	freeAfters   *aftermath
 	freePages    [][]byte // BlockSize each, off the Go heap
 	freeRegions  [][]byte // regionBytes each
 	regions      int      // that exist, free or not
@@ -38,7 +38,12 @@ type Lane struct {
 	stats laneStats
 	io    [MaxBackings + 1]ioStats
 
-	answers attrs.Results // of requests that nobody wants them from
+	attrs      attrCounters
+	traces     traceRing
+	freeTracks *track
+	latency    *latencies // nil until a request has a deadline
+
+	sched policy.Scheduler
 
 	bg *background // of the one lane that does the background work
 }
@@ -61,10 +66,7 @@ func (c *Cache) NewLane(d Driver) *Lane {
 // in the cache's statistics.
 func (l *Lane) Close() {
 	for i := range l.open {
-		if o := &l.open[i]; o.id != noBucket {
-			l.c.unwriting(o.id, 1)
-			o.id = noBucket
-		}
+		l.closeBucket(stream(i))
 	}
 	l.freePools()
 	c := l.c
@@ -103,6 +105,7 @@ func (l *Lane) Run() {
 	for w := list.pop(); w != nil; w = list.pop() {
 		w.owner.run(l, w.err)
 	}
+	l.dispatch()
 }
 
 // Complete takes the outcome of an operation from the driver.
@@ -112,9 +115,16 @@ func (l *Lane) Complete(op *Op, err error) {
 	} else if op.Kind == OpRead || op.Kind == OpWrite {
 		l.countTransfer(op)
 	}
+	if op.track != nil {
+		op.track.watch.device(op.Dev).end(l.d.Clock())
+	}
+	if op.begun != 0 {
+		l.latency.end(op, l.d.Now(), err)
+	}
 	op.done.opDone(l, op, err)
 	*op = Op{next: l.freeOps}
 	l.freeOps = op
+	l.dispatch()
 }
 
 func (l *Lane) countTransfer(op *Op) {
@@ -169,15 +179,22 @@ func (l *Lane) transfer(done completer, kind OpKind, dev BackingID, devOff int64
 	} else {
 		op.Req, op.ReqOff = r, reqOff
 	}
-	l.d.Submit(op)
+	l.issue(op, r)
 }
 
 // move starts a read or write between a device and memory of the engine.
 func (l *Lane) move(done completer, kind OpKind, dev BackingID, devOff int64, mem []byte, arg uint32) {
+	l.moveFor(nil, done, kind, dev, devOff, mem, arg)
+}
+
+// moveFor is move on account of a request.
+func (l *Lane) moveFor(r *Request, done completer, kind OpKind, dev BackingID, devOff int64,
+	mem []byte, arg uint32,
+) {
 	op := l.newOp(done)
 	op.Kind, op.Dev, op.Off, op.Len, op.arg = kind, dev, devOff, int64(len(mem)), arg
 	op.Mem = mem
-	l.d.Submit(op)
+	l.issue(op, r)
 }
 
 // page takes a BlockSize buffer from the lane's pool. The pool grows with the requests in

@@ -34,6 +34,7 @@ func newCache(dev Storage, sb *Superblock, o Options) (*Cache, error) {
 	c.backings.Store(&[MaxBackings + 1]*Backing{})
 	c.reserve = int(clamp(int64(c.geo.Buckets)/64, 4, 256))
 	c.alloc.c = c
+	c.tenants.init()
 	c.alloc.mu.fifoHead, c.alloc.mu.fifoTail = noBucket, noBucket
 	for _, r := range sb.Backings {
 		if r.ID == 0 || r.ID > MaxBackings || r.Size <= 0 || r.LBS < SectorSize {
@@ -97,6 +98,7 @@ func (c *Cache) applyTunables(b *Backing, t Tunables) {
 	b.dirtyTarget.Store(c.geo.slots() * int64(t.DirtyTarget) / 100)
 	b.dirtyMax.Store(c.geo.slots() * int64(t.DirtyMax) / 100)
 	b.delay.Store(int64(t.WritebackDelay))
+	b.pinMax.Store(c.geo.slots() * int64(t.PinQuota) / 100)
 }
 
 // load brings the state back and begins a new epoch. It can be repeated after a crash at any
@@ -148,6 +150,7 @@ func (c *Cache) release() {
 	}
 	if l := c.bgLane.Load(); l != nil {
 		freeOffHeap(l.bg.ckpt.buf)
+		freeOffHeap(l.bg.evict.move.buf)
 		for _, t := range l.bg.wb.batches {
 			if t != nil {
 				freeOffHeap(t.buf)

@@ -38,6 +38,7 @@ type readStep uint8
 const (
 	readFirst  readStep = iota // from where the index says
 	readAgain                  // blocks that the SSD failed, from the backing device
+	readRetry                  // blocks that did not match their checksums, from the backing device
 	readFilled                 // the misses are being written to the SSD
 )
 
@@ -86,6 +87,14 @@ const slowSlot = noSlot - 1
 // lookUp finds out where each block is, pins what is on the SSD and starts the reads.
 func (p *readPiece) lookUp(l *Lane) {
 	c, b := l.c, p.r.b
+	avoid := false
+	if p.r.timed() {
+		if l.overdue(p.r) {
+			p.giveUp(l)
+			return
+		}
+		avoid = l.avoidsSSD(p.r)
+	}
 	s := c.index.stripeOf(b.id, p.first)
 	hits, slow := 0, 0
 	miss := blockRange{-1, 0}
@@ -103,6 +112,9 @@ func (p *readPiece) lookUp(l *Lane) {
 				miss.to = i + 1
 			}
 			continue
+		case avoid && e.st&stDirty == 0:
+			p.slots[i] = noSlot
+			continue
 		case !e.st.full() || e.st&stBad != 0 || (c.checksums && !p.whole(i)):
 			p.slots[i] = slowSlot
 			slow++
@@ -115,15 +127,23 @@ func (p *readPiece) lookUp(l *Lane) {
 			c.index.setState(e.slot, st)
 		}
 	}
-	if !p.fillLock(l, s, miss) {
+	granted := p.fillLock(l, s, miss)
+	if !granted {
 		p.unpinAll(c)
-		s.mu.Unlock()
-		return
 	}
 	s.mu.Unlock()
+	switch {
+	case !granted:
+		return
+	case p.r.timed() && l.hopeless(p.r, hits+slow > 0, hits+slow < p.n):
+		p.unpinAll(c)
+		p.giveUp(l)
+		return
+	}
 	io := &l.io[b.id]
 	if hits+slow > 0 {
 		p.r.reached |= reachedSSD
+		p.r.hits += int32(hits + slow)
 		io.HitBlocks.Add(int64(hits + slow))
 	}
 	if hits+slow < p.n {
@@ -165,7 +185,15 @@ func (p *readPiece) fillLock(l *Lane, s *stripe, miss blockRange) bool {
 	}
 	p.miss, p.held = miss, true
 	p.lock = rangeLock{backing: p.r.b.id, kind: lockFill, first: first, last: last, owner: p.w}
-	return s.acquire(&p.lock)
+	granted := s.acquire(&p.lock)
+	if !granted && p.r.timed() {
+		// What it would wait for takes as long as what it can do itself, and has no deadline.
+		s.release(&p.lock)
+		p.held, p.fill = false, false
+		p.r.notCached()
+		return true
+	}
+	return granted
 }
 
 func (p *readPiece) unpinAll(c *Cache) {
@@ -218,7 +246,7 @@ func (p *readPiece) read(l *Lane, dev BackingID, devOff int64, i, n int) {
 	p.waits++
 	if p.buf != nil && dev != SSD {
 		at := i*BlockSize + from
-		l.move(p, OpRead, dev, devOff+int64(from), p.buf[at:at+lastOff+lastLen-reqOff],
+		l.moveFor(p.r, p, OpRead, dev, devOff+int64(from), p.buf[at:at+lastOff+lastLen-reqOff],
 			uint32(i)<<16|uint32(n))
 		return
 	}
@@ -229,6 +257,7 @@ func (p *readPiece) read(l *Lane, dev BackingID, devOff int64, i, n int) {
 func (p *readPiece) opDone(l *Lane, op *Op, err error) {
 	i, n := int(op.arg>>16), int(op.arg&0xffff)
 	switch {
+	case p.step == readRetry: // what came is looked at
 	case p.step == readFilled:
 		if err != nil {
 			p.unfilled = true
@@ -278,9 +307,11 @@ func (p *readPiece) opsDone(l *Lane) {
 			p.readAgain(l)
 			return
 		}
-		p.maybeFill(l)
+		p.arrived(l)
 	case readAgain:
-		p.maybeFill(l)
+		p.arrived(l)
+	case readRetry:
+		p.retried(l)
 	case readFilled:
 		p.insert(l)
 	}
@@ -339,25 +370,32 @@ func (l *Lane) distrust(b *Backing, k key, slot Slot) distrustResult {
 	case e.st&stDirty != 0:
 		result = distrustLost
 		if e.st&stBad == 0 {
-			c.setState(b, e, e.st&^stPending|stBad)
+			c.setState(b, e, e.st&^(stPending|stLeave)|stBad)
 			l.io[b.id].BadBlocks.Add(1)
 		}
 	default:
 		result = distrustDropped
-		l.io[b.id].HealedBlocks.Add(1)
-		if room { // else it stays, and fails again at the next read
-			c.unmapEntry(b, k, e)
-			s.lastUnmap = c.journal.append(record{
-				kind: recUnmap, flags: recCleanOnly, backing: b.id, block: k.block(), sum: 1,
-			}, c.bucketOf(slot))
-			room = false
-		}
+		room = l.heal(b, s, k, e, room)
 	}
 	s.mu.Unlock()
 	if room {
 		c.journal.unreserve(1)
 	}
 	return result
+}
+
+// heal takes a clean block out of the cache and reports whether the room in the journal is left.
+// Without room the block stays, and fails again at the next read. The stripe is locked.
+func (l *Lane) heal(b *Backing, s *stripe, k key, e entry, room bool) bool {
+	c := l.c
+	l.io[b.id].HealedBlocks.Add(1)
+	if room {
+		c.unmapEntry(b, k, e)
+		s.lastUnmap = c.journal.append(record{
+			kind: recUnmap, flags: recCleanOnly, backing: b.id, block: k.block(), sum: 1,
+		}, c.bucketOf(e.slot))
+	}
+	return false
 }
 
 // maybeFill writes the misses to the SSD, if they are still wanted there.
@@ -371,7 +409,7 @@ func (p *readPiece) maybeFill(l *Lane) {
 		return
 	}
 	var ok bool
-	if p.runs, ok = l.allocAll(streamClean, n, p.runs); !ok {
+	if p.runs, _, ok = l.allocAll(p.r.way.stream, n, p.runs); !ok {
 		p.r.notCached()
 		p.finish(l, n)
 		return
@@ -384,7 +422,7 @@ func (p *readPiece) maybeFill(l *Lane) {
 		p.waits++
 		if p.buf != nil {
 			mem := p.buf[i*BlockSize : (i+r.n)*BlockSize]
-			l.move(p, OpWrite, SSD, l.c.geo.slotOff(r.first), mem, 0)
+			l.moveFor(p.r, p, OpWrite, SSD, l.c.geo.slotOff(r.first), mem, 0)
 		} else {
 			l.transfer(p, OpWrite, SSD, l.c.geo.slotOff(r.first), p.r, reqOff, r.n*BlockSize, 0)
 		}
@@ -421,7 +459,7 @@ func (p *readPiece) insert(l *Lane) {
 				if _, ok := c.index.find(k); ok {
 					continue
 				}
-				st := state(fullMask)
+				st := fullMask | p.r.way.refs.first()
 				slot := r.first + Slot(j)
 				if n := b.unflushed(blk); n != 0 {
 					if !b.addPending(pendingSlot{k, slot, n}) {
@@ -429,7 +467,7 @@ func (p *readPiece) insert(l *Lane) {
 					}
 					st |= stDirty | stPending
 				}
-				c.mapBlock(b, s, k, entry{slot: slot, st: st, sum: p.sums[i+j]})
+				c.mapBlock(b, s, k, entry{slot: slot, st: st, owner: p.r.way.tenant, sum: p.sums[i+j]})
 				used++
 			}
 			i += r.n

@@ -24,6 +24,7 @@ const (
 const (
 	recDirty     = 1 << 0
 	recCleanOnly = 1 << 1
+	recPinned    = 1 << 2
 
 	recordBytes = 24
 )
@@ -86,8 +87,12 @@ func (r *record) check(g *Geometry) error {
 func (r *record) String() string {
 	switch r.kind {
 	case recMap:
-		return fmt.Sprintf("map backing=%d block=%d slot=%d mask=%02x dirty=%v sum=%08x",
-			r.backing, r.block, r.slot, r.mask, r.flags&recDirty != 0, r.sum)
+		pinned := ""
+		if r.flags&recPinned != 0 {
+			pinned = " pinned"
+		}
+		return fmt.Sprintf("map backing=%d block=%d slot=%d mask=%02x dirty=%v sum=%08x%s",
+			r.backing, r.block, r.slot, r.mask, r.flags&recDirty != 0, r.sum, pinned)
 	case recUnmap:
 		return fmt.Sprintf("unmap backing=%d block=%d count=%d clean-only=%v",
 			r.backing, r.block, r.sum, r.flags&recCleanOnly != 0)

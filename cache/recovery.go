@@ -118,7 +118,7 @@ func (r *recovery) loadPage(a, b []byte, page int64) error {
 	for i := range n {
 		q := p[summaryHeader+i*summaryEntry:]
 		if w := le.Uint64(q); w != 0 {
-			e := entry{slot: first + Slot(i), st: state(w), sum: le.Uint32(q[8:])}
+			e := entry{slot: first + Slot(i), st: state(w) & stStored, sum: le.Uint32(q[8:])}
 			if err := r.install(key(w>>16), e, lsn); err != nil {
 				return err
 			}
@@ -393,6 +393,9 @@ func (r *recovery) applyMap(l LSN, rec *record) error {
 	e := entry{slot: slot, st: state(rec.mask), sum: rec.sum}
 	if rec.flags&recDirty != 0 {
 		e.st |= stDirty
+	}
+	if rec.flags&recPinned != 0 {
+		e.st |= stPinned
 	}
 	c.index.insert(k, e)
 	c.account(b, e.st, 1, slot)

@@ -30,6 +30,7 @@ type laneStats struct {
 	MetadataBytes                       counter // of the SSD writes
 	JournalFlushes, JournalErrors       counter
 	EvictedBuckets, EvictedBlocks       counter
+	MovedBlocks                         counter // pinned ones, out of the way of eviction
 	Checkpoints                         counter
 }
 
@@ -93,9 +94,11 @@ type Stats struct {
 	JournalErrors     int64 `json:"journal_errors"`
 	EvictedBuckets    int64 `json:"evicted_buckets"`
 	EvictedBlocks     int64 `json:"evicted_blocks"`
+	MovedBlocks       int64 `json:"moved_blocks"`
 	Checkpoints       int64 `json:"checkpoints"`
 
-	Backings map[BackingID]BackingStats `json:"backings"`
+	Backings   map[BackingID]BackingStats `json:"backings"`
+	Attributes AttributesStats            `json:"attributes"`
 }
 
 // Stats adds up the counters of all lanes.
@@ -104,9 +107,11 @@ func (c *Cache) Stats() Stats {
 	defer c.control.Unlock()
 	s := c.past
 	s.Backings = maps.Clone(c.past.Backings)
+	s.Attributes = c.past.Attributes.clone()
 	for _, l := range *c.lanes.Load() {
 		s.addLane(l, *c.backings.Load())
 	}
+	s.Attributes.finish()
 	return s
 }
 
@@ -121,7 +126,9 @@ func (s *Stats) addLane(l *Lane, backings [MaxBackings + 1]*Backing) {
 	s.JournalErrors += o.JournalErrors.Load()
 	s.EvictedBuckets += o.EvictedBuckets.Load()
 	s.EvictedBlocks += o.EvictedBlocks.Load()
+	s.MovedBlocks += o.MovedBlocks.Load()
 	s.Checkpoints += o.Checkpoints.Load()
+	s.Attributes.addCounters(&l.attrs)
 	if s.Backings == nil {
 		s.Backings = map[BackingID]BackingStats{}
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"syscall"
 
+	"ubcache/attrs"
 	"ubcache/policy"
 )
 
@@ -22,6 +23,8 @@ func (s span) cut() (part, rest span) {
 // Submit takes a request. Driver.Finish answers it, perhaps before Submit returns.
 func (l *Lane) Submit(r *Request) {
 	r.Err, r.pending, r.touched, r.reached, r.next = nil, 0, 0, 0, nil
+	r.res, r.track, r.hits = nil, nil, 0
+	r.serving, r.noticed, r.way = false, false, way{}
 	b := l.c.backing(r.Backing)
 	if b == nil {
 		l.refuse(r, ErrNoBacking)
@@ -30,41 +33,62 @@ func (l *Lane) Submit(r *Request) {
 	r.b = b
 	r.started = l.d.Now()
 	b.lastIO.Store(r.started)
-	if r.Op == ReqFlush {
-		l.io[b.id].Flushes.Add(1)
-		l.startFlush(r, flushAll)
+	if err := l.check(r); err != nil || r.Len == 0 && r.Op != ReqFlush {
+		l.refuse(r, err)
 		return
 	}
-	if r.Len == 0 {
-		l.d.Finish(r)
-		return
+	if r.Op == ReqFlush || l.enter(r) {
+		l.begin(r)
 	}
-	if r.Off < 0 || r.Len < 0 || r.Off > b.size-r.Len || (r.Off|r.Len)%b.lbs != 0 {
-		l.refuse(r, fmt.Errorf("%s at %d+%d is outside the device or not in its blocks: %w",
-			r.Op, r.Off, r.Len, syscall.EINVAL))
-		return
-	}
-	if l.c.checksums && r.Data == nil && r.Op <= ReqWrite {
-		panic("cache: request without visible data on a cache with data checksums")
-	}
-	if errno := l.decide(r); errno != 0 {
-		l.refuse(r, fmt.Errorf("a required attribute is not handled: %w", errno))
+}
+
+// begin puts a request into service.
+func (l *Lane) begin(r *Request) {
+	b := r.b
+	if err := l.accept(r); err != nil {
+		l.refuse(r, err)
 		return
 	}
 	switch r.Op {
+	case ReqFlush:
+		l.io[b.id].Flushes.Add(1)
+		l.startFlush(r, flushAll)
 	case ReqRead:
 		l.submitRead(r)
 	case ReqWrite:
 		l.submitWrite(r)
 	default:
 		l.io[b.id].Discards.Add(1)
+		if r.Op == ReqDiscard && !b.discards.Load() && b.pinned.Load() != 0 {
+			r.way.after = afterUnpin // dirty data stays, but not its pins
+		}
 		l.startThrough(r, span{r.Off, r.Len}, false)
 	}
 }
 
+// check reports a request that makes no sense.
+func (l *Lane) check(r *Request) error {
+	b := r.b
+	if r.Op == ReqFlush {
+		return nil
+	}
+	if r.Off < 0 || r.Len < 0 || r.Off > b.size-r.Len || (r.Off|r.Len)%b.lbs != 0 {
+		return fmt.Errorf("%s at %d+%d is outside the device or not in its blocks: %w",
+			r.Op, r.Off, r.Len, syscall.EINVAL)
+	}
+	if l.c.checksums && r.Data == nil && r.Op <= ReqWrite && r.Len > 0 {
+		panic("cache: request without visible data on a cache with data checksums")
+	}
+	return nil
+}
+
+// refuse answers a request that has done nothing. What was not decided is not answered.
 func (l *Lane) refuse(r *Request, err error) {
 	r.Err = err
-	l.d.Finish(r)
+	if r.res == nil && r.Results != nil {
+		*r.Results = attrs.Results{}
+	}
+	l.finish(r)
 }
 
 func (l *Lane) submitRead(r *Request) {
@@ -93,12 +117,16 @@ func (l *Lane) submitWrite(r *Request) {
 	io.WriteBytes.Add(r.Len)
 	admit := l.admits(r)
 	s := span{r.Off, r.Len}
+	if b.pinned.Load() != 0 && (r.way.back || r.way.fill) && l.anyPinned(b, s) {
+		admit = true // a pin outlives a write
+		r.way.through = r.way.through || !r.way.back || l.full(b)
+	}
 	if r.way.through {
 		l.startThrough(r, s, admit)
 		return
 	}
 	// Dirty blocks are better overwritten on the SSD: past it they cost a backing flush.
-	if l.full(b) || (!r.way.back || !admit) && !l.anyDirty(b, s) {
+	if l.full(b) || (!r.way.back || !admit) && (r.way.over || !l.anyDirty(b, s)) {
 		l.startThrough(r, s, false)
 		return
 	}
@@ -145,8 +173,7 @@ func (l *Lane) anyDirty(b *Backing, s span) bool {
 	return false
 }
 
-// pieceDone ends a piece of a request, and the request with the last one. A write with FUA is
-// made durable first.
+// pieceDone ends a piece of a request. After the last one comes what its hint asks for besides.
 func (l *Lane) pieceDone(r *Request, err error) {
 	if err != nil && r.Err == nil {
 		r.Err = err
@@ -154,6 +181,15 @@ func (l *Lane) pieceDone(r *Request, err error) {
 	if r.pending--; r.pending > 0 {
 		return
 	}
+	if r.way.after != afterNothing && r.Err == nil {
+		l.startAfter(r)
+		return
+	}
+	l.served(r)
+}
+
+// served ends a request that has had all its effects: a write with FUA is made durable first.
+func (l *Lane) served(r *Request) {
 	if r.FUA && r.Err == nil && r.touched != 0 {
 		scope := flushScope(0)
 		if r.touched&touchedSSD != 0 {
@@ -166,6 +202,5 @@ func (l *Lane) pieceDone(r *Request, err error) {
 		l.startFlush(r, scope)
 		return
 	}
-	r.answerOrigin()
-	l.d.Finish(r)
+	l.finish(r)
 }

@@ -184,6 +184,7 @@ const (
 	bakCutoff  = 40
 	bakTarget  = 48
 	bakMax     = 49
+	bakPins    = 50 // quota and 1; 0 is the default
 	bakDelay   = 56
 	bakIDSize  = 64
 	bakName    = 128
@@ -206,6 +207,7 @@ func (r *BackingRecord) encode(p []byte) {
 	le.PutUint64(p[bakDataOff:], uint64(r.DataOff))
 	le.PutUint64(p[bakCutoff:], uint64(r.Tunables.SequentialCutoff))
 	p[bakTarget], p[bakMax] = byte(r.Tunables.DirtyTarget), byte(r.Tunables.DirtyMax)
+	p[bakPins] = byte(r.Tunables.PinQuota + 1)
 	le.PutUint64(p[bakDelay:], uint64(r.Tunables.WritebackDelay))
 	le.PutUint64(p[bakIDSize:], uint64(r.Identity.Size))
 	putString(p[bakName:bakSerial], r.Name)
@@ -231,8 +233,11 @@ func decodeBacking(p []byte) (r BackingRecord, ok bool) {
 		Tunables: Tunables{
 			SequentialCutoff: int64(le.Uint64(p[bakCutoff:])),
 			DirtyTarget:      int(p[bakTarget]), DirtyMax: int(p[bakMax]),
-			WritebackDelay: time.Duration(le.Uint64(p[bakDelay:])),
+			WritebackDelay: time.Duration(le.Uint64(p[bakDelay:])), PinQuota: int(p[bakPins]) - 1,
 		},
+	}
+	if r.Tunables.PinQuota < 0 {
+		r.Tunables.PinQuota = defaultPinQuota
 	}
 	copy(r.UUID[:], p[bakUUID:])
 	return r, true

@@ -1,6 +1,10 @@
 package cache
 
-import "sync"
+import (
+	"sync"
+
+	"ubcache/attrs"
+)
 
 // through changes the backing device: writes past the cache, writethrough, discard, write
 // zeroes. Its order is what keeps the SSD from ever showing older data than the backing device
@@ -32,6 +36,7 @@ type through struct {
 	whole blockRange // blocks of the window that are written in full
 	runs  []slotRun
 	sums  []uint32
+	pins  []uint64 // bits of the window's blocks that were pinned and clean
 	next  *through
 }
 
@@ -81,6 +86,7 @@ func (l *Lane) startPiece(r *Request, s span, cache bool) {
 	t.w = waiter{lane: l, owner: t}
 	if r.Op == ReqWrite && !cache {
 		l.io[r.b.id].BypassBytes.Add(s.len)
+		r.misplaced(attrs.ReasonNotCached)
 	}
 	t.window(l, s)
 }
@@ -103,6 +109,11 @@ func (t *through) window(l *Lane, s span) {
 		t.cache = false
 		t.r.notCached()
 	}
+	// What the change covers in part goes to the backing device only.
+	if t.whole.from > 0 || t.whole.to <= int(t.span.last()-t.span.first()) {
+		t.r.misplaced(attrs.ReasonNotCached)
+	}
+	t.clearPins()
 	t.room = roomPerRegion * regions
 	if t.cache {
 		t.room += t.whole.to - t.whole.from
@@ -113,6 +124,9 @@ func (t *through) window(l *Lane, s span) {
 
 // run goes on from what was waited for.
 func (t *through) run(l *Lane, err error) {
+	if t.step == throughDurable {
+		l.commitEnds(t.r)
+	}
 	if err != nil {
 		// The journal cannot be written. What was waited for with locks held is given up.
 		if t.step == throughReserve {
@@ -153,13 +167,20 @@ func (t *through) lock(l *Lane) {
 			return
 		}
 	}
+	if l.tooLate(t.r) { // before clean copies are lost for it
+		t.err = ErrLate
+		t.finish(l)
+		return
+	}
 	for i := range t.locks {
 		t.dropClean(l, &t.locks[i])
 	}
 	t.step = throughDurable
 	if l.c.journal.waitDurable(t.need, &t.w, false) {
 		t.change(l)
+		return
 	}
+	l.commitBegins(t.r)
 }
 
 // dropClean takes the clean copies of a region's blocks out of the index and notes which removals
@@ -170,7 +191,11 @@ func (t *through) dropClean(l *Lane, k *rangeLock) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if b.cached.Load() != 0 {
-		stale, lsn := c.unmapRange(b, k.first, k.last, true)
+		lo, hi := k.first, k.last
+		if b.pinned.Load() != 0 && t.r.Op == ReqWrite {
+			lo, hi = t.keepPins(l, s, lo, hi)
+		}
+		stale, lsn := c.unmapRange(b, lo, hi, true)
 		t.stale = t.stale || stale
 		if lsn != 0 {
 			t.room--
@@ -229,7 +254,7 @@ func (t *through) change(l *Lane) {
 	default:
 		for done := int64(0); done < t.span.len; done += zeroBytes {
 			t.waits++
-			l.move(t, OpWrite, b.id, off+done, zeroes()[:min(zeroBytes, t.span.len-done)], 0)
+			l.moveFor(t.r, t, OpWrite, b.id, off+done, zeroes()[:min(zeroBytes, t.span.len-done)], 0)
 		}
 	}
 	t.opsDone(l)
@@ -240,15 +265,23 @@ func (t *through) single(l *Lane, kind OpKind, off int64) {
 	t.waits++
 	op := l.newOp(t)
 	op.Kind, op.Dev, op.Off, op.Len = kind, t.r.b.id, off, t.span.len
-	l.d.Submit(op)
+	l.issue(op, t.r)
 }
 
 // copy starts the writes of the blocks to the SSD.
 func (t *through) copy(l *Lane) {
 	n := t.whole.to - t.whole.from
-	if t.runs, t.cache = l.allocAll(streamClean, n, t.runs); !t.cache {
+	st := t.r.way.stream
+	if st == streamDirty {
+		st = streamClean
+	}
+	var placed bool
+	if t.runs, placed, t.cache = l.allocAll(st, n, t.runs); !t.cache {
 		t.r.notCached()
 		return
+	}
+	if !placed {
+		t.r.misplaced(attrs.ReasonBusy)
 	}
 	if cap(t.sums) < n {
 		t.sums = make([]uint32, n)
@@ -294,7 +327,7 @@ func (t *through) opsDone(l *Lane) {
 			t.step, t.waits = throughFlush, 1
 			op := l.newOp(t)
 			op.Kind, op.Dev = OpFlush, b.id
-			l.d.Submit(op)
+			l.issue(op, t.r)
 			return
 		}
 	} else if t.err == nil {
@@ -378,11 +411,18 @@ func (t *through) mapCopy(l *Lane, s *stripe, k *rangeLock) {
 		for j := range run.n {
 			blk := first + Block(i)
 			if blk >= k.first && blk <= k.last {
-				e := entry{slot: run.first + Slot(j), st: fullMask | stDirty, sum: t.sums[i]}
+				e := entry{
+					slot: run.first + Slot(j), st: fullMask | stDirty, sum: t.sums[i],
+					owner: t.r.way.tenant,
+				}
 				if b.addPending(pendingSlot{makeKey(b.id, blk), e.slot, t.wrote}) {
 					e.st |= stPending
 				} // else writeback will write it once more
-				l.c.mapBlock(b, s, makeKey(b.id, blk), e)
+				if at := i + t.whole.from; t.pins[at/64]>>(at%64)&1 != 0 {
+					l.c.mapPinned(b, s, makeKey(b.id, blk), e)
+				} else {
+					l.c.mapBlock(b, s, makeKey(b.id, blk), e)
+				}
 				t.r.reached |= reachedSSD
 				t.room--
 			}
@@ -415,8 +455,10 @@ func (t *through) finish(l *Lane) {
 	}
 	l.dropRuns(t.runs)
 	t.runs = t.runs[:0]
-	t.r.touched |= touchedBacking
-	t.r.reached |= reachedBacking
+	if t.step >= throughChange {
+		t.r.touched |= touchedBacking
+		t.r.reached |= reachedBacking
+	}
 	if t.err == nil && t.rest.len > 0 {
 		t.window(l, t.rest)
 		return

@@ -134,13 +134,21 @@ type Tunables struct {
 	// WritebackDelay is the age that dirty data may reach on an idle device before it is
 	// written back; the dirty target is held at any age.
 	WritebackDelay time.Duration
+	// PinQuota is the share of the cache, in percent, that pinned blocks of this device may take.
+	// All devices together have half of the cache.
+	PinQuota int
 }
+
+const (
+	defaultPinQuota = 25
+	maxPinQuota     = 50
+)
 
 // DefaultTunables are those of a newly attached device.
 func DefaultTunables() Tunables {
 	return Tunables{
 		SequentialCutoff: 4 << 20, DirtyTarget: 10, DirtyMax: 70,
-		WritebackDelay: 30 * time.Second,
+		WritebackDelay: 30 * time.Second, PinQuota: defaultPinQuota,
 	}
 }
 
@@ -161,6 +169,9 @@ func (t Tunables) Validate() error {
 	}
 	if t.WritebackDelay < 0 || t.WritebackDelay > 24*time.Hour {
 		errs = append(errs, errors.New("writeback-delay must be between 0 and 24h"))
+	}
+	if t.PinQuota < 0 || t.PinQuota > maxPinQuota {
+		errs = append(errs, fmt.Errorf("pin-quota %d is not within 0 and %d percent", t.PinQuota, maxPinQuota))
 	}
 	return errors.Join(errs...)
 }

@@ -1,5 +1,7 @@
 package cache
 
+import "ubcache/attrs"
+
 // writePiece writes the part of a request that lies in one region to new slots of the SSD, and
 // then makes the index point to them: an overwrite never touches the old slot, so a crash
 // leaves the old or the new block. Blocks written in part are merged with what is cached of
@@ -59,10 +61,13 @@ func (p *writePiece) run(l *Lane, err error) {
 	if !l.c.journal.reserveOrWait(p.n, &p.w) {
 		return
 	}
-	var ok bool
-	if p.runs, ok = l.allocAll(streamDirty, p.n, p.runs); !ok {
+	var placed, ok bool
+	if p.runs, placed, ok = l.allocAll(p.r.way.stream, p.n, p.runs); !ok {
 		p.through(l, p.n)
 		return
+	}
+	if !placed {
+		p.r.misplaced(attrs.ReasonBusy)
 	}
 	p.step = writeLock
 	kind := lockWrite
@@ -105,6 +110,10 @@ func (p *writePiece) slot(i int) Slot {
 
 // write starts one operation per run of slots; blocks written in part go through an edge.
 func (p *writePiece) write(l *Lane) {
+	if l.tooLate(p.r) {
+		p.giveUp(l)
+		return
+	}
 	p.step, p.waits = writeData, 1
 	i := 0
 	for _, r := range p.runs {
@@ -187,11 +196,25 @@ func (p *writePiece) insert(l *Lane, s *stripe) {
 	i := 0
 	for _, r := range p.runs {
 		for j := range r.n {
-			e := entry{slot: r.first + Slot(j), st: state(p.masks[i]) | stDirty, sum: p.sums[i]}
+			e := entry{
+				slot: r.first + Slot(j), st: state(p.masks[i]) | stDirty, sum: p.sums[i],
+				owner: p.r.way.tenant,
+			}
 			l.c.mapBlock(b, s, makeKey(b.id, p.first+Block(i)), e)
 			i++
 		}
 	}
+}
+
+// giveUp ends a piece that has done nothing and must not begin any more.
+func (p *writePiece) giveUp(l *Lane) {
+	s := l.c.index.stripeOf(p.r.b.id, p.first)
+	s.mu.Lock()
+	s.release(&p.lock)
+	s.mu.Unlock()
+	l.c.journal.unreserve(p.n)
+	l.dropRuns(p.runs)
+	p.finish(l, ErrLate)
 }
 
 // through gives the piece's part of the request to the backing device, and back what it held.

@@ -22,6 +22,7 @@ type writeback struct {
 	working bool                   // some rate is not 0
 	tokens  [MaxBackings + 1]int64 // blocks that may be written now
 	rates   [MaxBackings + 1]int64 // blocks per second
+	only    [MaxBackings + 1]bool  // write back just what is to leave the cache
 	last    int64
 	pause   [MaxBackings + 1]int64 // after an error, until then
 }
@@ -85,6 +86,7 @@ func (wb *writeback) rate(b *Backing, now int64) int64 {
 		b.dirtySince.Store(0)
 		return 0
 	}
+	wb.only[b.id] = false
 	if now < wb.pause[b.id] {
 		return 0
 	}
@@ -92,11 +94,23 @@ func (wb *writeback) rate(b *Backing, now int64) int64 {
 		Dirty: dirty, Target: b.dirtyTarget.Load(), Max: b.dirtyMax.Load(),
 		Delay: time.Duration(b.delay.Load()), Idle: time.Duration(now - b.lastIO.Load()),
 		Drain: b.draining.Load() || wb.bg.pressed || !modeTable[b.Mode()].back,
+		RT:    wb.bg.l.contention(now).RT,
 	}
 	if since := b.dirtySince.Load(); since != 0 {
 		v.Age = time.Duration(now - since)
 	}
-	return policy.WritebackRate(v)
+	rate := policy.WritebackRate(v)
+	if rate == 0 && b.leaving.Load() > 0 {
+		v.Drain, wb.only[b.id] = true, true
+		rate = policy.WritebackRate(v)
+	}
+	return rate
+}
+
+// wants reports whether a block of the state is to be written back now.
+func (wb *writeback) wants(id BackingID, st state) bool {
+	return st&(stDirty|stPending|stBad) == stDirty && wb.rates[id] > 0 &&
+		(!wb.only[id] || st&stLeave != 0)
 }
 
 // startBatch takes the next keys of one region; false if there are none to write now.
@@ -147,7 +161,7 @@ func (wb *writeback) scan() bool {
 			}
 			c.slotsOf(BucketID(b), func(s Slot) {
 				k, st := c.index.at(s)
-				if st&(stDirty|stPending|stBad) == stDirty && k >= from && wb.rates[k.backing()] > 0 {
+				if k >= from && wb.wants(k.backing(), st) {
 					keys = append(keys, dirtyKey{k, s})
 				}
 			})

@@ -45,3 +45,37 @@ func TestSecondChanceEnds(t *testing.T) {
 		t.Errorf("a hot bucket went after %d of %d were kept", passed, closed)
 	}
 }
+
+func TestOverShare(t *testing.T) {
+	for _, c := range []struct {
+		v    BucketView
+		want bool
+	}{
+		{BucketView{Slots: 16, Live: 16}, false},
+		{BucketView{Slots: 16}, false},
+		{BucketView{Slots: 16, Live: 16, Over: 7}, false},
+		{BucketView{Slots: 16, Live: 16, Over: 8}, true},
+		{BucketView{Slots: 16, Live: 2, Over: 1}, true},
+	} {
+		if got := OverShare(c.v); got != c.want {
+			t.Errorf("OverShare(%+v) = %t", c.v, got)
+		}
+	}
+}
+
+// TestPinnedStays: with half of all slots pinned, however they lie, there are buckets to empty.
+func TestPinnedStays(t *testing.T) {
+	for _, slots := range []int{16, 256, 16384} {
+		most := slots
+		if !PinnedStays(BucketView{Slots: slots, Pinned: most - 1}) {
+			t.Fatalf("of %d slots all but one pinned: the bucket goes", slots)
+		}
+		for PinnedStays(BucketView{Slots: slots, Pinned: most}) {
+			most--
+		}
+		const buckets = 1000
+		if stay := buckets / 2 * slots / (most + 1); stay > buckets*4/7 {
+			t.Errorf("%d slots: %d of %d buckets can be made to stay", slots, stay, buckets)
+		}
+	}
+}

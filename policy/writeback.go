@@ -9,6 +9,7 @@ type WritebackView struct {
 	Delay              time.Duration // that it may reach on an idle device
 	Idle               time.Duration // since the last request
 	Drain              bool          // everything has to go, now
+	RT                 bool          // requests of class RT came lately
 }
 
 // Full is the rate of a writeback that nothing holds back.
@@ -17,13 +18,25 @@ const Full = int64(1) << 40
 const (
 	idleAfter = 500 * time.Millisecond
 	minRate   = 256              // blocks per second
+	drainRT   = 16 * minRate     // of a drain beside requests of class RT
 	settle    = 10 * time.Second // in which the excess over the target should be gone
 )
 
 // WritebackRate is how many blocks per second should be written back: none below the target while
 // the data is young, in proportion to the excess above it, all that can be on an idle device or
-// half-way to the limit.
+// half-way to the limit. Requests of class RT come first, whatever there is to do.
 func WritebackRate(v WritebackView) int64 {
+	rate := wantedRate(v)
+	switch {
+	case !v.RT:
+		return rate
+	case v.Drain:
+		return min(rate, drainRT)
+	}
+	return min(rate, minRate)
+}
+
+func wantedRate(v WritebackView) int64 {
 	excess := v.Dirty - v.Target
 	switch {
 	case v.Dirty == 0:

@@ -31,6 +31,9 @@ func TestWritebackRate(t *testing.T) {
 		{"target 0, idle", WritebackView{Dirty: 1, Max: 7000, Delay: delay, Idle: time.Second}, Full},
 		{"target 0, busy", WritebackView{Dirty: 1, Max: 7000, Delay: delay}, minRate},
 		{"no delay, idle", WritebackView{Dirty: 1, Target: 100, Max: 700, Age: 1, Idle: time.Second}, Full},
+		{"beside rt", WritebackView{Dirty: 7000, Target: 1000, Max: 7000, Delay: delay, RT: true}, minRate},
+		{"below the target, beside rt", WritebackView{Dirty: 1, Target: 100, Max: 700, RT: true, Delay: delay}, 0},
+		{"draining beside rt", WritebackView{Dirty: 7000, Target: 100, Max: 700, Drain: true, RT: true}, drainRT},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if got := WritebackRate(c.v); got != c.want {

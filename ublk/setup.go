@@ -57,6 +57,11 @@ func (q *Queue) initTags(bufBytes int) (err error) {
 	return nil
 }
 
+// Buffer is the tag's own memory in mode Copy, as long as the request. The driver leaves it alone
+// if the data lies in shared memory (flag InShared), and a handler can use it then for what must
+// not change while it is looked at.
+func (q *Queue) Buffer(r *Request) []byte { return q.buffer(r, r.Bytes()) }
+
 // buffer is the tag's memory in mode Copy.
 func (q *Queue) buffer(r *Request, n int64) []byte {
 	off := int(r.addr - uint64(q.mem.Addr()))

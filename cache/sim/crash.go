@@ -33,6 +33,7 @@ func (s *Sim) crash() {
 	if p := s.c.Verify(); len(p) > 0 {
 		s.fail(fmt.Errorf("after a crash: %s", p[0]))
 	}
+	s.checkWishes("after a crash")
 	s.reissue()
 }
 
@@ -80,6 +81,7 @@ func (s *Sim) die(power bool) {
 		}
 		clear(s.ring)
 		s.dropRequests()
+		s.wishes.powerCut()
 		for _, m := range s.models {
 			m.powerCut()
 		}
@@ -98,6 +100,7 @@ func (s *Sim) die(power bool) {
 
 func (s *Sim) dropRequests() {
 	for _, r := range s.sorted() {
+		s.wishes.gone(r)
 		if r.written {
 			s.models[r.dev].writeDead(r.first, r.n, r.v)
 		}
@@ -127,6 +130,7 @@ func (s *Sim) reissue() {
 		r.Request = cache.Request{
 			Tag: r.Tag, Backing: r.Backing, Op: r.Op, FUA: r.FUA, Off: r.Off, Len: r.Len,
 		}
+		r.asked.again = true
 		s.submit(r)
 	}
 }
@@ -159,8 +163,12 @@ func (s *Sim) epilogue() error {
 	if err != nil {
 		return err
 	}
+	s.checkWishes("after an orderly stop")
 	if now := s.c.Status().CachedBytes; now != cached {
 		return fmt.Errorf("%d bytes were cached before an orderly stop, %d after", cached, now)
+	}
+	if s.err != nil {
+		return s.err
 	}
 	if err := s.readAll(); err != nil {
 		return err
@@ -183,6 +191,7 @@ func (s *Sim) readAll() error {
 			r.Tag, r.Backing, r.Op = s.tag, s.ids[dev], cache.ReqRead
 			r.Off, r.Len = int64(first)*sectorSize, int64(n)*sectorSize
 			r.read = m.read(first, n)
+			r.asked.again = true // no deadline, the data is wanted
 			s.submit(r)
 			if err := s.idle("a read", func() bool { return s.reqs[r.Tag] == nil }); err != nil {
 				return err
@@ -263,6 +272,7 @@ func (s *Sim) compareBackings() error {
 func (s *Sim) countStats() {
 	st := s.c.Stats()
 	s.res.Evicted += st.EvictedBlocks
+	s.res.Moved += st.MovedBlocks
 	s.res.Checkpoints += st.Checkpoints
 	for _, b := range st.Backings {
 		s.res.Hits += b.HitBlocks

@@ -38,6 +38,11 @@ type modelRead struct {
 	issued  uint64
 }
 
+// open reports whether the read may return different contents.
+func (r *modelRead) open() bool {
+	return slices.ContainsFunc(r.allowed, func(v []version) bool { return len(v) > 1 })
+}
+
 // modelFlush is a flush in flight: what was legal when it was issued.
 type modelFlush struct {
 	legal  map[int][]version
@@ -53,6 +58,8 @@ func newModel(size int64) *model {
 	}
 	return m
 }
+
+func (m *model) bytes() int64 { return int64(len(m.sectors)) * sectorSize }
 
 // fillSector makes the content of sector n of that stamp.
 func fillSector(p []byte, n int, stamp uint64) {
@@ -121,6 +128,25 @@ func (m *model) writeDone(first, n int, v version, issued uint64, maybe, fua boo
 			})
 		}
 	}
+}
+
+// writeUndone notes that a write has failed without any effect, as it promises: nothing may have seen
+// it, and nothing will.
+func (m *model) writeUndone(first, n int, v version) {
+	m.writeDead(first, n, v)
+	for i := first; i < first+n; i++ {
+		s := &m.sectors[i]
+		s.legal, s.durable = without(s.legal, v), without(s.durable, v)
+	}
+	for _, r := range m.reads {
+		for i := max(first, r.first); i < min(first+n, r.first+len(r.allowed)); i++ {
+			r.allowed[i-r.first] = without(r.allowed[i-r.first], v)
+		}
+	}
+}
+
+func without(all []version, v version) []version {
+	return slices.DeleteFunc(all, func(o version) bool { return o == v })
 }
 
 // writeDead notes that a write will never be acknowledged.

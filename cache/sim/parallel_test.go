@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"ubcache/attrs"
 	"ubcache/cache"
 )
 
@@ -70,6 +71,8 @@ func (t *threadLane) Wake() {
 }
 
 func (t *threadLane) Now() int64 { return int64(time.Since(t.start)) + 1 }
+
+func (t *threadLane) Clock() int64 { return t.Now() }
 
 // round does what there is to do and reports whether there was anything.
 func (t *threadLane) round() bool {
@@ -132,6 +135,9 @@ func TestParallelLanes(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.SetAbilities(true, true)
+	if err := c.SetTenantQuota(attrs.Tenant{ID: 1}, cache.TenantQuota{Blocks: 200, Share: 50}); err != nil {
+		t.Fatal(err)
+	}
 	disks := []*lockedDisk{ssd, back}
 
 	bg := newThreadLane(c, disks)
@@ -159,13 +165,25 @@ func TestParallelLanes(t *testing.T) {
 			}
 		}()
 	}
+	seen := int64(0)
 	for i := range 40 {
+		now := c.Stats().Attributes.ByAttribute["trace"].Seen // under load, too
+		if now < seen {
+			t.Errorf("%d traced requests, then %d", seen, now)
+		}
+		seen = now
+		_ = c.Traces()
 		time.Sleep(5 * time.Millisecond) // modes change under load
 		if err := c.SetMode(b.ID(), cache.Mode(i%5)); err != nil {
 			t.Error(err)
 		}
 	}
 	wg.Wait()
+	s := c.Stats().Attributes
+	if a := s.ByAttribute["trace"]; a.Handled != a.Seen || a.Seen < lanes*perLane/6 ||
+		len(s.ByPriority) < lanes || len(c.Traces()) == 0 {
+		t.Errorf("%+v, %d priorities, %d traces", a, len(s.ByPriority), len(c.Traces()))
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if err := c.Settle(ctx); err != nil {
@@ -184,6 +202,19 @@ func TestParallelLanes(t *testing.T) {
 	}
 }
 
+// attributesOf are what every thread's counters get something of.
+func attributesOf(rng *rand.Rand, lane int) *attrs.Set {
+	var set attrs.Set
+	set.SetHint(attrs.Hint(rng.IntN(8)))
+	set.SetTenant(attrs.Tenant{ID: uint64(rng.IntN(100))})
+	set.SetPriority(attrs.Priority{Class: attrs.Class(1 + rng.IntN(3)), Level: uint8(lane)})
+	set.SetLifetime(attrs.Lifetime(1 + rng.IntN(5)))
+	set.SetTrace(rng.Uint64())
+	set.SetTiming()
+	set.SetDeadline(time.Hour)
+	return &set
+}
+
 // work writes and reads the sectors whose number is i modulo lanes.
 func work(t *threadLane, b *cache.Backing, i, lanes, n int) error {
 	rng := rand.New(rand.NewPCG(uint64(i), 3))
@@ -197,6 +228,9 @@ func work(t *threadLane, b *cache.Backing, i, lanes, n int) error {
 			Tag: uint32(k),
 		}
 		want := last[s]
+		if rng.IntN(2) == 0 {
+			r.Attrs = attributesOf(rng, i)
+		}
 		if k%50 == 49 {
 			r.Op = cache.ReqFlush
 		} else if rng.IntN(2) == 0 {

@@ -30,7 +30,7 @@ type Config struct {
 	Flushes     int  // per 100 requests
 	Hot         int  // per cent of requests that go to a small part of the device
 	Large       bool // many requests fill the pending ring before it is committed
-	Attributes  bool // requests carry hints and write modes
+	Attributes  bool // requests carry attributes
 }
 
 // NewConfig draws a configuration.
@@ -61,7 +61,9 @@ func NewConfig(seed uint64) Config {
 type Result struct {
 	Requests, PowerCuts, Kills, Warm int
 	Hits, Evicted, Checkpoints       int64
-	WrittenBack                      int64
+	WrittenBack, Moved               int64
+	Pins, Evictions                  int // that were handled
+	Refused, Mismatched, Late        int // requests that failed for their attributes
 }
 
 const ssdBytes = 5 << 20
@@ -82,6 +84,7 @@ type Sim struct {
 	tag    uint32
 	now    int64
 	res    Result
+	wishes wishes
 	err    error
 	// Trace, if set, is told every event.
 	Trace func(format string, args ...any)
@@ -105,6 +108,7 @@ type request struct {
 	cache.Request
 	attrs   attrs.Set
 	results attrs.Results
+	asked   asked
 	dev     int
 	data    []byte
 	first   int // sectors
@@ -114,6 +118,8 @@ type request struct {
 	read    *modelRead
 	flush   *modelFlush
 	written bool
+	wished  uint64 // wishes.clock of its issue
+	ends    bool   // it may end pins
 }
 
 var errCrash = errors.New("sim: crash")
@@ -123,6 +129,7 @@ func New(cfg Config) (*Sim, error) {
 	s := &Sim{
 		cfg: cfg, rng: rand.New(rand.NewPCG(cfg.Seed, 2)), ssd: NewDisk(ssdBytes),
 		ring: make([]byte, cache.PendingBytes), reqs: map[uint32]*request{}, now: 1,
+		wishes: wishes{blocks: map[wishBlock]*wishState{}},
 	}
 	_, err := cache.Format(s.ssd, cache.FormatOptions{
 		BucketBytes: 64 << 10, NoChecksums: !cfg.Checksums, UUID: cache.UUID{1, byte(cfg.Seed)},
@@ -143,6 +150,7 @@ func New(cfg Config) (*Sim, error) {
 		t.SequentialCutoff = int64(s.rng.IntN(3)) * 64 << 10
 		t.DirtyTarget, t.DirtyMax = s.rng.IntN(30), 30+s.rng.IntN(60)
 		t.WritebackDelay = time.Duration(s.rng.IntN(5)) * time.Second
+		t.PinQuota = int(cfg.Seed % 51)
 		b, err := s.c.Attach(cache.AttachOptions{
 			Name: fmt.Sprint("d", i), Mode: cache.Mode(s.rng.IntN(5)), LBS: cfg.LBS,
 			Identity: cache.Identity{Size: cfg.DeviceBytes}, Tunables: t,
@@ -183,7 +191,7 @@ func (s *Sim) open() error {
 		}
 		b.SetAbilities(s.cfg.Discards, s.cfg.Zeroes)
 	}
-	return nil
+	return s.setQuotas()
 }
 
 func (s *Sim) bg() *lane { return s.lanes[len(s.lanes)-1] }
@@ -218,6 +226,9 @@ func (l *lane) Wake() { l.woken = true }
 // Now implements cache.Driver.
 func (l *lane) Now() int64 { return l.s.now }
 
+// Clock implements cache.Driver.
+func (l *lane) Clock() int64 { return l.s.now }
+
 func (s *Sim) disk(id cache.BackingID) *Disk {
 	if id == cache.SSD {
 		return s.ssd
@@ -229,6 +240,9 @@ func (s *Sim) disk(id cache.BackingID) *Disk {
 func (s *Sim) Run() (Result, error) {
 	for i := 0; i < s.cfg.Steps && s.err == nil; i++ {
 		s.step(true)
+		if i%100 == 0 {
+			s.checkWishes("while running")
+		}
 	}
 	if s.err == nil {
 		s.err = s.epilogue()
@@ -324,13 +338,14 @@ func (s *Sim) issue() {
 	r.Tag, r.Backing = s.tag, s.ids[dev]
 	if s.rng.IntN(100) < s.cfg.Flushes {
 		r.Op = cache.ReqFlush
-		r.flush = m.flush()
+		if s.ask(r); !r.asked.fails() {
+			r.flush = m.flush()
+		}
 	} else {
 		s.shape(r)
 		switch x := s.rng.IntN(20); {
 		case x < 9:
 			r.Op = cache.ReqRead
-			r.read = m.read(r.first, r.n)
 		case x < 18:
 			r.Op = cache.ReqWrite
 			r.FUA = s.rng.IntN(10) == 0
@@ -339,17 +354,27 @@ func (s *Sim) issue() {
 		default:
 			r.Op = cache.ReqWriteZeroes
 		}
-		if r.Op != cache.ReqRead {
-			zero := r.Op != cache.ReqWrite
-			r.v, r.written = m.write(r.first, r.n, zero), true
+		s.ask(r)
+		switch {
+		case r.Op == cache.ReqRead:
+			r.read = m.read(r.first, r.n)
+		case r.asked.fails():
+			s.fillData(r, neverLegal)
+		default:
+			r.v, r.written = m.write(r.first, r.n, r.Op != cache.ReqWrite), true
 			r.issued = m.clock
-			for i := 0; i < r.n && !zero; i++ {
-				fillSector(r.data[i*sectorSize:], r.first+i, r.v.stamp)
-			}
+			s.fillData(r, r.v.stamp)
 		}
 	}
 	s.res.Requests++
 	s.submit(r)
+}
+
+// fillData makes the data of a write of that stamp.
+func (s *Sim) fillData(r *request, stamp uint64) {
+	for i := 0; i < r.n && r.Op == cache.ReqWrite; i++ {
+		fillSector(r.data[i*sectorSize:], r.first+i, stamp)
+	}
 }
 
 // shape chooses the place and length of a request.
@@ -387,28 +412,19 @@ func (s *Sim) submit(r *request) {
 		s.attributes(r)
 	}
 	l := s.lanes[s.rng.IntN(s.cfg.Lanes)]
-	s.trace("%d submit %s dev=%d sectors=%d+%d fua=%v version=%d", r.Tag, r.Op, r.dev, r.first, r.n,
-		r.FUA, r.v.number)
+	s.trace("%d submit %s dev=%d sectors=%d+%d fua=%v version=%d %v", r.Tag, r.Op, r.dev, r.first, r.n,
+		r.FUA, r.v.number, &r.attrs)
 	l.l.Submit(&r.Request)
-}
-
-// attributes gives a request some that the engine acts on. Whatever they are, the data is right.
-func (s *Sim) attributes(r *request) {
-	r.Attrs, r.Results = &r.attrs, &r.results
-	if s.rng.IntN(2) == 0 {
-		r.attrs.SetHint(attrs.Hint(s.rng.IntN(4)))
-	}
-	if s.rng.IntN(4) == 0 {
-		r.attrs.SetMode(attrs.WriteMode(1 + s.rng.IntN(3)))
-	}
 }
 
 // finish compares the outcome of a request with the model.
 func (s *Sim) finish(r *request) {
 	delete(s.reqs, r.Tag)
 	s.trace("%d finish %v", r.Tag, r.Err)
+	s.answered(r)
 	m := s.models[r.dev]
 	switch {
+	case s.cfg.Attributes && s.finishAttributes(r):
 	case r.Err != nil:
 		s.fail(fmt.Errorf("%s of sectors %d+%d failed: %w", r.Op, r.first, r.n, r.Err))
 	case r.Op == cache.ReqRead:

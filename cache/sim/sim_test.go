@@ -67,8 +67,12 @@ func TestHistories(t *testing.T) {
 	t.Logf("%d histories in %v: %+v", done.Load(), time.Since(start).Round(time.Millisecond), total)
 	if *seedsFlag >= 100 && !t.Failed() {
 		if total.PowerCuts == 0 || total.Kills == 0 || total.Evicted == 0 || total.Hits == 0 ||
-			total.WrittenBack == 0 || total.Checkpoints == 0 {
+			total.WrittenBack == 0 || total.Checkpoints == 0 || total.Moved == 0 || total.Pins == 0 ||
+			total.Evictions == 0 {
 			t.Errorf("the histories miss a part of the engine: %+v", total)
+		}
+		if total.Refused == 0 || total.Mismatched == 0 || total.Late == 0 {
+			t.Errorf("the histories miss outcomes of attributes: %+v", total)
 		}
 	}
 }
@@ -81,4 +85,10 @@ func (r *Result) add(o Result) {
 	r.Evicted += o.Evicted
 	r.Checkpoints += o.Checkpoints
 	r.WrittenBack += o.WrittenBack
+	r.Moved += o.Moved
+	r.Pins += o.Pins
+	r.Evictions += o.Evictions
+	r.Refused += o.Refused
+	r.Mismatched += o.Mismatched
+	r.Late += o.Late
 }

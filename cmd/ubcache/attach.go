@@ -29,7 +29,11 @@ recorded: size, serial number, filesystem or partition table. From then on use t
 only: as long as the SSD has newer data, the backing device alone is out of date.
 
 With --header the first MiB of the device is reserved for a header, so that it cannot be mounted
-by accident; the cached device is that much smaller, and what the device held is lost.`,
+by accident; the cached device is that much smaller, and what the device held is lost.
+
+With --integrity the block device has integrity metadata, 32 bytes for each logical block: the kernel,
+or a program through io_uring, protects each block with a CRC64 that the cache verifies before
+a write has any effect, and each block read is verified by the kernel. It costs speed.`,
 		Args: args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			d, err := f.run(cmd, g, a[0])
@@ -45,6 +49,8 @@ by accident; the cached device is that much smaller, and what the device held is
 	fs.BoolVar(&f.args.Header, "header", false, "reserve a header at the start of the device")
 	fs.BoolVar(&f.args.Force, "force", false, "take a device that belongs to another cache, or "+
 		"lose what a device holds to --header")
+	fs.BoolVar(&f.args.Integrity, "integrity", false, "protect data on its way with checksums "+
+		"(Linux 7.0)")
 	fs.IntVar(&f.args.UblkID, "ublk-id", -1, "number N of /dev/ublkbN [the lowest free]")
 	for _, s := range []struct{ name, help string }{
 		{"mode", "writeback, writethrough, writearound, writeonly or none [writethrough]"},
@@ -52,6 +58,7 @@ by accident; the cached device is that much smaller, and what the device held is
 		{"dirty-target", "share of the cache in percent that may stay dirty [10]"},
 		{"dirty-max", "share at which writes go past the cache [70]"},
 		{"writeback-delay", "age that dirty data may reach on an idle device [30s]"},
+		{"pin-quota", "share of the cache that its pinned blocks may take, to 50 [25]"},
 	} {
 		f.settings[s.name] = fs.String(s.name, "", s.help)
 	}

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"ubcache/internal/blkbpf"
 	"ubcache/internal/control"
 	"ubcache/ublk"
 )
@@ -41,6 +42,16 @@ var uses = []use{
 		ublk.FeatureSafeStop, "safe stop", "stop asks the kernel whether a device is open",
 		"stop looks through /proc, which leaves a small gap", false,
 	},
+	{
+		ublk.FeatureIntegrity, "integrity metadata",
+		"attach --integrity protects data on its way, and carries attributes beside the checksums",
+		"--integrity is refused", false,
+	},
+	{
+		ublk.FeatureSharedMemory, "shared memory",
+		"attributes and their results travel with requests through the block device",
+		"they need the direct ring", false,
+	},
 }
 
 // featureReport is one line of the report.
@@ -51,6 +62,18 @@ type featureReport struct {
 	Needs    string `json:"needs_linux"`
 	Gives    string `json:"gives"`
 	Without  string `json:"without"`
+	Problem  string `json:"problem,omitempty"` // why it is not there, if that is known
+}
+
+// row is the feature's line of the table.
+func (f *featureReport) row() []string {
+	switch {
+	case f.Present:
+		return []string{"  " + f.Name, "yes", f.Gives}
+	case f.Problem != "":
+		return []string{"  " + f.Name, "no", f.Without + ": " + f.Problem}
+	}
+	return []string{"  " + f.Name, "no", f.Without + " (Linux " + f.Needs + " has it)"}
 }
 
 type featuresReport struct {
@@ -80,12 +103,8 @@ func featuresCommand(g *globals) *cobra.Command {
 			w := cmd.OutOrStdout()
 			fmt.Fprintf(w, "Linux %s, ublk: %s\n", r.Kernel, orElse(r.Problem, r.Driver))
 			rows := [][]string{}
-			for _, f := range r.Features {
-				have, what := "yes", f.Gives
-				if !f.Present {
-					have, what = "no", f.Without+" (Linux "+f.Needs+" has it)"
-				}
-				rows = append(rows, []string{"  " + f.Name, have, what})
+			for i := range r.Features {
+				rows = append(rows, r.Features[i].row())
 			}
 			if !r.Tmpfs {
 				fmt.Fprintf(w, "  %s is not on tmpfs: set runtime-dir in the configuration\n", r.RuntimeDir)
@@ -123,7 +142,21 @@ func probeFeatures(dir string) *featuresReport {
 			Needs: needs(u.bit), Gives: u.gives, Without: u.without,
 		})
 	}
+	r.Features = append(r.Features, probeBPF())
 	return r
+}
+
+// probeBPF tries to load and attach the program; the driver of ublk is not needed for that.
+func probeBPF() featureReport {
+	f := featureReport{
+		Name: "BPF", Present: true, Needs: "6.12",
+		Gives:   "I/O priorities with hints, write hints, cgroups of any program count (ubcache run)",
+		Without: "hints of programs that are not made for it are lost",
+	}
+	if err := blkbpf.Probe(); err != nil {
+		f.Present, f.Problem = false, err.Error()
+	}
+	return f
 }
 
 // needs is the release that has all features of a set. The table is in order of bits, and a later

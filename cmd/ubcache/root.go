@@ -57,8 +57,9 @@ func newRoot() *cobra.Command {
 	})
 	root.AddCommand(
 		formatCommand(g), startCommand(g), stopCommand(g), attachCommand(g), detachCommand(g),
-		setCommand(g), ruleCommand(g), flushCommand(g), statusCommand(g), statsCommand(g), checkCommand(g),
-		dumpCommand(g), featuresCommand(g), watchFilesCommand(),
+		setCommand(g), ruleCommand(g), flushCommand(g), statusCommand(g), statsCommand(g),
+		checkCommand(g), dumpCommand(g), featuresCommand(g), ioCommand(g), runCommand(),
+		watchFilesCommand(),
 	)
 	return root
 }

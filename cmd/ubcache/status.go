@@ -73,6 +73,7 @@ func printStatus(w io.Writer, file *config.File, list []control.Status) error {
 		fmt.Fprintf(w, "  %s: %s cached (%s), %s dirty, checksums %s, %s of memory\n",
 			human(c.SizeBytes), human(c.CachedBytes), percent(c.CachedBytes, c.SizeBytes),
 			human(c.DirtyBytes), onOff(c.Checksums), human(c.MemoryBytes))
+		fmt.Fprintf(w, "  priorities and hints of programs: %s\n", seen(st.KernelAttributes))
 		if len(st.Devices) == 0 {
 			fmt.Fprintln(w, "  no backing devices (ubcache attach adds one)")
 			continue
@@ -93,6 +94,14 @@ func printStatus(w io.Writer, file *config.File, list []control.Status) error {
 		}
 	}
 	return nil
+}
+
+// seen says whether the attributes are seen that the kernel knows of a request.
+func seen(state string) string {
+	if state == "on" {
+		return "seen"
+	}
+	return "not seen (" + state + ")"
 }
 
 func deviceRow(d *control.Device) []string {

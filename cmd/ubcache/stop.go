@@ -1,7 +1,10 @@
 package main
 
 import (
+	"context"
 	"fmt"
+	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -32,6 +35,7 @@ daemon. Dirty data stays on the SSD; see flush. It refuses while a device is mou
 					errs = append(errs, err)
 					continue
 				}
+				waitGone(cmd.Context(), control.SocketPath(control.RuntimeDir(file.RuntimeDir), n))
 				stopped = append(stopped, n)
 				if !g.json {
 					fmt.Fprintf(cmd.OutOrStdout(), "cache %s: stopped\n", n)
@@ -48,4 +52,18 @@ daemon. Dirty data stays on the SSD; see flush. It refuses while a device is mou
 	cmd.Flags().BoolVar(&a.Force, "force", false,
 		"stop although devices are in use; their users see I/O errors")
 	return cmd
+}
+
+// goneTime bounds how long a daemon that has stopped its cache may take to end.
+const goneTime = 10 * time.Second
+
+// waitGone waits until the daemon's socket is gone, so that what comes next does not meet a daemon
+// that is about to end.
+func waitGone(ctx context.Context, socket string) {
+	for end := time.Now().Add(goneTime); time.Now().Before(end) && ctx.Err() == nil; {
+		if _, err := os.Stat(socket); err != nil {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
 }

@@ -24,6 +24,9 @@ const envMain = "UBCACHE_TEST_MAIN"
 
 // TestMain makes the test binary the ubcache command when a test runs it so.
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == argIOPrio {
+		printIOPrio()
+	}
 	if os.Getenv(envMain) != "" {
 		main()
 	}
@@ -85,15 +88,19 @@ var (
 	pidPattern  = regexp.MustCompile(`(process |pid"?:? )[0-9]+`)
 	timePattern = regexp.MustCompile(`\d{4}-\d\d-\d\dT[0-9:.]+(Z|[+-]\d\d:\d\d)`)
 	agePattern  = regexp.MustCompile(`(process PID for )\S+`)
+	voidPattern = regexp.MustCompile(`(?m)^\n`)
 	gapPattern  = regexp.MustCompile(`(\S)   +(\S)`)
+	numPattern  = regexp.MustCompile(`(answered by device |"devices":\[)[0-9]+`)
 	secPattern  = regexp.MustCompile(`(, |"seconds": )[0-9.]+( s since its start|,)`)
 )
 
-// tidy replaces what differs from run to run.
+// tidy replaces what differs from run to run. Empty lines are left out: in a transcript they stand
+// between commands.
 func (s *shell) tidy(text string) string {
 	text = strings.ReplaceAll(text, s.dir, "$DIR")
 	text = strings.ReplaceAll(text, s.run, "$RUN")
 	text = gapPattern.ReplaceAllString(text, "$1  $2") // columns are as wide as the folder's name
+	text = voidPattern.ReplaceAllString(text, "")
 	seen := map[string]string{}
 	text = uuidPattern.ReplaceAllStringFunc(text, func(u string) string {
 		if seen[u] == "" {
@@ -104,6 +111,7 @@ func (s *shell) tidy(text string) string {
 	text = pidPattern.ReplaceAllString(text, "${1}PID")
 	text = agePattern.ReplaceAllString(text, "${1}AGE")
 	text = secPattern.ReplaceAllString(text, "${1}SECONDS${2}")
+	text = numPattern.ReplaceAllString(text, "${1}N")
 	return timePattern.ReplaceAllString(text, "TIME")
 }
 

@@ -42,9 +42,14 @@ type Cache struct {
 	Depth  int    `toml:"depth,omitzero"`
 	MaxIO  Size   `toml:"max-io,omitzero"`
 	Copy   string `toml:"copy,omitempty"` // auto, copy, zero-copy
+	// KernelAttributes says whether BPF reads priorities, hints and issuers off requests: auto, off.
+	KernelAttributes string `toml:"kernel-attributes,omitempty"`
 
 	Backings map[string]*Backing `toml:"backing,omitempty"`
 }
+
+// Off switches something off that is otherwise done if it can be.
+const Off = "off"
 
 // Backing is one backing device of a cache.
 type Backing struct {
@@ -52,12 +57,16 @@ type Backing struct {
 	Device string `toml:"device"`
 	// UblkID fixes the number N of /dev/ublkbN.
 	UblkID int `toml:"ublk-id"`
+	// Integrity gives the block device integrity metadata.
+	Integrity bool `toml:"integrity,omitempty"`
 
 	Mode             string   `toml:"mode"`
 	SequentialCutoff Size     `toml:"sequential-cutoff"`
 	DirtyTarget      int      `toml:"dirty-target"`
 	DirtyMax         int      `toml:"dirty-max"`
 	WritebackDelay   Duration `toml:"writeback-delay"`
+	// PinQuota is there only if it is not the default, 0 being a value.
+	PinQuota *int `toml:"pin-quota,omitempty"`
 
 	// Rules give attributes to requests, the first one that matches wins.
 	Rules []Rule `toml:"rule,omitempty"`
@@ -145,6 +154,12 @@ func (f *File) check() error {
 		case "", "auto", "copy", "zero-copy":
 		default:
 			return fmt.Errorf("cache %s: copy = %q is none of auto, copy, zero-copy", cn, c.Copy)
+		}
+		switch c.KernelAttributes {
+		case "", "auto", Off:
+		default:
+			return fmt.Errorf("cache %s: kernel-attributes = %q is none of auto, off", cn,
+				c.KernelAttributes)
 		}
 		for _, bn := range c.BackingNames() {
 			b := c.Backings[bn]

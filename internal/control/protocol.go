@@ -65,8 +65,10 @@ type AttachArgs struct {
 	Header bool   `json:"header,omitempty"`
 	Force  bool   `json:"force,omitempty"`
 	// UblkID is the number N of /dev/ublkbN; -1 for any free one.
-	UblkID   int               `json:"ublk_id"`
-	Settings map[string]string `json:"settings,omitempty"`
+	UblkID int `json:"ublk_id"`
+	// Integrity gives the block device integrity metadata; it cannot be changed later.
+	Integrity bool              `json:"integrity,omitempty"`
+	Settings  map[string]string `json:"settings,omitempty"`
 }
 
 // DetachArgs ask to give up a backing device.
@@ -78,7 +80,7 @@ type DetachArgs struct {
 	NoWait bool `json:"no_wait,omitempty"`
 }
 
-// SetArgs change settings: mode, sequential-cutoff, dirty-target, dirty-max, writeback-delay.
+// SetArgs change settings: mode, sequential-cutoff, dirty-target, dirty-max, writeback-delay, pin-quota.
 type SetArgs struct {
 	Name     string            `json:"name"`
 	Settings map[string]string `json:"settings"`
@@ -141,13 +143,15 @@ type Device struct {
 	Path          string `json:"path,omitempty"`
 	Link          string `json:"link,omitempty"`
 	// Service is served, missing (with Problem) or offline.
-	Service  string         `json:"service"`
-	Problem  string         `json:"problem,omitempty"`
-	UsedBy   string         `json:"used_by,omitempty"`
-	CopyMode string         `json:"copy_mode,omitempty"`
-	Queues   int            `json:"queues,omitempty"`
-	DataOff  int64          `json:"data_offset_bytes"`
-	Identity DeviceIdentity `json:"identity"`
+	Service  string `json:"service"`
+	Problem  string `json:"problem,omitempty"`
+	UsedBy   string `json:"used_by,omitempty"`
+	CopyMode string `json:"copy_mode,omitempty"`
+	// Integrity: the block device has integrity metadata.
+	Integrity bool           `json:"integrity,omitempty"`
+	Queues    int            `json:"queues,omitempty"`
+	DataOff   int64          `json:"data_offset_bytes"`
+	Identity  DeviceIdentity `json:"identity"`
 	// Rules is the number of its rules, RuleProblems what is wrong with some of them.
 	Rules        int               `json:"rules,omitempty"`
 	RuleProblems []string          `json:"rule_problems,omitempty"`
@@ -164,14 +168,17 @@ type DeviceIdentity struct {
 
 // Status is the state of a daemon and its cache.
 type Status struct {
-	Name    string       `json:"name"`
-	Running bool         `json:"running"`
-	PID     int          `json:"pid,omitempty"`
-	Started time.Time    `json:"started,omitzero"`
-	SSD     string       `json:"ssd"`
-	Config  string       `json:"config"`
-	Cache   cache.Status `json:"cache"`
-	Devices []Device     `json:"devices"`
+	Name    string    `json:"name"`
+	Running bool      `json:"running"`
+	PID     int       `json:"pid,omitempty"`
+	Started time.Time `json:"started,omitzero"`
+	SSD     string    `json:"ssd"`
+	Config  string    `json:"config"`
+	// KernelAttributes says whether attributes that the kernel knows of a request are seen
+	// (priority and hint of unmodified programs, lifetime, cgroup): "on", or what is missing.
+	KernelAttributes string       `json:"kernel_attributes,omitempty"`
+	Cache            cache.Status `json:"cache"`
+	Devices          []Device     `json:"devices"`
 }
 
 // Stats are the counters of a cache.

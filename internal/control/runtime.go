@@ -39,10 +39,11 @@ func OnTmpfs(dir string) bool {
 	return st.Type == unix.TMPFS_MAGIC || st.Type == unix.RAMFS_MAGIC
 }
 
-// MakeRuntimeDir makes the folder, for the owner alone. /dev/shm is open to everybody, so a folder
-// that somebody else has made there is refused.
+// MakeRuntimeDir makes the folder. Everybody may look into it, as the sockets for clients are there;
+// what is not for everybody has a mode that says so. /dev/shm is open to everybody, so a folder that
+// somebody else has made there is refused.
 func MakeRuntimeDir(dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return report.Wrap("make runtime folder", err, "")
 	}
 	var st unix.Stat_t
@@ -53,6 +54,11 @@ func MakeRuntimeDir(dir string) error {
 		return report.Refuse("use runtime folder "+dir,
 			fmt.Sprintf("it belongs to user %d or others may write to it", st.Uid),
 			"remove it, or set runtime-dir in the configuration")
+	}
+	if st.Mode&0o055 != 0o055 { // made by an earlier version
+		if err := os.Chmod(dir, 0o755); err != nil {
+			return report.Wrap("open runtime folder", err, "")
+		}
 	}
 	return nil
 }

@@ -43,7 +43,7 @@ func Listen(path string, handlers map[string]Handler) (*Server, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("make control socket: %w", err)
 	}
-	// The folder is the owner's alone, so nobody connects before the mode is set.
+	// Who connects before the mode is set is asked who it is, as everybody is.
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		return nil, fmt.Errorf("make control socket: %w", err)

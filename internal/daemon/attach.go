@@ -51,6 +51,10 @@ func (in *Instance) planAttach(a *control.AttachArgs) (o cache.AttachOptions, er
 	if err := config.CheckName(a.Name); err != nil {
 		return o, report.Misuse("%v", err)
 	}
+	if a.Integrity && !in.opts.NoUblk && !in.kernel.Has(ublk.FeatureIntegrity) {
+		return o, report.Refuse("attach "+a.Device, "this kernel's ublk has no integrity metadata",
+			"needs Linux 7.0; leave out --integrity")
+	}
 	file, err := config.Load(in.opts.ConfigPath)
 	if err != nil {
 		return o, err
@@ -168,7 +172,8 @@ func (in *Instance) addBacking(ctx context.Context, a *control.AttachArgs, o cac
 		return nil, errors.Join(err, in.forget(ctx, s, true))
 	}
 	setAbilities(b, dev)
-	err = in.bg.do(func() error { return in.bg.setFile(b.ID(), driverDevice(dev)) })
+	b.SetNumber(ownNumber(o.UUID))
+	err = in.setFile(b.ID(), dev)
 	if err == nil {
 		in.mu.Lock()
 		in.mu.served[b.ID()] = s
@@ -184,6 +189,15 @@ func (in *Instance) addBacking(ctx context.Context, a *control.AttachArgs, o cac
 		return nil, errors.Join(err, in.forget(ctx, s, true))
 	}
 	return s, nil
+}
+
+// setFile gives a device to the loops.
+func (in *Instance) setFile(id cache.BackingID, dev *blockdev.Device) error {
+	err := in.bg.do(func() error { return in.bg.setFile(id, driverDevice(dev)) })
+	if d := in.directServer(); d != nil && err == nil {
+		err = d.join(id, driverDevice(dev))
+	}
+	return err
 }
 
 func (in *Instance) writeHeader(dev *blockdev.Device, o *cache.AttachOptions,
@@ -219,7 +233,9 @@ func (in *Instance) configure(f *config.File, a *control.AttachArgs, o *cache.At
 	if c.Backings == nil {
 		c.Backings = map[string]*config.Backing{}
 	}
-	b := &config.Backing{UUID: o.UUID.String(), Device: i.StablePath, UblkID: a.UblkID}
+	b := &config.Backing{
+		UUID: o.UUID.String(), Device: i.StablePath, UblkID: a.UblkID, Integrity: a.Integrity,
+	}
 	putSettings(b, o.Mode, o.Tunables)
 	c.Backings[a.Name] = b
 	in.mu.Lock()
@@ -235,7 +251,16 @@ func (in *Instance) forget(ctx context.Context, s *served, lose bool) error {
 	if err := in.unserve(ctx, s, true); err != nil {
 		return err
 	}
+	d := in.directServer()
+	if d != nil {
+		if err := d.drop(id); err != nil {
+			return err
+		}
+	}
 	if err := in.cache.FinishDetach(ctx, id, lose); err != nil {
+		if d != nil && s.dev != nil {
+			err = errors.Join(err, d.join(id, driverDevice(s.dev)))
+		}
 		return err
 	}
 	in.mu.Lock()

@@ -175,6 +175,7 @@ func (in *Instance) applyConfig() error {
 			return err
 		}
 		s.b = b
+		b.SetNumber(ownNumber(r.UUID))
 		if s.dev != nil {
 			setAbilities(b, s.dev)
 		}
@@ -218,6 +219,10 @@ func settingsOf(c *config.Backing) (cache.Mode, cache.Tunables, error) {
 	t := cache.Tunables{
 		SequentialCutoff: int64(c.SequentialCutoff), DirtyTarget: c.DirtyTarget,
 		DirtyMax: c.DirtyMax, WritebackDelay: time.Duration(c.WritebackDelay),
+		PinQuota: cache.DefaultTunables().PinQuota,
+	}
+	if c.PinQuota != nil {
+		t.PinQuota = *c.PinQuota
 	}
 	return mode, t, t.Validate()
 }

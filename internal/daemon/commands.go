@@ -63,6 +63,10 @@ func (in *Instance) Status() control.Status {
 		Name: in.opts.Name, Running: true, PID: os.Getpid(), Started: in.started,
 		SSD: in.ssdInfo.Path, Config: in.opts.ConfigPath, Devices: []control.Device{},
 	}
+	src, problem := in.kernelSource()
+	if st.KernelAttributes = problem; src != nil {
+		st.KernelAttributes = "on"
+	}
 	if !in.enter() {
 		return st
 	}

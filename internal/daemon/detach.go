@@ -51,7 +51,7 @@ func (in *Instance) detach(ctx context.Context, a control.DetachArgs, progress c
 	d, _ := in.device(uint16(id))
 	// From here on a client that hangs up does not leave it half done.
 	ctx = context.Background()
-	if by := in.usedBy(s); by != "" {
+	if by := in.stillUsedBy(s); by != "" {
 		return nil, report.Refuse(what, by, "all data is written back; unmount it and detach again, "+
 			"or --cancel")
 	}
@@ -202,6 +202,7 @@ func (in *Instance) device(id uint16) (control.Device, bool) {
 	if u != nil {
 		d.Service, d.Path, d.Link = "served", u.Path(), link
 		d.Queues, d.CopyMode = u.Options().Queues, u.Options().Mode.String()
+		d.Integrity = u.Options().Params.Integrity != nil
 		d.UsedBy = in.usedBy(s)
 	}
 	return d, true

@@ -44,6 +44,8 @@ type driver struct {
 	free  int32 // head of the list of free ops, or noFlight
 	now   int64 // of this round of the loop; 0: not read yet
 	text  [32]byte
+	// where finds the data of requests that the engine does not see, among the ring's buffers.
+	where func(*cache.Request) (buf uint16, at uintptr)
 
 	gathers gathers
 }
@@ -66,6 +68,7 @@ const (
 
 func (d *driver) init(p port, flights int) {
 	d.port, d.free, d.gathers.open = p, noFlight, noFlight
+	d.where = func(r *cache.Request) (uint16, uintptr) { return uint16(r.Tag), 0 }
 	d.ops = make([]flight, 0, flights)
 	for i := range d.files {
 		d.files[i] = noDevice
@@ -86,6 +89,9 @@ func (d *driver) Now() int64 {
 	}
 	return d.now
 }
+
+// Clock is Now read anew.
+func (d *driver) Clock() int64 { return int64(time.Since(started)) + 1 }
 
 // Submit starts op at the next enter of the ring.
 func (d *driver) Submit(op *cache.Op) {
@@ -156,8 +162,9 @@ func (d *driver) prepareTransfer(s *uring.SQE, f *flight, dev *deviceFile, off u
 		}
 		return
 	}
-	// The request's pages are buffer number tag of the ring, and addresses in it begin at 0.
-	buf, at := uint16(op.Req.Tag), uintptr(op.ReqOff)+uintptr(f.done)
+	// The request's pages are a buffer of the ring, in which addresses begin at 0.
+	buf, at := d.where(op.Req)
+	at += uintptr(op.ReqOff) + uintptr(f.done)
 	if op.Kind == cache.OpRead {
 		s.PrepReadFixed(file, buf, at, n, off, 0)
 	} else {

@@ -1,8 +1,8 @@
 // Package daemon runs a cache: it opens the devices, joins the engine to io_uring and ublk, and
 // carries out the commands that come over the control socket.
 //
-// A daemon serves one cache. Its threads are one per ublk queue and one for the background work;
-// each has a ring with the SSD and the backing devices registered, and drives one lane of the
+// A daemon serves one cache. Its threads are one per ublk queue, one for the clients that go around
+// the block devices (direct.go) and one for the background work; each has a ring with the SSD and the backing devices registered, and drives one lane of the
 // engine (driver.go, queue.go, loop.go). Everything else happens on ordinary goroutines, under
 // Instance.mu.
 //
@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"ubcache/cache"
+	"ubcache/internal/blkbpf"
 	"ubcache/internal/blockdev"
 	"ubcache/internal/config"
 	"ubcache/internal/control"
@@ -38,8 +39,11 @@ type Options struct {
 	ConfigPath string
 	// AnyRuntimeDir allows a runtime folder that is not on tmpfs.
 	AnyRuntimeDir bool
-	// NoUblk runs the engine without block devices, for tests.
+	// NoUblk runs the engine without block devices: for tests, and where clients use the direct
+	// channel only.
 	NoUblk bool
+	// Direct bounds the clients that talk to the cache over shared memory.
+	Direct DirectOptions
 	// Wait bounds how long the devices of a dying daemon are waited for.
 	Wait time.Duration
 	// Note is told in a few words what takes time.
@@ -67,6 +71,10 @@ type Instance struct {
 		sync.Mutex
 		served  map[cache.BackingID]*served
 		stopped bool
+		direct  *direct // nil: not served
+		// bpf reads what the kernel knows of requests; nil for the reason in bpfProblem.
+		bpf        *blkbpf.Source
+		bpfProblem string
 	}
 	// changing is held by attach, detach and stop for as long as they take, one at a time.
 	changing sync.Mutex
@@ -88,6 +96,8 @@ type served struct {
 	problem string           // why it is missing or not served
 	ublk    *ublk.Device     // nil: no block device
 	queues  []*queue
+	shared  sharedTable
+	kernel  kernelSource
 	link    string
 	rules   deviceRules
 }
@@ -154,7 +164,14 @@ func (in *Instance) start(ctx context.Context) error {
 	if err := in.startBackground(); err != nil {
 		return err
 	}
-	return in.serveAll(ctx)
+	if err := in.serveAll(ctx); err != nil {
+		return err
+	}
+	if err := in.startDirect(); err != nil {
+		return err
+	}
+	in.startKernelSource()
+	return nil
 }
 
 // checkKernel fails early, before anything is touched.

@@ -14,18 +14,16 @@ import (
 	"ubcache/internal/uring"
 )
 
-// loop is a lane with a thread and a ring of its own, for the background work of a cache. Other
-// threads reach it with Wake and call.
+// loop is a lane with a thread and a ring of its own: for the background work of a cache, or for
+// requests that do not come through a block device. Other threads reach it with Wake and do.
 type loop struct {
 	driver
+	loopHooks
 	ring   *uring.Ring
 	wakeFD int
 	own    int // submissions of the driver in flight
-	// finish answers requests, before is called before each wait, and spoil changes results; tests
-	// only.
-	finish func(*cache.Request)
-	before func()
-	spoil  func(userData uint64, res int32) int32
+	// spoil changes results; tests only.
+	spoil func(userData uint64, res int32) int32
 
 	pending, sleeping atomic.Uint32
 	stopping          atomic.Bool
@@ -39,9 +37,23 @@ type loop struct {
 	}
 }
 
+// loopHooks are what somebody does who has requests on a loop. They are called on its thread.
+type loopHooks struct {
+	// finish answers a request that was submitted to the loop's lane.
+	finish func(*cache.Request)
+	// before is called before each wait; it may submit requests. After again there is no wait.
+	before func()
+	// event takes the completions of submissions made with newEvent.
+	event func(number uint32, flags uint32)
+}
+
 const (
 	loopEntries = 512
 	wakeData    = 1 << 62
+	// eventData marks the user data of events; below it is their number.
+	eventData = 1 << 61
+	// noEvent is the number of a submission whose completion is of no interest.
+	noEvent = 1<<32 - 1
 )
 
 // startLoop starts a loop of c. Its devices are those that setup gives it, on the loop's thread.
@@ -51,7 +63,7 @@ func startLoop(c *cache.Cache, background bool, setup func(*loop) error) (*loop,
 	ready := make(chan error)
 	go l.run(c, setup, ready)
 	if err := <-ready; err != nil {
-		return nil, fmt.Errorf("start background loop: %w", err)
+		return nil, fmt.Errorf("start loop: %w", err)
 	}
 	return l, nil
 }
@@ -83,7 +95,7 @@ func (l *loop) do(f func() error) error {
 	case err := <-result:
 		return err
 	case <-l.done:
-		return errors.New("background loop has ended")
+		return errors.New("the loop has ended")
 	}
 }
 
@@ -103,6 +115,17 @@ func (l *loop) NewSQE(userData uint64) *uring.SQE {
 	return s
 }
 
+// newEvent is a submission that is not the engine's, such as a poll. The loop does not wait for its
+// end before it stops.
+func (l *loop) newEvent(number uint32) *uring.SQE {
+	s := l.ring.NextSQE()
+	s.SetUserData(eventData | uint64(number))
+	return s
+}
+
+// again makes the loop go round once more without a wait. For hook before.
+func (l *loop) again() { l.pending.Store(1) }
+
 // Wake makes the loop run its lane soon. Any thread may call it, and never too late: the
 // descriptor is closed when the process ends.
 func (l *loop) Wake() {
@@ -119,10 +142,10 @@ func (l *loop) Wake() {
 	}
 }
 
-// Finish implements cache.Driver. A background lane has no requests.
+// Finish implements cache.Driver. A lane that is only for the background work has no requests.
 func (l *loop) Finish(r *cache.Request) {
 	if l.finish == nil {
-		panic("daemon: request on the background lane")
+		panic("daemon: request on a loop that has none")
 	}
 	l.finish(r)
 }
@@ -260,6 +283,12 @@ func (l *loop) reap() {
 		if userData == wakeData {
 			if flags&uring.CQEMore == 0 {
 				l.armWake()
+			}
+			continue
+		}
+		if userData&eventData != 0 {
+			if n := uint32(userData); n != noEvent {
+				l.event(n, flags)
 			}
 			continue
 		}

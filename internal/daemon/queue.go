@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ubcache/attrs"
 	"ubcache/cache"
 	"ubcache/ublk"
 )
@@ -22,8 +23,13 @@ type queue struct {
 	backing cache.BackingID
 	ssd     device
 	disk    device
-	rules   *ruleTable
 	reqs    []cache.Request // by tag
+	attrs   attributes
+	pi      *integrity // nil: the device has no integrity metadata
+	shared  *sharedTable
+	parts   parts
+	number  uint32 // of the device, in answers
+	fail    func(error)
 }
 
 // reqOps are the engine's names of the driver's requests.
@@ -41,6 +47,13 @@ func (h *queue) Start(q *ublk.Queue) error {
 	h.q = q
 	h.init(q, 4*q.Depth())
 	h.reqs = make([]cache.Request, q.Depth())
+	h.attrs.init(q.Depth())
+	h.parts.init(q.Depth())
+	h.where = h.place
+	var err error
+	if h.pi, err = integrityOf(q, h.fail); err != nil {
+		return err
+	}
 	for id, d := range map[cache.BackingID]device{cache.SSD: h.ssd, h.backing: h.disk} {
 		file, err := q.AddFile(d.fd)
 		if err != nil {
@@ -59,11 +72,27 @@ func (h *queue) Handle(q *ublk.Queue, r *ublk.Request) {
 		q.CompleteErr(r.Tag, unix.EINVAL)
 		return
 	}
+	if r.Flags&ublk.InShared != 0 {
+		h.handleShared(q, r)
+		return
+	}
 	c := &h.reqs[r.Tag]
 	c.Backing, c.Op = h.backing, reqOps[r.Op]
 	c.FUA, c.NoUnmap = r.Flags&ublk.FUA != 0, r.Flags&ublk.NoUnmap != 0
 	c.Off, c.Len = r.Offset(), r.Bytes()
 	c.Data, c.Tag = r.Data, uint32(r.Tag)
+	var opaque []byte
+	if h.pi != nil && r.HasData() {
+		c.Data = h.pi.data(r)
+		if r.Op == ublk.OpWrite {
+			var errno syscall.Errno
+			if opaque, errno = h.pi.receive(r, c.Data); errno != 0 {
+				q.CompleteErr(r.Tag, errno)
+				return
+			}
+		}
+	}
+	h.attach(r, c, opaque)
 	h.lane.Submit(c)
 }
 
@@ -87,6 +116,13 @@ func (h *queue) Stop(*ublk.Queue) {}
 
 // Finish implements cache.Driver.
 func (h *queue) Finish(r *cache.Request) {
+	if r.Tag&partTag != 0 {
+		h.finishPart(r)
+		return
+	}
+	if h.pi != nil && r.Op == cache.ReqRead && r.Err == nil {
+		r.Err = h.pi.deliver(h.q.Request(uint16(r.Tag)), r)
+	}
 	r.Data = nil
 	if r.Err != nil {
 		h.q.CompleteErr(uint16(r.Tag), errnoOf(r.Err))
@@ -97,12 +133,22 @@ func (h *queue) Finish(r *cache.Request) {
 
 // CopyOut implements cache.Driver.
 func (h *queue) CopyOut(r *cache.Request, off int, dst []byte) error {
-	return h.q.CopyOut(h.q.Request(uint16(r.Tag)), int64(off), dst)
+	if r.Data != nil {
+		copy(dst, r.Data[off:])
+		return nil
+	}
+	tag, at := h.place(r)
+	return h.q.CopyOut(h.q.Request(tag), int64(at)+int64(off), dst)
 }
 
 // CopyIn implements cache.Driver.
 func (h *queue) CopyIn(r *cache.Request, off int, src []byte) error {
-	return h.q.CopyIn(h.q.Request(uint16(r.Tag)), int64(off), src)
+	if r.Data != nil {
+		copy(r.Data[off:], src)
+		return nil
+	}
+	tag, at := h.place(r)
+	return h.q.CopyIn(h.q.Request(tag), int64(at)+int64(off), src)
 }
 
 // Wake implements cache.Driver; any thread may call it.
@@ -116,7 +162,8 @@ func errnoOf(err error) syscall.Errno {
 		return unix.EIO
 	}
 	switch e {
-	case unix.ENOSPC, unix.EINVAL, unix.EILSEQ, unix.ENODATA, unix.ETIMEDOUT, unix.ENODEV:
+	case unix.ENOSPC, unix.EINVAL, unix.EILSEQ, unix.ENODATA, unix.ETIMEDOUT, unix.ENODEV,
+		attrs.ErrnoRefused, attrs.ErrnoDeadline:
 		return e
 	}
 	return unix.EIO

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"ubcache/cache"
+	"ubcache/internal/pi"
 	"ubcache/internal/report"
 	"ubcache/ublk"
 )
@@ -99,7 +100,7 @@ func (in *Instance) takeOver(ctx context.Context, s *served, old *ublk.Info, o u
 			"it has %d bytes and %s has %d", old.Params.SizeBytes, s.name, s.b.Size()),
 			fmt.Sprintf("remove it with: ubcache stop --force, or ublk del -n %d", old.ID))
 	}
-	if old.Mode() != ublk.Copy && in.cache.Checksums() {
+	if old.Mode() == ublk.AutoZeroCopy && in.cache.Checksums() {
 		return nil, report.Refuse("take over "+old.Path(), "it was made for zero copy, and the "+
 			"cache has data checksums", "remove it with ublk del")
 	}
@@ -116,11 +117,14 @@ func (in *Instance) startDevice(ctx context.Context, s *served, d *ublk.Device,
 	queues := make([]*queue, d.Options().Queues)
 	for i := range queues {
 		queues[i] = &queue{
-			c: in.cache, backing: s.b.ID(),
-			ssd:  driverDevice(in.ssd),
-			disk: driverDevice(s.dev), rules: &s.rules.table,
+			c: in.cache, backing: s.b.ID(), shared: &s.shared, number: deviceNumber(d.ID()),
+			attrs: attributes{kernel: &s.kernel, rules: &s.rules.table},
+			ssd:   driverDevice(in.ssd),
+			disk:  driverDevice(s.dev),
+			fail:  func(err error) { in.log.Error("request failed", "name", s.name, "error", err) },
 		}
 	}
+	s.b.SetNumber(deviceNumber(d.ID()))
 	err := d.Start(func(i int) (ublk.Handler, error) { return queues[i], nil })
 	if err != nil {
 		if !recovered {
@@ -132,6 +136,7 @@ func (in *Instance) startDevice(ctx context.Context, s *served, d *ublk.Device,
 	in.mu.Lock()
 	s.ublk, s.queues, s.problem = d, queues, ""
 	in.mu.Unlock()
+	in.trackKernel(s)
 	if s.link, err = makeLink(s.name, d.Path()); err != nil {
 		in.log.Warn("no link to the device", "name", s.name, "error", err)
 	}
@@ -145,6 +150,12 @@ func (in *Instance) startDevice(ctx context.Context, s *served, d *ublk.Device,
 	return nil
 }
 
+// ownNumber is how results name a device without a block device. No block device has such a number.
+func ownNumber(id cache.UUID) uint32 { return binary.LittleEndian.Uint32(id[8:]) | 1<<31 }
+
+// deviceNumber is how results name a block device: they are unique on the machine, and not 0.
+func deviceNumber(id int) uint32 { return uint32(id) + 1 }
+
 func closeLanes(queues []*queue) {
 	for _, h := range queues {
 		if h.lane != nil {
@@ -152,6 +163,7 @@ func closeLanes(queues []*queue) {
 			h.lane = nil
 		}
 		h.gathers.close()
+		h.pi.close()
 	}
 }
 
@@ -195,7 +207,7 @@ func (in *Instance) ublkOptions(s *served, tag uint64) ublk.Options {
 		discard.MaxDiscardBytes = maxDiscard
 		discard.GranularityBytes = uint32(max(disk.QueueLimit("discard_granularity"), s.b.LBS()))
 	}
-	return ublk.Options{
+	o := ublk.Options{
 		ID: id, Queues: in.conf.Queues, Depth: orDefault(in.conf.Depth, defaultDepth),
 		MaxIOBytes: orDefault(int(in.conf.MaxIO), defaultMaxIO), Mode: in.copyMode(),
 		Recovery: ublk.RecoveryReissue, Tag: tag, OOMScoreAdj: oomScoreAdj,
@@ -213,6 +225,29 @@ func (in *Instance) ublkOptions(s *served, tag uint64) ublk.Options {
 			os.Exit(exitPanic)
 		},
 	}
+	// Where there is integrity metadata, that is what carries attributes.
+	o.SharedMemory = in.kernel.Has(ublk.FeatureSharedMemory)
+	if in.wantsIntegrity(s) {
+		o.Mode, o.SharedMemory = ublk.UserCopy, false
+		o.Params.Integrity = &ublk.IntegrityParams{
+			Flags: pi.Flags, MetadataBytes: pi.Bytes, PIOffset: pi.TupleOff, Checksum: pi.Checksum,
+		}
+	}
+	return o
+}
+
+// wantsIntegrity reports whether a device is to have integrity metadata, and can have it. On a kernel
+// without it nothing is lost but the checks on the way: none of it is stored.
+func (in *Instance) wantsIntegrity(s *served) bool {
+	conf := in.conf.Backings[s.name]
+	if conf == nil || !conf.Integrity {
+		return false
+	}
+	if !in.kernel.Has(ublk.FeatureIntegrity) {
+		in.log.Warn("served without integrity metadata: it needs Linux 7.0", "name", s.name)
+		return false
+	}
+	return true
 }
 
 func orDefault(v, def int) int {

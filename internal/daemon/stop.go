@@ -18,6 +18,9 @@ import (
 // settleTime bounds how long the last metadata may take.
 const settleTime = 5 * time.Minute
 
+// clientTime is how long a client that has ended may be taken for one that has not.
+const clientTime = time.Second
+
 // Stop ends the cache in order: devices, metadata, superblock. Devices that are in use make it
 // refuse and change nothing, unless force is set; then their users see I/O errors.
 func (in *Instance) Stop(ctx context.Context, force bool) error {
@@ -29,7 +32,7 @@ func (in *Instance) Stop(ctx context.Context, force bool) error {
 	}
 	if !force {
 		for _, s := range in.list() {
-			if by := in.usedBy(s); by != "" {
+			if by := in.stillUsedBy(s); by != "" {
 				return report.Refuse(what, by, "unmount it first, or --force cuts it off")
 			}
 		}
@@ -53,8 +56,26 @@ func (in *Instance) Stop(ctx context.Context, force bool) error {
 	return nil
 }
 
-// usedBy says where the block device is mounted or who has built on it; empty if nobody.
+// stillUsedBy is usedBy for who does not go away by itself: a client that has ended is noticed a moment
+// later.
+func (in *Instance) stillUsedBy(s *served) string {
+	for end := time.Now().Add(clientTime); ; time.Sleep(5 * time.Millisecond) {
+		by := in.usedBy(s)
+		d := in.directServer()
+		if by == "" || time.Now().After(end) || d == nil || d.users(s.b.ID()) == "" {
+			return by
+		}
+	}
+}
+
+// usedBy says where the block device is mounted or who has built on it, or has it open past the block
+// device; empty if nobody.
 func (in *Instance) usedBy(s *served) string {
+	if d := in.directServer(); d != nil && s.b != nil {
+		if by := d.users(s.b.ID()); by != "" {
+			return by
+		}
+	}
 	if s.ublk == nil {
 		return ""
 	}
@@ -84,6 +105,8 @@ func (in *Instance) unserve(ctx context.Context, s *served, force bool) error {
 	in.mu.Lock()
 	s.ublk, s.queues = nil, nil
 	in.mu.Unlock()
+	s.shared.clear()
+	in.untrackKernel(s)
 	if s.link != "" {
 		_ = os.Remove(s.link)
 		s.link = ""
@@ -116,6 +139,11 @@ func (in *Instance) stopUnused(ctx context.Context, d *ublk.Device) error {
 func (in *Instance) finish(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, settleTime)
 	defer cancel()
+	if d := in.directServer(); d != nil {
+		if err := d.stop(); err != nil {
+			return fmt.Errorf("end the service of clients: %w", err)
+		}
+	}
 	if err := in.cache.Settle(ctx); err != nil {
 		return fmt.Errorf("write metadata: %w", err)
 	}
@@ -161,7 +189,12 @@ func (in *Instance) release() {
 func (in *Instance) end() {
 	in.mu.Lock()
 	in.mu.stopped = true
+	src := in.mu.bpf
+	in.mu.bpf = nil
 	in.mu.Unlock()
+	if src != nil {
+		_ = src.Close()
+	}
 	in.doneOnce.Do(func() {
 		in.rules.close()
 		close(in.done)

@@ -59,8 +59,7 @@ func (in *Instance) adopt(s *served) {
 // join gives the engine a device that was missing, and serves it.
 func (in *Instance) join(s *served, dev *blockdev.Device) error {
 	setAbilities(s.b, dev)
-	err := in.bg.do(func() error { return in.bg.setFile(s.b.ID(), driverDevice(dev)) })
-	if err != nil {
+	if err := in.setFile(s.b.ID(), dev); err != nil {
 		return errors.Join(err, dev.Close())
 	}
 	in.mu.Lock()

@@ -15,8 +15,8 @@ type SQE struct {
 	BufIndex    uint16
 	Personality uint16
 	FileIndex   int32
-	Addr3       uint64
-	pad         uint64
+	Addr3       uint64 // also attr_ptr
+	attrMask    uint64
 }
 
 // CQE is struct io_uring_cqe: one completion. Res is a byte count or a negated errno.
@@ -24,6 +24,16 @@ type CQE struct {
 	UserData uint64
 	Res      int32
 	Flags    uint32
+}
+
+// PIAttr is struct io_uring_attr_pi: integrity metadata of a read or write.
+type PIAttr struct {
+	Flags  uint16 // IO_INTEGRITY_CHK_* of linux/fs.h: what the kernel verifies
+	AppTag uint16
+	Len    uint32 // bytes at Addr
+	Addr   uint64 // of the metadata
+	Seed   uint64 // reference tag of the first interval
+	Rsvd   uint64
 }
 
 type sqOffsets struct {
@@ -149,6 +159,9 @@ const (
 	RWFSync   = 0x4
 	RWFNoWait = 0x8
 )
+
+// attrPI is IORING_RW_ATTR_FLAG_PI.
+const attrPI = 1
 
 // BlockCmdDiscard is BLOCK_URING_CMD_DISCARD, _IO(0x12, 0): discard through URING_CMD (Linux 6.12).
 const BlockCmdDiscard = 0x1200

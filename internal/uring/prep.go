@@ -84,6 +84,13 @@ func (s *SQE) PrepWriteFixed(f File, buf uint16, addr uintptr, n uint32, off uin
 	s.BufIndex = buf
 }
 
+// SetPI makes a prepared read or write carry integrity metadata (Linux 6.14). It needs a block device
+// that has such metadata, opened with O_DIRECT. a, and the memory it names, must be outside the Go
+// heap; the kernel reads a when it takes the submission.
+func (s *SQE) SetPI(a *PIAttr) {
+	s.Addr3, s.attrMask = uint64(uintptr(unsafe.Pointer(a))), attrPI
+}
+
 // PrepFsync makes earlier completed writes of f durable; dataOnly as fdatasync does.
 func (s *SQE) PrepFsync(f File, dataOnly bool) {
 	s.Opcode = OpFsync

@@ -37,7 +37,8 @@ type CacheStatus struct {
 		CachedBytes int64 `json:"cached_bytes"`
 		DirtyBytes  int64 `json:"dirty_bytes"`
 	} `json:"cache"`
-	Devices []DeviceStatus `json:"devices"`
+	KernelAttributes string         `json:"kernel_attributes"`
+	Devices          []DeviceStatus `json:"devices"`
 }
 
 // DeviceStatus is one cached device of a [CacheStatus].
@@ -52,6 +53,7 @@ type DeviceStatus struct {
 	Path          string `json:"path"`
 	Service       string `json:"service"`
 	CopyMode      string `json:"copy_mode"`
+	Integrity     bool   `json:"integrity"`
 }
 
 // CacheStats is what tests read of `ubcache stats --json`.

@@ -1,0 +1,132 @@
+package cache
+
+import (
+	"math/bits"
+	"sync/atomic"
+
+	"ubcache/attrs"
+)
+
+const (
+	numAttrs    = int(attrs.IDTrace) + 1
+	numStatuses = int(attrs.Invalid) + 1
+	numSources  = int(attrs.SourceExplicit) + 1
+	numHints    = int(attrs.HintPrefetch) + 1
+	numClasses  = int(attrs.ClassIdle)
+	numLevels   = 8
+
+	// maxTenants is how many tenants a lane tells apart; what the others do is counted together.
+	maxTenants = 64
+)
+
+// attrCounters count what became of requests with attributes. One lane writes them, at the end of each
+// such request, and anybody may read them. An atomic addition is what costs here, so they are few: what
+// follows from other counters has none of its own.
+type attrCounters struct {
+	unreadable counter // sets of which nothing counted
+	answer     [numAttrs]answers
+	unknown    answers // ids that are not known
+
+	// Groups are made when they are first needed; they are too large to have all of them.
+	hints   [numHints]atomic.Pointer[group]
+	prios   [numClasses][numLevels]atomic.Pointer[group]
+	tenants tenantTable
+}
+
+// answers counts by status, and by the source whose value counted.
+type answers [numStatuses][numSources]counter
+
+// group counts the requests that have something in common.
+type group struct {
+	errors, bytes         counter
+	hitBlocks, missBlocks counter   // of reads
+	latency               histogram // of those that succeeded
+}
+
+// groupOf is the group of a place, which is made if there is none.
+func groupOf(at *atomic.Pointer[group]) *group {
+	g := at.Load()
+	if g == nil {
+		g = &group{}
+		at.Store(g)
+	}
+	return g
+}
+
+func (g *group) count(r *Request, took int64) {
+	if r.Err != nil {
+		g.errors.Add(1)
+		return
+	}
+	g.bytes.Add(r.Len)
+	if r.Op == ReqRead {
+		if r.hits != 0 {
+			g.hitBlocks.Add(int64(r.hits))
+		}
+		if miss := int64(r.res.Blocks) - int64(r.hits); miss > 0 {
+			g.missBlocks.Add(miss)
+		}
+	}
+	g.latency[latencyBucket(took)].Add(1)
+}
+
+// count counts a request that took so many nanoseconds.
+func (a *attrCounters) count(r *Request, took int64) {
+	set, res := r.Attrs, r.res
+	for left := set.Came(); left != 0; left &= left - 1 {
+		id := bits.TrailingZeros16(left)
+		ans := res.For(attrs.ID(id))
+		a.answer[id][ans.Status][ans.Source].Add(1)
+	}
+	if res.Frame() != attrs.ReasonNone {
+		a.unreadable.Add(1)
+	}
+	for i := range set.NumUnknown() {
+		a.unknown[res.For(set.UnknownID(i)).Status][attrs.SourceNone].Add(1)
+	}
+	if set.Has(attrs.IDHint) {
+		groupOf(&a.hints[set.Hint()]).count(r, took)
+	}
+	if set.Has(attrs.IDPriority) {
+		p := set.Priority()
+		groupOf(&a.prios[p.Class-1][p.Level]).count(r, took)
+	}
+	if set.Has(attrs.IDTenant) {
+		a.tenants.group(set.Tenant()).count(r, took)
+	}
+}
+
+// tenantTable finds a tenant's counters. It is half empty at most, so that a search ends soon.
+type tenantTable struct {
+	slots [2 * maxTenants]atomic.Pointer[tenantGroup]
+	used  int // the lane's own
+	other atomic.Pointer[group]
+}
+
+type tenantGroup struct {
+	tenant attrs.Tenant
+	group
+}
+
+func (t *tenantTable) group(who attrs.Tenant) *group {
+	h := mix(who.ID)
+	if who.Cgroup {
+		h++
+	}
+	for ; ; h++ {
+		at := &t.slots[h%uint64(len(t.slots))]
+		g := at.Load()
+		switch {
+		case g != nil && g.tenant == who:
+			return &g.group
+		case g != nil:
+		case t.used == maxTenants:
+			return groupOf(&t.other)
+		default:
+			t.used++
+			g = &tenantGroup{tenant: who}
+			at.Store(g)
+			return &g.group
+		}
+	}
+}

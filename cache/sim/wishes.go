@@ -1,0 +1,160 @@
+package sim
+
+import (
+	"fmt"
+
+	"ubcache/attrs"
+	"ubcache/cache"
+)
+
+// wishes checks that what requests asked for besides their data came true: pinned blocks stay, also
+// when the daemon is killed; quotas are held; what was evicted is gone.
+type wishes struct {
+	clock  uint64
+	blocks map[wishBlock]*wishState
+}
+
+type wishBlock struct {
+	dev   int
+	block int64
+}
+
+type wishState struct {
+	pinned bool
+	// A write may end a pin if the cache has no room for a copy, so it counts as one that does.
+	ending int    // requests in flight that may end a pin
+	ended  uint64 // clock of the last such event
+}
+
+const (
+	blockSectors = cache.BlockSize / sectorSize
+	tenantQuota  = 60
+	tenantShare  = 60
+)
+
+func (s *Sim) setQuotas() error {
+	if !s.cfg.Attributes {
+		return nil
+	}
+	if err := s.c.SetTenantQuota(attrs.Tenant{ID: 1}, cache.TenantQuota{Blocks: tenantQuota}); err != nil {
+		return err
+	}
+	return s.c.SetTenantQuota(attrs.Tenant{ID: 2}, cache.TenantQuota{Share: tenantShare})
+}
+
+// wish gives a request more attributes, and notes what may end pins.
+func (s *Sim) wish(r *request) {
+	if s.rng.IntN(2) == 0 {
+		r.attrs.SetHint(attrs.Hint(s.rng.IntN(8)))
+	}
+	if s.rng.IntN(3) == 0 {
+		r.attrs.SetPriority(attrs.Priority{Class: attrs.Class(1 + s.rng.IntN(3)), Level: uint8(s.rng.IntN(8))})
+	}
+	if s.rng.IntN(3) == 0 {
+		r.attrs.SetLifetime(attrs.Lifetime(1 + s.rng.IntN(5)))
+	}
+	if s.rng.IntN(2) == 0 {
+		r.attrs.SetTenant(attrs.Tenant{ID: uint64(1 + s.rng.IntN(3))})
+	}
+	a := &s.wishes
+	a.clock++
+	if r.wished == 0 {
+		r.wished = a.clock
+	}
+	if !r.ends && (r.written || r.attrs.Hint() == attrs.HintUnpin) {
+		r.ends = true
+		a.each(r, func(b *wishState) { b.pinned, b.ended = false, a.clock; b.ending++ })
+	}
+}
+
+// each calls f with the state of every block of a request.
+func (a *wishes) each(r *request, f func(*wishState)) {
+	if r.n == 0 {
+		return
+	}
+	for b := r.first / blockSectors; b <= (r.first+r.n-1)/blockSectors; b++ {
+		k := wishBlock{r.dev, int64(b)}
+		if a.blocks[k] == nil {
+			a.blocks[k] = &wishState{}
+		}
+		f(a.blocks[k])
+	}
+}
+
+// gone notes that a request is over, answered or not.
+func (a *wishes) gone(r *request) {
+	a.clock++
+	if r.ends {
+		r.ends = false
+		a.each(r, func(b *wishState) { b.pinned, b.ended = false, a.clock; b.ending-- })
+	}
+}
+
+// answered checks what can be seen when a request has just been answered.
+func (s *Sim) answered(r *request) {
+	s.wishes.gone(r)
+	if r.Attrs == nil || r.Err != nil || r.results.For(attrs.IDHint).Status != attrs.Handled {
+		return
+	}
+	switch r.attrs.Hint() {
+	case attrs.HintPin:
+		s.res.Pins++
+		s.wishes.each(r, func(b *wishState) {
+			b.pinned = b.pinned || b.ending == 0 && b.ended < r.wished
+		})
+	case attrs.HintEvict:
+		s.res.Evictions++
+		if r.Op != cache.ReqRead || s.overlapped(r) {
+			return
+		}
+		n, err := s.c.Residency(r.Backing, r.Off, r.Len)
+		if err != nil || n.Cached != n.Leaving {
+			s.fail(fmt.Errorf("sectors %d+%d of device %d, evicted: %+v, %v", r.first, r.n, r.dev, n, err))
+		}
+	}
+}
+
+// overlapped reports whether another request in flight could have brought a block back.
+func (s *Sim) overlapped(r *request) bool {
+	for _, o := range s.reqs {
+		if o.dev == r.dev && o.first < r.first+r.n+blockSectors && r.first < o.first+o.n+blockSectors {
+			return true
+		}
+	}
+	return false
+}
+
+// checkWishes compares what the cache holds with what was asked for.
+func (s *Sim) checkWishes(when string) {
+	if !s.cfg.Attributes || s.err != nil {
+		return
+	}
+	for _, t := range s.c.Tenants() {
+		if t.Quota.Blocks != 0 && t.CachedBlocks > t.Quota.Blocks {
+			s.fail(fmt.Errorf("%s: tenant %v has %d blocks, quota %d", when, t.Tenant, t.CachedBlocks, t.Quota.Blocks))
+		}
+	}
+	for _, b := range s.c.Status().Backings {
+		if b.PinnedBytes > b.PinQuota {
+			s.fail(fmt.Errorf("%s: device %s has %d bytes pinned, quota %d", when, b.Name, b.PinnedBytes, b.PinQuota))
+		}
+	}
+	for k, b := range s.wishes.blocks {
+		if !b.pinned {
+			continue
+		}
+		off := k.block * cache.BlockSize
+		n, err := s.c.Residency(s.ids[k.dev], off, min(cache.BlockSize, s.models[k.dev].bytes()-off))
+		if err != nil || n.Pinned != 1 {
+			s.fail(fmt.Errorf("%s: block %d of device %d was pinned: %+v, %v", when, k.block, k.dev, n, err))
+			return
+		}
+	}
+}
+
+// powerCut forgets pins: they may not have been durable.
+func (a *wishes) powerCut() {
+	for _, b := range a.blocks {
+		b.pinned = false
+	}
+}

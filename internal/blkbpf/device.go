@@ -1,0 +1,133 @@
+package blkbpf
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// Limits of what can be tracked of a device: those of ublk.
+const (
+	maxDeviceQueues = 4096
+	maxDepth        = 4096
+)
+
+// Device is a disk whose requests are written down.
+type Device struct {
+	src   *Source
+	keys  [][keyBytes]byte
+	slots [][]byte // of each queue, mapped
+	bits  flagBits
+
+	closed bool // under the source's lock
+}
+
+// Track begins to write down the requests of a disk, known by its name in /sys/block ("ublkb0"), which
+// need not exist yet: a device that is tracked before it is started misses no request. depth is
+// the number of tags in a queue. A disk can be tracked once by a source.
+//
+// Track and Device.Close take some milliseconds for each queue, as they wait for the kernel.
+func (s *Source) Track(disk string, queues, depth int) (*Device, error) {
+	d, err := s.track(disk, queues, depth)
+	if err != nil {
+		return nil, fmt.Errorf("track requests of %s: %w", disk, err)
+	}
+	return d, nil
+}
+
+func (s *Source) track(disk string, queues, depth int) (*Device, error) {
+	if disk == "" || len(disk) > keyNameBytes {
+		return nil, fmt.Errorf("the name has %d bytes, not 1 to %d", len(disk), keyNameBytes)
+	}
+	if queues < 1 || queues > maxDeviceQueues || depth < 1 || depth > maxDepth {
+		return nil, fmt.Errorf("%d queues of %d: want 1 to %d of 1 to %d", queues, depth,
+			maxDeviceQueues, maxDepth)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mu.closed {
+		return nil, errors.New("the source is closed")
+	}
+	d := &Device{src: s, bits: s.bits}
+	for q := range queues {
+		if err := d.addQueue(keyOf(disk, q), depth); err != nil {
+			return nil, errors.Join(fmt.Errorf("queue %d: %w", q, err), d.release())
+		}
+	}
+	return d, nil
+}
+
+// keyOf is the key of a queue.
+func keyOf(disk string, queue int) (key [keyBytes]byte) {
+	copy(key[:keyNameBytes], disk)
+	binary.NativeEndian.PutUint64(key[keyNameBytes:], uint64(queue))
+	return key
+}
+
+// addQueue makes a queue's slots, maps them, and tells the program.
+func (d *Device) addQueue(key [keyBytes]byte, depth int) error {
+	m, err := ebpf.NewMap(slotsSpec(depth))
+	if err != nil {
+		return fmt.Errorf("make a map: %w", err)
+	}
+	// The table and the mapping keep it.
+	defer m.Close()
+	mem, err := unix.Mmap(m.FD(), 0, depth*slotBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return fmt.Errorf("map the slots: %w", err)
+	}
+	err = d.src.queues.Update(key, m, ebpf.UpdateNoExist)
+	switch {
+	case errors.Is(err, ebpf.ErrKeyExist):
+		err = errors.New("the disk is tracked already")
+	case errors.Is(err, unix.E2BIG):
+		err = fmt.Errorf("%d queues are tracked already, the limit", d.src.maxQueues)
+	}
+	if err != nil {
+		return errors.Join(err, unix.Munmap(mem))
+	}
+	d.keys = append(d.keys, key)
+	d.slots = append(d.slots, mem)
+	return nil
+}
+
+// Lookup returns what the kernel knows of a request that the driver has handed over and that is not
+// completed yet, given its queue, tag, position and length in sectors of 512 bytes. It may be called
+// once for each request, and by one thread at a time for each queue: it empties the slot. It does not
+// allocate and makes no system call.
+//
+// It is false if the program did not see the request, and always of a nil device: there is no program.
+func (d *Device) Lookup(queue, tag int, sector uint64, sectors uint32) (Event, bool) {
+	if d == nil {
+		return Event{}, false
+	}
+	slots := d.slots[queue]
+	return take(slots[tag*slotBytes:(tag+1)*slotBytes], sector, sectors, &d.bits)
+}
+
+// Close ends the tracking and frees the memory. No Lookup may be under way or follow.
+func (d *Device) Close() error {
+	d.src.mu.Lock()
+	defer d.src.mu.Unlock()
+	return d.release()
+}
+
+// release is Close under the source's lock.
+func (d *Device) release() error {
+	if d.closed {
+		return nil
+	}
+	d.closed = true
+	var errs []error
+	for i, key := range d.keys {
+		// The table of a closed source is gone, and with it the entries.
+		if !d.src.mu.closed {
+			errs = append(errs, d.src.queues.Delete(key))
+		}
+		errs = append(errs, unix.Munmap(d.slots[i]))
+	}
+	return errors.Join(errs...)
+}
