@@ -164,7 +164,7 @@ func TestDirectRules(t *testing.T) {
 	must(t, err)
 	s, err := b.find("disk0")
 	must(t, err)
-	s.sources.rules.Store(table)
+	s.rules.table.Store(table)
 	buf, err := d.Alloc(4096)
 	must(t, err)
 	var trace, hint attrs.Set
