@@ -20,7 +20,8 @@ func setCommand(g *globals) *cobra.Command {
   sequential-cutoff  streams longer than this size pass the cache by; 0 for none
   dirty-target       share of the cache in percent that writeback lets stay dirty
   dirty-max          share at which writes go past the cache instead of making more dirty data
-  writeback-delay    age that dirty data may reach on an idle device`,
+  writeback-delay    age that dirty data may reach on an idle device
+  pin-quota          share of the cache in percent that requests with hint=pin may take; at most 50`,
 		Example: "  ubcache set data mode=writeback dirty-target=20",
 		Args:    args(cobra.MinimumNArgs(2)),
 		RunE: func(cmd *cobra.Command, a []string) error {

@@ -45,6 +45,8 @@ type Cache struct {
 	// KernelAttributes says whether BPF reads priorities, hints and issuers off requests: auto, off.
 	KernelAttributes string `toml:"kernel-attributes,omitempty"`
 
+	// Tenants are those whose cached data is limited.
+	Tenants  []Tenant            `toml:"tenant,omitempty"`
 	Backings map[string]*Backing `toml:"backing,omitempty"`
 }
 
@@ -65,6 +67,8 @@ type Backing struct {
 	DirtyTarget      int      `toml:"dirty-target"`
 	DirtyMax         int      `toml:"dirty-max"`
 	WritebackDelay   Duration `toml:"writeback-delay"`
+	// PinQuota is nil in files of versions that did not know it.
+	PinQuota *int `toml:"pin-quota,omitempty"`
 
 	// Rules give attributes to requests, the first one that matches wins.
 	Rules []Rule `toml:"rule,omitempty"`
@@ -158,6 +162,9 @@ func (f *File) check() error {
 		default:
 			return fmt.Errorf("cache %s: kernel-attributes = %q is none of auto, off", cn,
 				c.KernelAttributes)
+		}
+		if err := CheckTenants(c.Tenants); err != nil {
+			return fmt.Errorf("cache %s: %w", cn, err)
 		}
 		for _, bn := range c.BackingNames() {
 			b := c.Backings[bn]

@@ -201,6 +201,7 @@ func (in *Instance) applyConfig() error {
 			}
 		}
 	}
+	in.tenants.load(in.cache, in.conf.Tenants, in.log)
 	return nil
 }
 
@@ -219,6 +220,10 @@ func settingsOf(c *config.Backing) (cache.Mode, cache.Tunables, error) {
 	t := cache.Tunables{
 		SequentialCutoff: int64(c.SequentialCutoff), DirtyTarget: c.DirtyTarget,
 		DirtyMax: c.DirtyMax, WritebackDelay: time.Duration(c.WritebackDelay),
+		PinQuota: cache.DefaultTunables().PinQuota,
+	}
+	if c.PinQuota != nil {
+		t.PinQuota = *c.PinQuota
 	}
 	return mode, t, t.Validate()
 }

@@ -64,6 +64,13 @@ var settingTable = []setting{
 			return string(b)
 		},
 	},
+	{
+		"pin-quota", func(v string, _ *cache.Mode, t *cache.Tunables) (err error) {
+			t.PinQuota, err = percent(v)
+			return err
+		},
+		func(_ cache.Mode, t *cache.Tunables) string { return strconv.Itoa(t.PinQuota) },
+	},
 }
 
 func percent(v string) (int, error) {
@@ -112,7 +119,7 @@ func applySettings(settings map[string]string, m *cache.Mode, t *cache.Tunables)
 func putSettings(b *config.Backing, m cache.Mode, t cache.Tunables) {
 	b.Mode, b.SequentialCutoff = m.String(), config.Size(t.SequentialCutoff)
 	b.DirtyTarget, b.DirtyMax = t.DirtyTarget, t.DirtyMax
-	b.WritebackDelay = config.Duration(t.WritebackDelay)
+	b.WritebackDelay, b.PinQuota = config.Duration(t.WritebackDelay), &t.PinQuota
 }
 
 func showSettings(m cache.Mode, t cache.Tunables) map[string]string {
