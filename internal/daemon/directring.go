@@ -432,6 +432,7 @@ func (d *directRing) finish(c *cache.Request) {
 	res := int64(0)
 	switch {
 	case c.Err != nil:
+		d.d.in.traced.failed(r.opened[q.entry.Device].s.name, c)
 		res = -int64(errnoOf(c.Err))
 	case c.Op == cache.ReqRead && !r.removed && r.view.CopyIn(int64(q.entry.Data), q.buf) != nil:
 		res = -int64(unix.EFAULT)

@@ -60,13 +60,28 @@ func (r *rule) setCgroups(ids []uint64, err error) bool {
 // cgroupsMax is how many cgroups a rule can have.
 const cgroupsMax = 1 << 16
 
-func cgroupsBelow(path string) (ids []uint64, err error) {
+// cgroupOf is the id of a cgroup.
+func cgroupOf(path string) (id uint64, err error) {
 	var sf unix.Statfs_t
 	if err := unix.Statfs(path, &sf); err != nil {
-		return nil, err
+		return 0, err
 	}
 	if sf.Type != unix.CGROUP2_SUPER_MAGIC {
-		return nil, errors.New("not a folder of the cgroup filesystem, version 2")
+		return 0, errors.New("not a folder of the cgroup filesystem, version 2")
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0, err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return 0, errors.New("not a folder of the cgroup filesystem, version 2")
+	}
+	return st.Ino, nil
+}
+
+func cgroupsBelow(path string) (ids []uint64, err error) {
+	if _, err := cgroupOf(path); err != nil {
+		return nil, err
 	}
 	err = filepath.WalkDir(path, func(at string, e fs.DirEntry, err error) error {
 		if err != nil || !e.IsDir() { // it may go away meanwhile
