@@ -275,7 +275,7 @@ var attrChecks = []attrCheck{
 	{"trace", func(b *attrBench) {
 		id := uint64(time.Now().UnixNano())
 		b.must(b.read(b.fresh(), fmt.Sprintf("trace=%d", id)))(attrs.IDTrace)
-		if out := Ubcache(b, "--json", "trace"); !strings.Contains(out, fmt.Sprint(id)) {
+		if out := Ubcache(b, "--json", "trace"); !strings.Contains(out, fmt.Sprintf("%#x", id)) {
 			b.Errorf("trace %d is not in\n%s", id, out)
 		}
 	}},
