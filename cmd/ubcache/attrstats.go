@@ -41,7 +41,8 @@ func printAttributes(w io.Writer, s *cache.AttributesStats) error {
 		groups map[string]cache.GroupStats
 		rank   func(string) int
 	}{
-		{"hint", s.ByHint, hintRank}, {"priority", s.ByPriority, priorityRank},
+		{"hint", s.ByHint, hintRank},
+		{"priority", s.ByPriority, priorityRank},
 		{"tenant", s.ByTenant, tenantRank},
 	} {
 		if err := printGroups(w, g.name, g.groups, g.rank); err != nil {

@@ -181,8 +181,18 @@ var traceColumns = []struct {
 	name  string
 	width int
 }{
-	{"TIME", 29}, {"ID", 18}, {"DEVICE", 10}, {"OP", 9}, {"OFFSET", 12}, {"LENGTH", 8}, {"ORIGIN", 8},
-	{"QUEUED", 9}, {"SSD", 9}, {"BACKING", 9}, {"TOTAL", 9}, {"ERROR", 0},
+	{"TIME", 29},
+	{"ID", 18},
+	{"DEVICE", 10},
+	{"OP", 9},
+	{"OFFSET", 12},
+	{"LENGTH", 8},
+	{"ORIGIN", 8},
+	{"QUEUED", 9},
+	{"SSD", 9},
+	{"BACKING", 9},
+	{"TOTAL", 9},
+	{"ERROR", 0},
 }
 
 func traceHeading() string {
