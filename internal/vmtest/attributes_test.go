@@ -8,9 +8,13 @@ import (
 	"time"
 )
 
-// kernelSource waits until the daemon's BPF program is there; every kernel of the matrix can load it.
+// kernelSource starts the cache anew with the daemon's BPF program, and waits until that is there; every
+// kernel of the matrix can load it.
 func kernelSource(t testing.TB, c *Cache) {
 	t.Helper()
+	c.Stop(t)
+	setKernelAttributes(t, "auto")
+	c.Start(t)
 	Wait(t, 30*time.Second, "the BPF program is loaded", func() bool {
 		return c.Status(t).KernelAttributes == "on"
 	})

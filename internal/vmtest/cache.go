@@ -115,7 +115,17 @@ func NewCache(t testing.TB, ssd string, format ...string) *Cache {
 	t.Helper()
 	nothing(t)
 	Ubcache(t, append([]string{"format", ssd}, format...)...)
+	setKernelAttributes(t, "off")
 	return adopt(t, ssd)
+}
+
+// setKernelAttributes says whether the daemon loads its BPF program at its next start. A program that
+// comes and goes makes the kernel patch its code, which emulated CPUs do not always survive, so
+// only the tests that are about it have it.
+func setKernelAttributes(t testing.TB, value string) {
+	t.Helper()
+	Sh(t, "sed -i -e '/^kernel-attributes/d' -e '/^\\[cache.main\\]/a kernel-attributes = \"'"+value+"'\"' "+
+		configPath)
 }
 
 // ReopenCache is NewCache for a cache that was there before a reset of the machine.

@@ -46,7 +46,7 @@ type GuestError struct {
 	Console string // the last lines
 	Log     string // file with all of them
 
-	// spoilt says that the emulator is to blame, and that the job had not begun.
+	// spoilt says that the emulator is to blame, and that the job can go on in another boot.
 	spoilt bool
 }
 
