@@ -462,3 +462,28 @@ func TestPartialWriteToTheFirstBlock(t *testing.T) {
 		t.Errorf("%+v after a write, want the block pinned", n)
 	}
 }
+
+// The quota is kept in the superblock; one from before there were pins has the default.
+func TestPinQuotaIsKept(t *testing.T) {
+	h := pressed(t)
+	for _, quota := range []int{0, 7, 50} {
+		h.setTunables(func(t *Tunables) { t.PinQuota = quota })
+		sb, err := ReadSuper(h.ssd)
+		if err != nil || sb.Backings[0].Tunables.PinQuota != quota {
+			t.Errorf("%+v, %v; want a quota of %d", sb.Backings[0].Tunables, err, quota)
+		}
+	}
+	p := make([]byte, backingRecBytes)
+	(&BackingRecord{ID: 1, LBS: 512, Size: 512}).encode(p)
+	p[bakPins] = 0
+	if r, ok := decodeBacking(p); !ok || r.Tunables.PinQuota != defaultPinQuota {
+		t.Errorf("%+v", r.Tunables)
+	}
+	for _, quota := range []int{-1, 51} {
+		tun := DefaultTunables()
+		tun.PinQuota = quota
+		if tun.Validate() == nil {
+			t.Errorf("a quota of %d is taken", quota)
+		}
+	}
+}
