@@ -40,6 +40,8 @@ type GroupStats struct {
 	Bytes      int64 `json:"bytes"`
 	ReadBlocks int64 `json:"read_blocks"`
 	HitBlocks  int64 `json:"hit_blocks"` // of them
+	// HitRatio is the share of them, from 0 to 1; 0 if none was read.
+	HitRatio float64 `json:"hit_ratio"`
 	// P50Ns and P99Ns are how long requests took, in nanoseconds, as Latency has it.
 	P50Ns   int64     `json:"p50_ns"`
 	P99Ns   int64     `json:"p99_ns"`
@@ -167,6 +169,9 @@ func (s *AttributesStats) finish() {
 	for _, m := range []map[string]GroupStats{s.ByHint, s.ByPriority, s.ByTenant} {
 		for name, g := range m {
 			g.P50Ns, g.P99Ns = int64(g.Latency.Quantile(0.5)), int64(g.Latency.Quantile(0.99))
+			if g.ReadBlocks > 0 {
+				g.HitRatio = float64(g.HitBlocks) / float64(g.ReadBlocks)
+			}
 			m[name] = g
 		}
 	}

@@ -139,11 +139,3 @@ func Join(list []Range) []Range {
 	}
 	return out
 }
-
-// Within says whether a place of the device is in one of the ranges, which have been joined.
-func Within(list []Range, off int64) bool {
-	i, found := slices.BinarySearchFunc(list, off, func(r Range, off int64) int {
-		return cmp.Compare(r.Off, off)
-	})
-	return found || i > 0 && off < list[i-1].End
-}

@@ -165,14 +165,6 @@ func boundary(r Range, inside bool) int64 {
 	return r.Off
 }
 
-// Len is the number of rules.
-func (t *Table) Len() int {
-	if t == nil {
-		return 0
-	}
-	return len(t.rules)
-}
-
 // Apply merges into the set what the rules give that match the request, and says whether any did.
 // It does not allocate, and any number of threads may call it. A request without data matches nothing.
 func (t *Table) Apply(q Query, set *attrs.Set) bool {

@@ -27,7 +27,6 @@ type Collector struct {
 type layer struct {
 	results attrs.Results
 	pos     int64 // up to where there are answers
-	device  uint32
 	sums    [attrs.MaxBlocks * 8]byte
 }
 
@@ -85,20 +84,18 @@ func (r *Region) find(t Ticket, page, k int, f *found) bool {
 		f.bytes <= attrs.MaxBytes && (f.length > 0 || t.length == 0)
 }
 
-// add puts an answer where its row ends, or begins a new row.
+// add puts an answer at the end of a row that ends where it begins or before, or begins a new row.
 func (r *Region) add(t Ticket, c *Collector, f *found) {
 	if !r.decode(t, c, f) {
 		return
 	}
+	// Which of several rows does not matter: they are joined in the end, and a gap in any of them
+	// counts.
 	var to *layer
 	for i := range c.n {
-		l := &c.layers[i]
-		if l.pos > f.start || t.length == 0 {
-			continue
-		}
-		// The row that ends here, of the same device if there are two; else any with a gap.
-		if to == nil || score(l, f) > score(to, f) {
+		if l := &c.layers[i]; l.pos <= f.start && t.length != 0 {
 			to = l
+			break
 		}
 	}
 	if to == nil {
@@ -108,22 +105,10 @@ func (r *Region) add(t Ticket, c *Collector, f *found) {
 		}
 		to = &c.layers[c.n]
 		c.n++
-		to.pos, to.device = t.start, 0
-		to.results = attrs.Results{}
+		to.pos, to.results = t.start, attrs.Results{}
 	}
 	to.silence(t, f.start)
 	to.append(t, c, f)
-}
-
-func score(l *layer, f *found) int {
-	n := 0
-	if l.pos == f.start {
-		n += 2
-	}
-	if l.device == f.device {
-		n++
-	}
-	return n
 }
 
 // decode reads an answer into c.piece, with the parts that lie in later pages.
@@ -188,7 +173,7 @@ func (l *layer) append(t Ticket, c *Collector, f *found) {
 	} else {
 		l.results.Combine(&c.piece)
 	}
-	l.pos, l.device = f.start+f.length, f.device
+	l.pos = f.start + f.length
 }
 
 // join makes the rows one.

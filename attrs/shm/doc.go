@@ -12,6 +12,7 @@
 // checks the seals and the header once, copies every slot once before it looks at it, and survives
 // the signals that access to such memory can raise: [ErrFault].
 //
-// The layout is described in FORMAT.md beside this file, for other languages in ubcache_shm.h. How
-// a server gets the memory is in the package's protocol part: [Hello] and what follows it.
+// The layout is described in FORMAT.md beside this file, for other languages in ubcache_shm.h with a
+// client in C in the folder example. How a server gets the memory is described there too: a [Message]
+// of kind [Hello], and what follows it.
 package shm

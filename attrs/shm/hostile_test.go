@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"math/rand/v2"
+	"runtime/debug"
 	"sync"
 	"testing"
 
@@ -56,6 +57,9 @@ func TestBusError(t *testing.T) {
 		for range 2 {
 			if err := f(); !errors.Is(err, ErrFault) {
 				t.Errorf("%s: %v, want %v", name, err, ErrFault)
+			}
+			if debug.SetPanicOnFault(false) {
+				t.Errorf("%s leaves faults of the goroutine as panics", name)
 			}
 		}
 	}

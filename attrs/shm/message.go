@@ -110,6 +110,11 @@ func (m *Message) decode(b []byte) error {
 	if le.Uint32(b[48:]) != uint32(len(b)-messageHeadBytes) {
 		return fmt.Errorf("%w: its length is wrong", ErrMessage)
 	}
+	for _, c := range b[52:messageHeadBytes] {
+		if c != 0 {
+			return fmt.Errorf("%w: reserved bytes are set", ErrMessage)
+		}
+	}
 	*m = Message{
 		Kind: Kind(le.Uint16(b[6:])), Errno: unix.Errno(le.Uint32(b[8:])), Flags: le.Uint32(b[12:]),
 		Index: le.Uint32(b[16:]), Number: attrs.Device(le.Uint32(b[20:])), Block: le.Uint32(b[24:]),

@@ -44,6 +44,7 @@ func TestMessage(t *testing.T) {
 		"cut":       func() int { return n - 1 },
 		"magic":     func() int { b[0]++; return n },
 		"version":   func() int { b[4]++; return n },
+		"reserved":  func() int { b[63] = 1; return n },
 		"too long":  func() int { return n + 1 },
 		"very long": func() int { return MessageBytes },
 	} {

@@ -308,6 +308,49 @@ func TestDevices(t *testing.T) {
 	}
 }
 
+// TestOverflowEnds: answers that were lost once do not count for the next request.
+func TestOverflowEnds(t *testing.T) {
+	r, v := pair(t, Options{Bytes: 1 << 20})
+	k := issue(t, r, 0, PageBytes, hint(1))
+	r.store(r.slot(0)+slotOverflow, 5)
+	var c Collector
+	if r.Collect(k, &c); c.Lost() != 5 {
+		t.Errorf("%d answers lost", c.Lost())
+	}
+	k = issue(t, r, 0, PageBytes, hint(1))
+	serve(t, v, 0, PageBytes, dev1)
+	status(t, r.Collect(k, &c), attrs.Handled, attrs.IDHint)
+}
+
+// TestHalfSet: a set of which a part belongs to another request is no set.
+func TestHalfSet(t *testing.T) {
+	r, v := pair(t, Options{Bytes: 1 << 20})
+	s := hint(1)
+	s.SetChecksum(attrs.Checksum{Algorithm: attrs.XXH64, Sums: sums(attrs.XXH64, 100)})
+	k := issue(t, r, 0, 100*PageBytes, s)
+	for _, spoil := range []struct {
+		at    int64
+		v     uint32
+		empty bool
+	}{
+		{slotSeq, k.seq, false},
+		{slotSeq, k.seq + 1, true},
+		{slotSeq, 0, true},
+		{slotStart, 512, true},
+		{slotSetBytes, 16, true},
+		{slotNumber, 2, true},
+	} {
+		was := r.load(r.slot(1) + spoil.at)
+		r.store(r.slot(1)+spoil.at, spoil.v)
+		var q Request
+		if _, err := v.Read(&q, 0, 100*PageBytes); err != nil || !q.Given() ||
+			q.Set.Empty() != spoil.empty {
+			t.Errorf("%+v: given %t, empty %t, %v", spoil, q.Given(), q.Set.Empty(), err)
+		}
+		r.store(r.slot(1)+spoil.at, was)
+	}
+}
+
 // TestWorstDevice: the answer of the half that did less counts.
 func TestWorstDevice(t *testing.T) {
 	r, v := pair(t, Options{Bytes: 1 << 20})
@@ -346,12 +389,18 @@ func TestStale(t *testing.T) {
 	status(t, res, attrs.NotHandled, attrs.IDHint, attrs.IDTrace)
 	devices(t, res, 0)
 
-	// Claimed in time, written too late: its number is that of the request before.
-	k = issue(t, r, 0, PageBytes, hint(3))
-	at := r.answer(0, 0)
-	le.PutUint64(r.mem[at+answerClaim:], claimOf(k.seq, dev1))
-	if res = r.Collect(k, &c); len(res.Devices()) != 0 {
-		t.Errorf("an answer that was only begun counts: %v", res.Devices())
+	// Answers that are whole but for one word: begun and not finished, or for another request.
+	for _, spoil := range []func(at int64, seq uint32){
+		func(at int64, seq uint32) { r.store(at+answerDone, seq-1) },
+		func(at int64, seq uint32) { r.store(at+answerClaim+4, seq-1) },
+		func(at int64, seq uint32) { r.store(at+answerClaim, 0) },
+	} {
+		k = issue(t, r, 0, PageBytes, hint(3))
+		serve(t, v, 0, PageBytes, dev1)
+		spoil(r.answer(0, 0), k.seq)
+		if res = r.Collect(k, &c); len(res.Devices()) != 0 {
+			t.Errorf("an answer that was only begun counts: %v", res.Devices())
+		}
 	}
 	// After Collect there is no place for an answer.
 	if err := v.Answer(&late, dev1); !errors.Is(err, ErrNoRoom) {

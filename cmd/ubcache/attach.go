@@ -58,7 +58,7 @@ a write has any effect, and each block read is verified by the kernel. It costs 
 		{"dirty-target", "share of the cache in percent that may stay dirty [10]"},
 		{"dirty-max", "share at which writes go past the cache [70]"},
 		{"writeback-delay", "age that dirty data may reach on an idle device [30s]"},
-		{"pin-quota", "share of the cache that its pinned blocks may take, to 50 [25]"},
+		{"pin-quota", "share of the cache in percent that may be pinned, at most 50 [25]"},
 	} {
 		f.settings[s.name] = fs.String(s.name, "", s.help)
 	}

@@ -18,8 +18,8 @@ Getting started:
   mount /dev/ubcache/data /srv
   ubcache status
 
-What format, attach, detach and set change is written to the configuration file, which tells
-start what to start. A daemon that was killed loses no acknowledged write, and mounted filesystems
+What format, attach, detach, set, rule and tenant change is written to the configuration file, which
+tells start what to start. A daemon that was killed loses no acknowledged write, and mounted filesystems
 survive: ubcache start goes on where it ended.
 
 Modes of a backing device (attach --mode, set NAME mode=…):
@@ -57,9 +57,9 @@ func newRoot() *cobra.Command {
 	})
 	root.AddCommand(
 		formatCommand(g), startCommand(g), stopCommand(g), attachCommand(g), detachCommand(g),
-		setCommand(g), ruleCommand(g), flushCommand(g), statusCommand(g), statsCommand(g),
-		checkCommand(g), dumpCommand(g), featuresCommand(g), ioCommand(g), runCommand(),
-		watchFilesCommand(),
+		setCommand(g), ruleCommand(g), tenantCommand(g), flushCommand(g), statusCommand(g),
+		statsCommand(g), traceCommand(g), checkCommand(g), dumpCommand(g), featuresCommand(g),
+		ioCommand(g), runCommand(), watchFilesCommand(),
 	)
 	return root
 }

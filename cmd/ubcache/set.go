@@ -21,7 +21,7 @@ func setCommand(g *globals) *cobra.Command {
   dirty-target       share of the cache in percent that writeback lets stay dirty
   dirty-max          share at which writes go past the cache instead of making more dirty data
   writeback-delay    age that dirty data may reach on an idle device
-  pin-quota          share of the cache that its pinned blocks may take, up to 50`,
+  pin-quota          share of the cache in percent that requests with hint=pin may take; at most 50`,
 		Example: "  ubcache set data mode=writeback dirty-target=20",
 		Args:    args(cobra.MinimumNArgs(2)),
 		RunE: func(cmd *cobra.Command, a []string) error {

@@ -59,7 +59,7 @@ func printStats(w io.Writer, st *control.Stats) error {
 		return err
 	}
 	c := &st.Cache
-	return table(w, [][]string{
+	err := table(w, [][]string{
 		{"  SSD read", human(c.SSDReadBytes)},
 		{"  SSD written", human(c.SSDWriteBytes)},
 		{"  of that metadata", human(c.MetadataBytes)},
@@ -70,4 +70,8 @@ func printStats(w io.Writer, st *control.Stats) error {
 		{"  checkpoints", strconv.FormatInt(c.Checkpoints, 10)},
 		{"  evicted", human(c.EvictedBlocks * block)},
 	})
+	if err != nil {
+		return err
+	}
+	return printAttributes(w, &c.Attributes)
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -78,13 +79,7 @@ func printStatus(w io.Writer, file *config.File, list []control.Status) error {
 			fmt.Fprintln(w, "  no backing devices (ubcache attach adds one)")
 			continue
 		}
-		rows := [][]string{{
-			"  NAME", "DEVICE", "BACKING", "SIZE", "MODE", "STATE", "CACHED", "DIRTY", "USED BY",
-		}}
-		for _, d := range st.Devices {
-			rows = append(rows, deviceRow(&d))
-		}
-		if err := table(w, rows); err != nil {
+		if err := table(w, deviceRows(st.Devices)); err != nil {
 			return err
 		}
 		for _, d := range st.Devices {
@@ -102,6 +97,22 @@ func seen(state string) string {
 		return "seen"
 	}
 	return "not seen (" + state + ")"
+}
+
+// deviceRows have a column for what is pinned only if something is.
+func deviceRows(list []control.Device) [][]string {
+	rows := [][]string{{
+		"  NAME", "DEVICE", "BACKING", "SIZE", "MODE", "STATE", "CACHED", "DIRTY", "PINNED", "USED BY",
+	}}
+	pinned := false
+	for i := range list {
+		rows = append(rows, deviceRow(&list[i]))
+		pinned = pinned || list[i].PinnedBytes > 0
+	}
+	for at, i := slices.Index(rows[0], "PINNED"), 0; !pinned && i < len(rows); i++ {
+		rows[i] = slices.Delete(rows[i], at, at+1)
+	}
+	return rows
 }
 
 func deviceRow(d *control.Device) []string {
@@ -124,7 +135,7 @@ func deviceRow(d *control.Device) []string {
 	}
 	return []string{
 		"  " + d.Name, path, d.BackingDevice, human(d.SizeBytes), d.Mode, state,
-		human(d.CachedBytes), human(d.DirtyBytes), used,
+		human(d.CachedBytes), human(d.DirtyBytes), human(d.PinnedBytes), used,
 	}
 }
 
@@ -139,6 +150,10 @@ func statsCommand(g *globals) *cobra.Command {
 	return &cobra.Command{
 		Use:   "stats [CACHE]…",
 		Short: "Show counters and hit ratios since the start",
+		Long: `Stats shows the counters of each backing device and of the cache since the daemon's start. If requests
+came with attributes, it shows what became of those, who said them, and how the requests fared by hint,
+priority and tenant: how many there were and how many failed, and of the others the bytes, the share
+of blocks read that came from the SSD, and the times within which half and 99 of 100 were answered.`,
 		RunE: func(cmd *cobra.Command, names []string) error {
 			file, err := g.load()
 			if err != nil {

@@ -128,22 +128,29 @@ func TestTranscripts(t *testing.T) {
 			}
 			s := newShell(t)
 			var got bytes.Buffer
+			gap := ""
 			for line := range strings.Lines(string(want)) {
 				line = strings.TrimSuffix(line, "\n")
 				switch {
-				case line == "" || strings.HasPrefix(line, "#"):
-					got.WriteString(line + "\n")
+				case line == "":
+					gap += "\n"
+					continue
+				case strings.HasPrefix(line, "#"):
+					got.WriteString(gap + line + "\n")
 				case strings.HasPrefix(line, "$ "):
+					got.WriteString(gap)
 					out, status := s.do(line[2:])
-					out = s.tidy(out)
+					// Blank lines before a command or a comment belong to the transcript.
+					out = strings.TrimRight(s.tidy(out), "\n")
 					fmt.Fprintf(&got, "%s\n%s", line, out)
-					if out != "" && !strings.HasSuffix(out, "\n") {
+					if out != "" {
 						got.WriteByte('\n')
 					}
 					if status != 0 {
 						fmt.Fprintf(&got, "[%d]\n", status)
 					}
 				}
+				gap = "" // what came before other lines is part of the output
 			}
 			if *rewrite {
 				if err := os.WriteFile(file, got.Bytes(), 0o644); err != nil {

@@ -15,24 +15,36 @@ import (
 )
 
 // TestCost prints what the program and Lookup cost: the rate of 4 KiB reads from a RAM disk, where
-// all else is cheap, with and without them. They are switched on and off by turns, many times a second
-// during one run of fio, so that what else the machine does falls on both.
+// all else is cheap, with and without them. They are switched on and off by turns, many times during one
+// run of fio, so that what else the machine does falls on both. On a busy machine that is not enough,
+// so it has three attempts.
 func TestCost(t *testing.T) {
 	vmtest.OnlyFull(t)
 	vmtest.Limit(t, 5*time.Minute)
 	src := openSource(t)
 	d := newRAMDisk(t, src)
 	d.quiet.Store(true)
-	events := d.events.Load()
+	best := 0.0
+	for attempt := 0; attempt < 3 && best < 0.97; attempt++ {
+		best = max(best, d.costOnce(t, src))
+	}
+	if best < 0.85 {
+		t.Error("the program costs more than one of seven requests")
+	}
+}
 
-	const pairs, window = 30, 150 * time.Millisecond
+// costOnce returns the share of requests that is left with the program.
+func (d *ramDisk) costOnce(t *testing.T, src *Source) float64 {
+	t.Helper()
+	const pairs, window = 40, 100 * time.Millisecond
+	events, before := d.events.Load(), d.served.Load()
 	done := make(chan error, 1)
 	go func() {
 		_, err := vmtest.TryFio(d.Path(), 2*time.Minute, "rw=randread", "bs=4k", "iodepth=16",
 			"time_based", fmt.Sprintf("runtime=%d", int(2*pairs*window/time.Second)+6))
 		done <- err
 	}()
-	vmtest.Wait(t, time.Minute, "fio's requests", func() bool { return d.served.Load() > 10000 })
+	vmtest.Wait(t, time.Minute, "fio's requests", func() bool { return d.served.Load() > before+10000 })
 	rate := func() float64 {
 		start, before := time.Now(), d.served.Load()
 		time.Sleep(window)
@@ -68,9 +80,7 @@ func TestCost(t *testing.T) {
 	fmt.Printf("BPF on block_rq_issue, 4 KiB random reads, QD16, medians: %.0f IOPS with, %.0f without, "+
 		"ratio %.3f; %d ns a run, %d missed\n", median(with), median(without), median(ratios),
 		s.Runtime.Nanoseconds()/int64(max(s.RunCount, 1)), s.RecursionMisses)
-	if median(ratios) < 0.8 {
-		t.Error("the program costs more than a fifth of the requests")
-	}
+	return median(ratios)
 }
 
 func median(list []float64) float64 {

@@ -26,14 +26,24 @@ type Event struct {
 // RootCgroup is the id of the root of the hierarchy, where everybody is that nobody has put elsewhere.
 const RootCgroup = 1
 
+// plainIOPrio is what a request has whose issuer asked for nothing: class be, level 4, no hint.
+const plainIOPrio = 2<<13 | 4
+
+// Silent says that no attribute follows from the event, as from most: the fast way past AddTo.
+func (e *Event) Silent() bool {
+	return (e.IOPrio == plainIOPrio || e.IOPrio == 0) && !e.hasLifetime() && e.Cgroup <= RootCgroup
+}
+
+// hasLifetime says whether the write hint counts. The kernel has the file's on reads too.
+func (e *Event) hasLifetime() bool { return e.WriteHint != 0 && e.Write }
+
 // AddTo adds the attributes that follow from the event: hint and priority from [attrs.SourceIOPrio],
 // lifetime of a write and tenant (the cgroup, unless it is the root) from [attrs.SourceKernel].
 func (e *Event) AddTo(s *attrs.Set) {
-	if e.IOPrio != 0 {
+	if e.IOPrio != plainIOPrio && e.IOPrio != 0 {
 		s.AddIOPrio(e.IOPrio)
 	}
-	// The kernel has the file's hint on reads too.
-	if e.WriteHint != 0 && e.Write {
+	if e.hasLifetime() {
 		s.AddWriteHint(e.WriteHint)
 	}
 	if e.Cgroup > RootCgroup {

@@ -89,6 +89,7 @@ func TestAddTo(t *testing.T) {
 	}{
 		{"nothing", Event{}, ""},
 		{"ordinary", Event{IOPrio: 2<<13 | 4, Cgroup: RootCgroup, Readahead: true, PID: 7}, ""},
+		{"flush in the root", Event{Cgroup: RootCgroup}, ""},
 		{"hint", Event{IOPrio: 2<<13 | 770<<3 | 4}, "hint=bypass"},
 		{"priority", Event{IOPrio: 3 << 13}, "prio=idle/0"},
 		{"both", Event{IOPrio: 1<<13 | 769<<3 | 2}, "hint=cache,prio=rt/2"},
@@ -103,6 +104,9 @@ func TestAddTo(t *testing.T) {
 		}
 		if c.want == "" && !s.Empty() {
 			t.Errorf("%s: not empty", c.name)
+		}
+		if c.e.Silent() != s.Empty() {
+			t.Errorf("%s: silent %t", c.name, c.e.Silent())
 		}
 	}
 	e := Event{IOPrio: 2<<13 | 770<<3 | 4, WriteHint: 2, Write: true, Cgroup: 9}
@@ -146,6 +150,28 @@ func TestLookup(t *testing.T) {
 	})
 	if n != 0 {
 		t.Errorf("%v allocations", n)
+	}
+}
+
+func BenchmarkAddTo(b *testing.B) {
+	for _, c := range []struct {
+		name string
+		e    Event
+	}{
+		{"plain", Event{IOPrio: plainIOPrio}},
+		{"cgroup", Event{IOPrio: plainIOPrio, Cgroup: 42}},
+		{"all", Event{IOPrio: 3<<13 | 770<<3, Cgroup: 42, WriteHint: 2, Write: true}},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			var s attrs.Set
+			for b.Loop() {
+				if c.e.Silent() {
+					continue
+				}
+				s = attrs.Set{}
+				c.e.AddTo(&s)
+			}
+		})
 	}
 }
 

@@ -45,6 +45,8 @@ type Cache struct {
 	// KernelAttributes says whether BPF reads priorities, hints and issuers off requests: auto, off.
 	KernelAttributes string `toml:"kernel-attributes,omitempty"`
 
+	// Tenants are those whose cached data is limited.
+	Tenants  []Tenant            `toml:"tenant,omitempty"`
 	Backings map[string]*Backing `toml:"backing,omitempty"`
 }
 
@@ -160,6 +162,9 @@ func (f *File) check() error {
 		default:
 			return fmt.Errorf("cache %s: kernel-attributes = %q is none of auto, off", cn,
 				c.KernelAttributes)
+		}
+		if err := CheckTenants(c.Tenants); err != nil {
+			return fmt.Errorf("cache %s: %w", cn, err)
 		}
 		for _, bn := range c.BackingNames() {
 			b := c.Backings[bn]

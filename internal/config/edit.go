@@ -14,8 +14,8 @@ import (
 )
 
 const defaultHeader = `# ubcache: caches and their backing devices.
-# The commands format, attach, detach and set rewrite this file; comments above the first line
-# that is none are kept, others are not.
+# The commands format, attach, detach, set, rule and tenant rewrite this file; comments above
+# the first line that is none are kept, others are not.
 `
 
 // Edit changes the file: it reads it, lets change alter it, and replaces it as a whole, so that a

@@ -51,6 +51,12 @@ const (
 	CmdRuleAdd  = "rule add"  // RuleAddArgs → Rule
 	CmdRuleList = "rule list" // NameArgs → list of Rule, of one device or of all
 	CmdRuleDel  = "rule del"  // RuleArgs → Rule, as it was
+
+	CmdTenantSet  = "tenant set"  // TenantSetArgs → Tenant
+	CmdTenantList = "tenant list" // → list of Tenant
+	CmdTenantDel  = "tenant del"  // TenantArgs → Tenant, as it was
+
+	CmdTrace = "trace" // TraceArgs → list of Trace
 )
 
 // NameArgs name a backing device.
@@ -80,7 +86,8 @@ type DetachArgs struct {
 	NoWait bool `json:"no_wait,omitempty"`
 }
 
-// SetArgs change settings: mode, sequential-cutoff, dirty-target, dirty-max, writeback-delay, pin-quota.
+// SetArgs change settings: mode, sequential-cutoff, dirty-target, dirty-max, writeback-delay,
+// pin-quota.
 type SetArgs struct {
 	Name     string            `json:"name"`
 	Settings map[string]string `json:"settings"`
@@ -117,6 +124,45 @@ type Rule struct {
 	RequestBytes uint64 `json:"request_bytes"`
 	// Problem is what keeps it from matching all that it should; empty if nothing does.
 	Problem string `json:"problem,omitempty"`
+}
+
+// TenantSetArgs limit a tenant; a limit that is nil stays as it is, one of 0 ends.
+type TenantSetArgs struct {
+	ID    string       `json:"id"` // as config.Tenant has it
+	Quota *config.Size `json:"quota_bytes,omitempty"`
+	Share *config.Size `json:"share_bytes,omitempty"`
+}
+
+// TenantArgs name a tenant.
+type TenantArgs struct {
+	ID string `json:"id"` // as config.Tenant has it
+}
+
+// Tenant is a tenant that has limits or cached blocks.
+type Tenant struct {
+	Cache string `json:"cache"`
+	// ID is how the configuration names the tenant, or as Tenant if it does not. Tenant is the number,
+	// or "cgroup:" and the cgroup's id; empty if that is not known.
+	ID     string `json:"id"`
+	Tenant string `json:"tenant,omitempty"`
+	// QuotaBytes and ShareBytes are 0 for no limit.
+	QuotaBytes  int64 `json:"quota_bytes"`
+	ShareBytes  int64 `json:"share_bytes"`
+	CachedBytes int64 `json:"cached_bytes"`
+	// Problem is what keeps the limits from being applied; empty if nothing does.
+	Problem string `json:"problem,omitempty"`
+}
+
+// TraceArgs ask for requests that carried a trace id.
+type TraceArgs struct {
+	ID *uint64 `json:"id,omitempty"` // only those with this one
+}
+
+// Trace is a request that carried a trace id.
+type Trace struct {
+	// ID is in hexadecimal, "0x2a": not every reader of JSON keeps a number of 64 bits.
+	ID string `json:"id"`
+	cache.Trace
 }
 
 // StopArgs ask the daemon to end.

@@ -201,6 +201,7 @@ func (in *Instance) applyConfig() error {
 			}
 		}
 	}
+	in.tenants.load(in.cache, in.conf.Tenants, in.log)
 	return nil
 }
 

@@ -25,6 +25,12 @@ func (in *Instance) handlers() map[string]control.Handler {
 		control.CmdRuleAdd:  command(in.ruleAdd),
 		control.CmdRuleList: command(in.ruleList),
 		control.CmdRuleDel:  command(in.ruleDel),
+
+		control.CmdTenantSet:  command(in.tenantSet),
+		control.CmdTenantList: command(in.tenantList),
+		control.CmdTenantDel:  command(in.tenantDel),
+
+		control.CmdTrace: command(in.trace),
 	}
 }
 

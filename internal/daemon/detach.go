@@ -51,7 +51,7 @@ func (in *Instance) detach(ctx context.Context, a control.DetachArgs, progress c
 	d, _ := in.device(uint16(id))
 	// From here on a client that hangs up does not leave it half done.
 	ctx = context.Background()
-	if by := in.usedBy(s); by != "" {
+	if by := in.stillUsedBy(s); by != "" {
 		return nil, report.Refuse(what, by, "all data is written back; unmount it and detach again, "+
 			"or --cancel")
 	}

@@ -414,6 +414,7 @@ func TestDirectRefused(t *testing.T) {
 		b.clients(0)
 	}
 	refused("too large", newRegion(t, shm.Options{Bytes: 2 << 20}), 0, unix.EINVAL)
+	refused("unknown flags", good, 1<<30, unix.EINVAL)
 	refused("no ring", newRegion(t, shm.Options{Bytes: 1 << 20}), shm.FlagRing, unix.EINVAL)
 
 	c, m, _ := b.connectRaw(good, shm.FlagRing)
@@ -433,6 +434,8 @@ func TestDirectRefused(t *testing.T) {
 		{shm.Message{Kind: shm.Query, Index: 0}, nil, unix.EBADF},
 		{shm.Message{Kind: shm.Hello}, nil, unix.EPROTO},
 		{shm.Message{Kind: 99}, nil, unix.EPROTO},
+		{shm.Message{Kind: shm.List, Flags: 1 << 31}, nil, unix.EINVAL},
+		{shm.Message{Kind: shm.OpenDevice, Flags: 1, Text: "disk0"}, nil, unix.EINVAL},
 	} {
 		if got := askRaw(t, c, q.m, q.fds...); got.Errno != q.want {
 			t.Errorf("%+v: %v, want %v", q.m, got.Errno, q.want)

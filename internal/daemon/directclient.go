@@ -47,16 +47,18 @@ type opened struct {
 	s           *served
 	id          cache.BackingID
 	read, write bool
+	ring        bool // requests may come over a ring; else it is the kernel that knows who uses it
 }
 
 // trusted clients may do what the operator may: root, and the user that the daemon runs as.
 func (c *directClient) trusted() bool { return c.cred.Uid == 0 || int(c.cred.Uid) == os.Geteuid() }
 
+// has says whether requests for a device may come over the client's ring.
 func (c *directClient) has(id cache.BackingID) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, o := range c.mu.opened {
-		if o.id == id {
+		if o.id == id && o.ring {
 			return true
 		}
 	}
@@ -156,6 +158,9 @@ func (c *directClient) hello(m *shm.Message, fds []int) (err error) {
 	if m.Kind != shm.Hello || len(fds) != 1 {
 		return fmt.Errorf("a conversation begins with Hello and a memfd: %w", unix.EPROTO)
 	}
+	if m.Flags&^shm.FlagRing != 0 {
+		return fmt.Errorf("unknown flags %#x: %w", m.Flags, unix.EINVAL)
+	}
 	if c.view, err = shm.Open(fds[0], c.d.o.Bytes); err != nil {
 		return err
 	}
@@ -207,6 +212,9 @@ func (c *directClient) end() {
 // answer carries out a request of the conversation.
 func (c *directClient) answer(m *shm.Message, fds []int) (shm.Message, error) {
 	answer := shm.Message{Kind: m.Kind, Index: m.Index}
+	if m.Flags != 0 && (m.Kind != shm.OpenDevice || m.Flags != shm.FlagRegister) {
+		return answer, fmt.Errorf("unknown flags %#x: %w", m.Flags, unix.EINVAL)
+	}
 	switch m.Kind {
 	case shm.List:
 		list := c.d.in.list()
@@ -261,7 +269,7 @@ func (c *directClient) open(m *shm.Message, fds []int, answer *shm.Message) erro
 	if err != nil {
 		return err
 	}
-	o.id = o.s.b.ID()
+	o.id, o.ring = o.s.b.ID(), c.ring != nil
 	c.describe(answer, o.s)
 	if m.Flags&shm.FlagRegister != 0 && c.register(o.s) == nil {
 		answer.Flags |= shm.FlagRegister

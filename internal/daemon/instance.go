@@ -66,6 +66,8 @@ type Instance struct {
 	bg      *loop
 	kernel  ublk.Features
 	rules   *ruleSet
+	tenants tenantLimits
+	traced  tracedFailures
 
 	mu struct {
 		sync.Mutex
@@ -124,6 +126,7 @@ func Start(ctx context.Context, o Options) (*Instance, error) {
 		opts: o, conf: conf, dir: control.RuntimeDir(file.RuntimeDir), started: time.Now(),
 		log: slog.With("cache", o.Name), done: make(chan struct{}), rules: newRuleSet(),
 	}
+	in.traced.log = in.log
 	in.mu.served = map[cache.BackingID]*served{}
 	in.life, in.kill = context.WithCancel(context.Background())
 	if err := in.start(ctx); err != nil {

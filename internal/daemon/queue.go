@@ -30,6 +30,7 @@ type queue struct {
 	parts   parts
 	number  uint32 // of the device, in answers
 	fail    func(error)
+	failed  func(*cache.Request) // is told of requests that failed
 }
 
 // reqOps are the engine's names of the driver's requests.
@@ -125,6 +126,7 @@ func (h *queue) Finish(r *cache.Request) {
 	}
 	r.Data = nil
 	if r.Err != nil {
+		h.failed(r)
 		h.q.CompleteErr(uint16(r.Tag), errnoOf(r.Err))
 		return
 	}

@@ -166,6 +166,9 @@ func (s *ruleSet) compile(d *deviceRules) {
 		if r.conf.Path != "" {
 			list[i].Ranges = r.found.Ranges
 		}
+		if r.noUser != "" {
+			list[i].Ranged, list[i].Ranges = true, nil
+		}
 		r.tooMany = total+len(list[i].Ranges) > rules.MaxRanges
 		if r.tooMany {
 			list[i].Ranges = nil

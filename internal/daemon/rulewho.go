@@ -12,14 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lookUpUser finds the number of the rule's user. Without one the rule must match nobody: an id that
-// is none stands for that, (uid_t)-1.
+// lookUpUser finds the number of the rule's user. Without one the rule matches nobody.
 func (r *rule) lookUpUser() {
 	if r.conf.UID == "" {
 		return
 	}
-	const nobody = 1<<32 - 1
-	r.parsed.UID = nobody
 	text := r.conf.UID
 	if _, err := strconv.ParseUint(text, 10, 32); err != nil {
 		u, err := user.Lookup(text)
@@ -30,7 +27,7 @@ func (r *rule) lookUpUser() {
 		text = u.Uid
 	}
 	n, err := strconv.ParseUint(text, 10, 32)
-	if err != nil || n == nobody {
+	if err != nil {
 		r.noUser = fmt.Sprintf("%q is not the number of a user", text)
 		return
 	}
@@ -63,13 +60,28 @@ func (r *rule) setCgroups(ids []uint64, err error) bool {
 // cgroupsMax is how many cgroups a rule can have.
 const cgroupsMax = 1 << 16
 
-func cgroupsBelow(path string) (ids []uint64, err error) {
+// cgroupOf is the id of a cgroup.
+func cgroupOf(path string) (id uint64, err error) {
 	var sf unix.Statfs_t
 	if err := unix.Statfs(path, &sf); err != nil {
-		return nil, err
+		return 0, err
 	}
 	if sf.Type != unix.CGROUP2_SUPER_MAGIC {
-		return nil, errors.New("not a folder of the cgroup filesystem, version 2")
+		return 0, errors.New("not a folder of the cgroup filesystem, version 2")
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0, err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return 0, errors.New("not a folder of the cgroup filesystem, version 2")
+	}
+	return st.Ino, nil
+}
+
+func cgroupsBelow(path string) (ids []uint64, err error) {
+	if _, err := cgroupOf(path); err != nil {
+		return nil, err
 	}
 	err = filepath.WalkDir(path, func(at string, e fs.DirEntry, err error) error {
 		if err != nil || !e.IsDir() { // it may go away meanwhile

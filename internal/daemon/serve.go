@@ -118,10 +118,11 @@ func (in *Instance) startDevice(ctx context.Context, s *served, d *ublk.Device,
 	for i := range queues {
 		queues[i] = &queue{
 			c: in.cache, backing: s.b.ID(), shared: &s.shared, number: deviceNumber(d.ID()),
-			attrs: attributes{kernel: &s.kernel, rules: &s.rules.table},
-			ssd:   driverDevice(in.ssd),
-			disk:  driverDevice(s.dev),
-			fail:  func(err error) { in.log.Error("request failed", "name", s.name, "error", err) },
+			attrs:  attributes{kernel: &s.kernel, rules: &s.rules.table},
+			ssd:    driverDevice(in.ssd),
+			disk:   driverDevice(s.dev),
+			fail:   func(err error) { in.log.Error("request failed", "name", s.name, "error", err) },
+			failed: func(r *cache.Request) { in.traced.failed(s.name, r) },
 		}
 	}
 	s.b.SetNumber(deviceNumber(d.ID()))

@@ -158,6 +158,7 @@ func (h *queue) finishPart(r *cache.Request) {
 	p, errno := h.parts.of(r), syscall.Errno(0)
 	at, _ := p.said.Place()
 	if r.Err != nil {
+		h.failed(r)
 		errno = errnoOf(r.Err)
 	} else if r.Op == cache.ReqRead && r.Data != nil && p.view.CopyIn(at, r.Data) != nil {
 		errno = unix.EIO

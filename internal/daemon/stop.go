@@ -18,6 +18,9 @@ import (
 // settleTime bounds how long the last metadata may take.
 const settleTime = 5 * time.Minute
 
+// clientTime is how long a client that has ended may be taken for one that has not.
+const clientTime = time.Second
+
 // Stop ends the cache in order: devices, metadata, superblock. Devices that are in use make it
 // refuse and change nothing, unless force is set; then their users see I/O errors.
 func (in *Instance) Stop(ctx context.Context, force bool) error {
@@ -29,7 +32,7 @@ func (in *Instance) Stop(ctx context.Context, force bool) error {
 	}
 	if !force {
 		for _, s := range in.list() {
-			if by := in.usedBy(s); by != "" {
+			if by := in.stillUsedBy(s); by != "" {
 				return report.Refuse(what, by, "unmount it first, or --force cuts it off")
 			}
 		}
@@ -51,6 +54,18 @@ func (in *Instance) Stop(ctx context.Context, force bool) error {
 		return report.Wrap(what, err, "nothing is lost: the next start replays the journal")
 	}
 	return nil
+}
+
+// stillUsedBy is usedBy for who does not go away by itself: a client that has ended is noticed a moment
+// later.
+func (in *Instance) stillUsedBy(s *served) string {
+	for end := time.Now().Add(clientTime); ; time.Sleep(5 * time.Millisecond) {
+		by := in.usedBy(s)
+		d := in.directServer()
+		if by == "" || time.Now().After(end) || d == nil || d.users(s.b.ID()) == "" {
+			return by
+		}
+	}
 }
 
 // usedBy says where the block device is mounted or who has built on it, or has it open past the block

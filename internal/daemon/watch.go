@@ -11,8 +11,8 @@ import (
 // watchEvery is how often missing backing devices are looked for.
 const watchEvery = 5 * time.Second
 
-// watch serves backing devices that were missing at the start as soon as they are there. It ends
-// with the instance.
+// watch serves backing devices that were missing at the start as soon as they are there, and finds
+// the cgroups of tenants that have come or gone. It ends with the instance.
 func (in *Instance) watch() {
 	t := time.NewTicker(watchEvery)
 	defer t.Stop()
@@ -30,6 +30,7 @@ func (in *Instance) watch() {
 				in.adopt(s)
 			}
 		}
+		in.tenants.refresh()
 		in.changing.Unlock()
 	}
 }

@@ -15,9 +15,6 @@ const envServe = "UBCACHE_TEST_SERVE"
 // TestMain makes the test binary the process of a Client when a test runs it so.
 func TestMain(m *testing.M) {
 	if os.Getenv(envServe) != "" {
-		if err := SystemMounts(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-		}
 		if err := Serve(os.Stdin, os.Stdout); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
@@ -105,9 +102,12 @@ func TestClient(t *testing.T) {
 
 // TestClientStuck makes a process that takes and gives nothing.
 func TestClientStuck(t *testing.T) {
-	c := NewClient(func() *exec.Cmd { return exec.Command("sleep", "1000") }, func(u Update) {
-		t.Errorf("update %+v", u)
-	})
+	started := make(chan *exec.Cmd, 1)
+	c := NewClient(func() *exec.Cmd {
+		cmd := exec.Command("sleep", "1000")
+		started <- cmd
+		return cmd
+	}, func(u Update) { t.Errorf("update %+v", u) })
 	began := time.Now()
 	for id := range uint64(5000) {
 		c.Watch(Spec{ID: id, Path: strings.Repeat("x", 1000)})
@@ -116,6 +116,7 @@ func TestClientStuck(t *testing.T) {
 		c.Drop(id)
 	}
 	c.Close()
+	gone(t, <-started)
 	if took := time.Since(began); took > 5*time.Second {
 		t.Errorf("it was waited for %v", took)
 	}

@@ -24,7 +24,7 @@
 //
 // The resolver must not run in the process that serves the device. A thread that waits for I/O of a
 // device cannot be killed; if the process died it could not end, so its part of the device would not be
-// given back, so that no new process could take it over to do the I/O. Besides, as a [Resolver] sees the
-// mounts of the system, a daemon in its own mount namespace does not. [Client] starts a process for it
-// and speaks with it; [Serve] is what runs there. A daemon never waits for that process without a limit.
+// given back, and no new process could take it over to do the I/O. Besides, a daemon in a mount
+// namespace of its own does not see what is mounted. [Client] starts a process for the resolver and
+// speaks with it, [Serve] is what runs there. A daemon never waits for that process without a limit.
 package extents

@@ -44,9 +44,6 @@ type fiemap struct {
 // fiemapBatch is how many extents one call asks for: a buffer of 28 KiB.
 const fiemapBatch = 512
 
-// fiemapHead is the size of what precedes the extents.
-const fiemapHead = unsafe.Offsetof(fiemap{}.Extents)
-
 // layout asks the filesystem where the data of a regular file lies on its device. Data that has no
 // place of its own there is left out: small files that are kept in the inode, and data that is only
 // in memory so far, of which there is some if unsettled is true. With sync the filesystem writes the

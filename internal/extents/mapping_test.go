@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unsafe"
 
 	"ubcache/attrs/rules"
 )
@@ -158,6 +159,21 @@ func FuzzParseTable(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestSizes compares the structures with those of the kernel's headers.
+func TestSizes(t *testing.T) {
+	var m fiemap
+	for what, c := range map[string][2]uintptr{
+		"fiemap_extent": {unsafe.Sizeof(m.Extents[0]), 56},
+		"its flags":     {unsafe.Offsetof(m.Extents[0].Flags), 40},
+		"fiemap's head": {unsafe.Offsetof(m.Extents), 32},
+		"fsxattr":       {unsafe.Sizeof(fsxattr{}), 28},
+	} {
+		if c[0] != c[1] {
+			t.Errorf("%s: %d, want %d", what, c[0], c[1])
+		}
+	}
 }
 
 func TestPlace(t *testing.T) {

@@ -55,27 +55,28 @@ func Serve(in io.Reader, out io.Writer) error {
 	return <-failed
 }
 
-const envMounts = "UBCACHE_SYSTEM_MOUNTS"
+const envMounts = "UBCACHE_MOUNTS"
 
-// SystemMounts makes the process see the mounts of the system, those of process 1: the daemon that
-// starts it has a mount namespace of its own. The process executes itself again for that, as only the
-// first thread of a process can change for all. It returns an error if the process goes on as it is.
-func SystemMounts() error {
+// SeeMounts makes the process see the mounts that another one sees, of the system if it is process 1:
+// the daemon that starts it has a mount namespace of its own. A thread can only do that for itself, so
+// the process executes itself again. It returns an error if the process goes on as it is.
+func SeeMounts(pid int) error {
 	if os.Getenv(envMounts) != "" {
 		_ = os.Unsetenv(envMounts)
 		return nil
 	}
-	const system = "/proc/1/ns/mnt"
+	what := fmt.Sprintf("see the mounts of process %d", pid)
+	system := fmt.Sprintf("/proc/%d/ns/mnt", pid)
 	want, err := os.Readlink(system)
 	if err != nil {
-		return fmt.Errorf("see the mounts of the system: %w", err)
+		return fmt.Errorf("%s: %w", what, err)
 	}
 	if have, err := os.Readlink("/proc/self/ns/mnt"); err == nil && have == want {
 		return nil
 	}
 	fd, err := unix.Open(system, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("see the mounts of the system: %w", err)
+		return fmt.Errorf("%s: %w", what, err)
 	}
 	runtime.LockOSThread()
 	if err = unix.Unshare(unix.CLONE_FS); err == nil {
@@ -84,7 +85,7 @@ func SystemMounts() error {
 	_ = unix.Close(fd)
 	if err != nil {
 		runtime.UnlockOSThread()
-		return fmt.Errorf("see the mounts of the system: %w", err)
+		return fmt.Errorf("%s: %w", what, err)
 	}
 	env := append(os.Environ(), envMounts+"=1")
 	return unix.Exec("/proc/self/exe", os.Args, env)

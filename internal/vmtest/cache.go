@@ -49,6 +49,7 @@ type DeviceStatus struct {
 	SizeBytes     int64  `json:"size_bytes"`
 	CachedBytes   int64  `json:"cached_bytes"`
 	DirtyBytes    int64  `json:"dirty_bytes"`
+	PinnedBytes   int64  `json:"pinned_bytes"`
 	BackingDevice string `json:"backing_device"`
 	Path          string `json:"path"`
 	Service       string `json:"service"`
@@ -59,9 +60,29 @@ type DeviceStatus struct {
 // CacheStats is what tests read of `ubcache stats --json`.
 type CacheStats struct {
 	Cache struct {
-		EvictedBlocks int64 `json:"evicted_blocks"`
+		EvictedBlocks int64          `json:"evicted_blocks"`
+		Attributes    AttributeStats `json:"attributes"`
 	} `json:"cache"`
 	Devices map[string]DeviceStats `json:"devices"`
+}
+
+// AttributeStats count what requests said of themselves.
+type AttributeStats struct {
+	ByAttribute map[string]struct {
+		Seen    int64            `json:"seen"`
+		Handled int64            `json:"handled"`
+		Sources map[string]int64 `json:"sources"`
+	} `json:"by_attribute"`
+	ByHint     map[string]AttributeGroup `json:"by_hint"`
+	ByPriority map[string]AttributeGroup `json:"by_priority"`
+	ByTenant   map[string]AttributeGroup `json:"by_tenant"`
+}
+
+// AttributeGroup are the requests with one hint, priority or tenant.
+type AttributeGroup struct {
+	Requests int64 `json:"requests"`
+	Bytes    int64 `json:"bytes"`
+	P99Ns    int64 `json:"p99_ns"`
 }
 
 // DeviceStats are the counters of one cached device.
@@ -230,6 +251,12 @@ func (c *Cache) Stats(t testing.TB) CacheStats {
 		t.Fatalf("stats shows %d caches, expected one", len(list))
 	}
 	return list[0]
+}
+
+// Attributes are the counters of attributes.
+func (c *Cache) Attributes(t testing.TB) AttributeStats {
+	t.Helper()
+	return c.Stats(t).Cache.Attributes
 }
 
 // Kill ends the daemon as nothing else could: kill -9. It does not wait until the process is gone:
