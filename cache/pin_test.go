@@ -22,6 +22,9 @@ func pressedBy(t *testing.T, ssdBytes int) *harness {
 		copy(h.back[i*BlockSize:], numbered(Block(i)))
 	}
 	t.Cleanup(func() {
+		if n := h.c.journal.mu.reserved; n != 0 && len(h.ops) == 0 && !h.l.bg.evict.move.busy {
+			t.Errorf("room for %d records is promised, and nothing is under way", n)
+		}
 		if p := h.c.Verify(); len(p) > 0 {
 			t.Errorf("the index is inconsistent: %v", p)
 		}
@@ -461,4 +464,87 @@ func TestPartialWriteToTheFirstBlock(t *testing.T) {
 	if n := h.resident(0, 1); n.Pinned != 1 {
 		t.Errorf("%+v after a write, want the block pinned", n)
 	}
+}
+
+// The quota is kept in the superblock; one from before there were pins has the default.
+func TestPinQuotaIsKept(t *testing.T) {
+	h := pressed(t)
+	for _, quota := range []int{0, 7, 50} {
+		h.setTunables(func(t *Tunables) { t.PinQuota = quota })
+		sb, err := ReadSuper(h.ssd)
+		if err != nil || sb.Backings[0].Tunables.PinQuota != quota {
+			t.Errorf("%+v, %v; want a quota of %d", sb.Backings[0].Tunables, err, quota)
+		}
+	}
+	p := make([]byte, backingRecBytes)
+	(&BackingRecord{ID: 1, LBS: 512, Size: 512}).encode(p)
+	p[bakPins] = 0
+	if r, ok := decodeBacking(p); !ok || r.Tunables.PinQuota != defaultPinQuota {
+		t.Errorf("%+v", r.Tunables)
+	}
+	for _, quota := range []int{-1, 51} {
+		tun := DefaultTunables()
+		tun.PinQuota = quota
+		if tun.Validate() == nil {
+			t.Errorf("a quota of %d is taken", quota)
+		}
+	}
+}
+
+// A pin is for all blocks or for none: quota that others have taken since it was promised.
+func TestPinIsForAllOrNone(t *testing.T) {
+	h := pressed(t)
+	h.setTunables(func(t *Tunables) { t.PinQuota = 1 })
+	rs := []*Request{request(t, ReqRead, 0, 8, "hint=pin"), request(t, ReqRead, 8, 8, "hint=pin")}
+	left := len(rs)
+	h.finish = func(*Request) { left-- }
+	for _, r := range rs {
+		r.Backing = h.b.ID()
+		h.l.Submit(r)
+	}
+	h.until("the answers", func() bool { return left == 0 })
+	if got := h.b.pinned.Load(); got != 8 {
+		t.Errorf("%d blocks are pinned, want 8", got)
+	}
+}
+
+// Half of the cache is the limit for all devices together.
+func TestPinsOfAllDevices(t *testing.T) {
+	h := pressed(t)
+	h.setTunables(func(t *Tunables) { t.PinQuota = 50 })
+	h.c.pins.all.Add(h.c.maxPins() - 3) // another device's
+	want(t, "four", h.hint(ReqRead, 0, 4, "hint=pin"), attrs.Ignored, attrs.ReasonQuota)
+	want(t, "three", h.hint(ReqRead, 0, 3, "hint=pin"), attrs.Handled, attrs.ReasonNone)
+	h.c.pins.all.Add(3 - h.c.maxPins())
+}
+
+// Pins outlive writes that find no room for dirty data, too.
+func TestPinsOutliveWritesToAFullCache(t *testing.T) {
+	h := pressed(t)
+	h.flush()
+	h.hint(ReqRead, 0, 4, "hint=pin")
+	h.b.dirtyMax.Store(0)
+	h.write(0, fill(1, 4))
+	if r := h.resident(0, 4); r.Pinned != 4 {
+		t.Errorf("%+v", r)
+	}
+	h.wantRead(0, fill(1, 4))
+}
+
+// Pins are not given up while writeback could make room.
+func TestLastResortIsTheLast(t *testing.T) {
+	h := pressed(t)
+	h.flush()
+	h.flood(0, 64)
+	h.hint(ReqRead, 8, 1, "hint=pin")
+	v := &h.l.bg.evict
+	v.stuck = h.c.bucketOf(Slot((h.slotOf(8) - h.c.geo.DataOff) / BlockSize))
+	if v.lastResort(1) != noBucket {
+		t.Error("a bucket goes though another is dirty")
+	}
+	at := v.lastResort(0)
+	if at != v.stuck {
+		t.Fatal("no bucket goes")
+	}
+	v.spare(at)
 }

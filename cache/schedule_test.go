@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"ubcache/attrs"
+	"ubcache/policy"
 )
 
 // rig is several lanes on devices that serve one operation at a time, in order, each taking a tick
@@ -192,7 +193,7 @@ func TestIdleYieldsOnOtherLanes(t *testing.T) {
 		if i > 100_000 {
 			t.Fatalf("%d of %d idle requests ended", len(order), len(idle))
 		}
-		if n := g.lanes[1].l.sched.Serving(2); n > 1 {
+		if n := g.lanes[1].l.sched.Serving(policy.Idle); n > 1 {
 			t.Fatalf("%d idle requests are in service", n)
 		}
 		if i%50 == 0 {
@@ -213,6 +214,30 @@ func TestIdleYieldsOnOtherLanes(t *testing.T) {
 	}
 	for _, r := range idle {
 		want(t, "priority", r.Results.For(attrs.IDPriority), attrs.Handled, attrs.ReasonNone)
+	}
+}
+
+// A request of class rt that takes longer than its class is remembered holds the others back all the
+// while, and so does one of class be those of class idle.
+func TestSlowRequestsAreAround(t *testing.T) {
+	for text, most := range map[string]int{"prio=rt/0": 1, "prio=be/0": 2} {
+		g := newRig(t, 2)
+		slow := request(t, ReqRead, 2000, 1, text)
+		g.send(0, slow)
+		stuck := g.queue[1]
+		g.queue[1] = nil
+		g.now += 3 * holdFor
+		for i := range Block(20) {
+			g.send(1, request(t, ReqWrite, i, 1, "prio=idle/0"))
+		}
+		for len(g.took) < 20 {
+			if n := g.lanes[1].l.sched.Serving(policy.Idle); n > most {
+				t.Fatalf("beside %s there are %d idle requests in service", text, n)
+			}
+			g.tick()
+		}
+		g.queue[1] = stuck
+		g.untilAll("the slow one", 21)
 	}
 }
 
@@ -265,7 +290,7 @@ func TestQueueDrains(t *testing.T) {
 		} else {
 			g.now += 2 * holdFor
 		}
-		for l.sched.Serving(2) != 0 && l.sched.Queued() == 19 {
+		for l.sched.Serving(policy.Idle) != 0 && l.sched.Queued() == 19 {
 			g.tick()
 		}
 		if l.sched.Queued() != 0 {

@@ -119,6 +119,13 @@ func TestStreamsAreBounded(t *testing.T) {
 	if got := int(h.c.alloc.extra.Load()); got != extra || extra != int(h.c.maxExtra()) {
 		t.Errorf("%d extra buckets are open, %d counted, limit %d", extra, got, h.c.maxExtra())
 	}
+	l := h.c.NewLane(h)
+	lanes = append(lanes, l)
+	for st, base := range map[stream]stream{streamShort: streamDirty, streamPinned: streamClean} {
+		if at := l.choose(st); at != base {
+			t.Errorf("without a bucket to spare stream %d goes to %d, want %d", st, at, base)
+		}
+	}
 	for _, l := range lanes {
 		l.Close()
 	}
