@@ -30,11 +30,7 @@ func (in *Instance) takeName(ctx context.Context) error {
 			in.lock = f
 			return nil
 		}
-		conn, err := net.Dial("unix", in.Socket())
-		if err == nil {
-			_ = conn.Close()
-		}
-		if err == nil || ctx.Err() != nil {
+		if answers(in.Socket()) || ctx.Err() != nil {
 			return report.Refuse("start cache "+in.opts.Name, "already running as process "+pid,
 				"ubcache status shows it")
 		}
@@ -46,6 +42,24 @@ func (in *Instance) takeName(ctx context.Context) error {
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
+}
+
+// pingTime is how long a daemon may take to answer.
+const pingTime = 2 * time.Second
+
+// answers says whether a daemon lives. One that is being killed still takes connections.
+func answers(socket string) bool {
+	conn, err := net.Dial("unix", socket)
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(pingTime))
+	if _, err := conn.Write([]byte("{}\n")); err != nil {
+		return false
+	}
+	n, _ := conn.Read(make([]byte, 1)) // any answer will do: that it speaks another version
+	return n > 0
 }
 
 // lockName takes the lock and writes our process number into it; f is nil if somebody has it.
