@@ -24,7 +24,8 @@ type ramDisk struct {
 	mem    []byte
 	events atomic.Pointer[Device] // nil if not tracked
 	quiet  atomic.Bool            // note nothing
-	hold   atomic.Bool            // answer nothing until release
+	hold   atomic.Bool            // answer nothing until release …
+	holdAt uint64                 // … that begins at this sector, if it is not 0
 
 	served atomic.Int64
 
@@ -112,7 +113,7 @@ type ramQueue struct {
 }
 
 func (h *ramQueue) Handle(q *ublk.Queue, r *ublk.Request) {
-	if h.d.hold.Load() {
+	if h.d.hold.Load() && (h.d.holdAt == 0 || h.d.holdAt == r.Sector) {
 		h.held = append(h.held, r.Tag)
 		h.d.mu.Lock()
 		h.d.held++

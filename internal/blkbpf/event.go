@@ -16,7 +16,7 @@ type Event struct {
 
 	// Kernel says that a kernel thread issued the request, often for somebody else: a buffered
 	// write, a stacked device's worker, a request that waited. PID and UID are the thread's then.
-	// So it is when this process issues again what its predecessor left unanswered.
+	// So it is with what this process itself issues: the kernel looks for partitions in its name.
 	Kernel bool
 	PID    uint32 // the process, in the first namespace
 	UID    uint32 // its real user, in the first namespace

@@ -108,9 +108,9 @@ func (l *layout) copyBio() asm.Instructions {
 	)
 }
 
-// copyTask takes what there is to know of the running task, which is the issuer or works for it: a
-// kernel thread, or the server, which issues again what its predecessor left (END_USER_RECOVERY) and
-// counts as a kernel thread. Their cgroups say nothing.
+// copyTask takes what there is to know of the running task, which is the issuer or works for it. A
+// kernel thread's cgroup says nothing. The server counts as a kernel thread: what it issues are the
+// kernel's reads for partitions when a device starts (so on 6.12; on 7.3 a kernel thread does that).
 func (l *layout) copyTask(self int) asm.Instructions {
 	p := asm.Instructions{
 		asm.FnGetCurrentTaskBtf.Call(),
