@@ -81,8 +81,11 @@ func (q *request) query(off, n int64) rules.Query {
 		}
 	}
 	if q.known {
-		r.UID, r.Cgroup = e.UID, e.Cgroup
-		r.Known = rules.KnowUID | rules.KnowCgroup | rules.KnowKinds
+		r.Cgroup, r.Known = e.Cgroup, rules.KnowCgroup|rules.KnowKinds
+		// What a kernel thread issues, it issues for somebody else.
+		if !e.Kernel {
+			r.UID, r.Known = e.UID, r.Known|rules.KnowUID
+		}
 	}
 	return r
 }
