@@ -6,6 +6,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -66,18 +67,25 @@ var (
 
 // Device is an open block device or file. Its methods may be called by any goroutine.
 type Device struct {
-	o       Options
-	path    string
-	fd      int // -1 without one
-	block   bool
-	region  *shm.Region
+	o      Options
+	path   string
+	fd     int // -1 without one
+	block  bool
+	region *shm.Region
+	memory memory
+	pages  []atomic.Uint32 // 1: a request with attributes has the page
+	async  chan struct{}   // room for goroutines
+
+	// use is locked by who changes the channel, and read-locked for a request from its start until
+	// kernel and daemon are done with it.
+	use     sync.RWMutex
 	conns   []*conn
 	ring    *ring // of channel Direct
 	channel Channel
 	why     string
-	memory  memory
-	pages   []atomic.Uint32 // 1: a request with attributes has the page
-	async   chan struct{}   // room for goroutines
+	gone    error // there was a channel and is none any more
+	turn    int   // how often the channel was found anew
+	tried   time.Time
 
 	life struct {
 		sync.Mutex
@@ -194,11 +202,20 @@ func (d *Device) direct(on bool) error {
 
 // Channel says how attributes reach the cache, and in a few words why: what is missing for a better
 // channel.
-func (d *Device) Channel() (Channel, string) { return d.channel, d.why }
+func (d *Device) Channel() (Channel, string) {
+	d.use.RLock()
+	defer d.use.RUnlock()
+	return d.channel, d.why
+}
 
 // Size of the device or file in bytes.
 func (d *Device) Size() (int64, error) {
 	if d.fd < 0 {
+		d.use.RLock()
+		defer d.use.RUnlock()
+		if d.gone != nil {
+			return 0, d.gone
+		}
 		return int64(d.conns[0].info.Size), nil
 	}
 	return unix.Seek(d.fd, 0, unix.SEEK_END)
@@ -218,6 +235,11 @@ func (d *Device) Query() ([]Support, error) {
 		return nil, err
 	}
 	defer d.life.busy.Done()
+	d.use.RLock()
+	defer d.use.RUnlock()
+	if d.gone != nil {
+		return nil, d.gone
+	}
 	for _, c := range d.conns {
 		if !c.opened {
 			continue
@@ -260,12 +282,7 @@ func (d *Device) Close() error {
 }
 
 func (d *Device) release() (err error) {
-	if d.ring != nil {
-		d.ring.close()
-	}
-	for _, c := range d.conns {
-		err = errors.Join(err, c.c.Close())
-	}
+	d.disconnect()
 	if d.fd >= 0 {
 		err = errors.Join(err, unix.Close(d.fd))
 		d.fd = -1

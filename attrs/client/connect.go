@@ -122,7 +122,7 @@ func (d *Device) openByName() error {
 		if err == nil {
 			if c.info, err = c.ask(&shm.Message{Kind: shm.OpenDevice, Text: d.o.Device}); err == nil {
 				c.opened = true
-				d.use(c, fds)
+				d.keep(c, fds)
 				d.channel, d.why = Direct, "opened by name"
 				return nil
 			}
@@ -137,8 +137,8 @@ func (d *Device) openByName() error {
 	return errors.Join(errs...)
 }
 
-// use keeps a connection with its ring.
-func (d *Device) use(c *conn, fds []int) {
+// keep keeps a connection with its ring.
+func (d *Device) keep(c *conn, fds []int) {
 	d.conns = append(d.conns, c)
 	d.ring = newRing(d, c, fds[0], fds[1])
 }
@@ -218,7 +218,7 @@ func (d *Device) tryBlock(socket string) string {
 		_ = c.c.Close()
 		return "the block device takes no shared memory (needs Linux 7.1)"
 	}
-	d.use(c, fds)
+	d.keep(c, fds)
 	d.channel, d.why = Direct, "asked for"
 	if d.o.Channel != Direct {
 		d.why = "the block device takes no shared memory (needs Linux 7.1)"

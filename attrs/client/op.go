@@ -63,6 +63,9 @@ func (d *Device) ReadAt(p []byte, off int64, s *attrs.Set) (int, attrs.Results, 
 }
 
 // WriteAt writes p at off. It is durable after a Flush. s may be nil.
+//
+// When the daemon ends in the midst of a request and another takes over within some seconds, the
+// request is done again. Requests of Submit fail with EIO then, and those after them go on.
 func (d *Device) WriteAt(p []byte, off int64, s *attrs.Set) (int, attrs.Results, error) {
 	op := Op{Kind: Write, Buf: p, Off: off, Attrs: s}
 	d.do(&op)
@@ -90,7 +93,18 @@ func (d *Device) do(op *Op) {
 		return
 	}
 	defer d.life.busy.Done()
+	d.run(op)
+	// The next daemon may be short-lived too.
+	for tries := 0; tries < reviveTries && errors.Is(op.Err, unix.EIO) && d.revive(); tries++ {
+		d.run(op)
+	}
+}
+
+// run does a request and waits for it.
+func (d *Device) run(op *Op) {
+	d.use.RLock()
 	if !d.prepare(op) {
+		d.use.RUnlock()
 		return
 	}
 	if d.ring != nil {
@@ -99,6 +113,7 @@ func (d *Device) do(op *Op) {
 		<-op.done
 	} else {
 		d.transfer(op)
+		d.use.RUnlock()
 	}
 	d.finish(op)
 }
@@ -111,7 +126,12 @@ func (d *Device) Submit(op *Op) error {
 	}
 	op.N, op.Err, op.Results, op.done = 0, nil, attrs.Results{}, make(chan struct{}, 1)
 	op.d = d
+	if d.broken() {
+		d.revive()
+	}
+	d.use.RLock()
 	if !d.prepare(op) {
+		d.use.RUnlock()
 		op.done <- struct{}{}
 		return nil
 	}
@@ -122,6 +142,7 @@ func (d *Device) Submit(op *Op) error {
 	d.async <- struct{}{}
 	go func() {
 		d.transfer(op)
+		d.use.RUnlock()
 		<-d.async
 		op.done <- struct{}{}
 	}()
@@ -162,6 +183,9 @@ func (d *Device) prepare(op *Op) bool {
 }
 
 func (d *Device) begin(op *Op) error {
+	if d.gone != nil {
+		return d.gone
+	}
 	carried := d.channel == Direct || d.channel == Shared && op.data()
 	some := op.Attrs != nil
 	if some && !carried {

@@ -78,11 +78,11 @@ func (g *ring) submit(op *Op) {
 		wake = g.send(op, &e, wake) || wake
 		done += max(n, 1)
 	}
-	g.ended(op)
-	g.mu.Unlock()
 	if wake {
 		g.wakeServer()
 	}
+	g.ended(op) // after that the ring may be closed
+	g.mu.Unlock()
 }
 
 // send puts one entry into the ring when there is room. g.mu is held. It returns whether the server
@@ -115,6 +115,7 @@ func (g *ring) send(op *Op, e *shm.Entry, wake bool) bool {
 // ended counts a part of a request. g.mu is held.
 func (g *ring) ended(op *Op) {
 	if op.left--; op.left == 0 {
+		g.d.use.RUnlock() // as nobody but the caller has a part in it any more
 		op.done <- struct{}{}
 	}
 }
@@ -183,6 +184,13 @@ func (g *ring) die() {
 		}
 	}
 	g.room.Broadcast()
+}
+
+// isDead says whether the daemon is gone.
+func (g *ring) isDead() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.mu.dead != nil
 }
 
 // close ends the ring; nothing is under way.

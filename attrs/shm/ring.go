@@ -128,6 +128,16 @@ type Ring struct {
 // Ring is the region's ring, which needs Options.Entries.
 func (r *Region) Ring() Ring { return Ring{r} }
 
+// Reset empties the ring for another server. Nobody may be serving it.
+func (g Ring) Reset() {
+	for _, word := range [...]int64{
+		ringSubmitHead, ringSubmitTail, ringCompleteHead, ringCompleteTail, ringServerSleeps,
+		ringClientSleeps,
+	} {
+		g.r.store(g.r.ring+word, 0)
+	}
+}
+
 // Submit writes an entry to the ring; false if the ring is full. The caller has no more than
 // Region.Entries requests under way: that many completions have room. wake says whether the server
 // has to be woken for it.

@@ -68,7 +68,7 @@ func newDirectBench(t testing.TB, o directOptions) *directBench {
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
-		if err := in.Stop(ctx, true); err != nil {
+		if err := b.Stop(ctx, true); err != nil {
 			t.Error(err)
 		}
 	})
@@ -557,8 +557,60 @@ func TestDirectDetach(t *testing.T) {
 		err, unix.ENODEV) {
 		t.Errorf("open of a device that is gone: %v", err)
 	}
-	must(t, b.Stop(context.Background(), true))
-	if _, _, err := d.ReadAt(buf, 0, nil); !errors.Is(err, unix.EIO) {
-		t.Errorf("a read after the daemon's end: %v", err)
+}
+
+// TestDirectRestart: clients go on when another daemon takes over, also those in the midst of a request.
+func TestDirectRestart(t *testing.T) {
+	b := newDirectBench(t, directOptions{})
+	d := b.open(api.Options{})
+	defer closeDevice(t, d)
+	var set attrs.Set
+	set.SetHint(attrs.HintCache)
+	stop, over := make(chan struct{}), make(chan struct{})
+	n := 0
+	go func() {
+		defer close(over)
+		buf, want := make([]byte, 8192), make([]byte, 8192)
+		for ; ; n++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			fill(want, uint64(n))
+			_, res, err := d.WriteAt(want, int64(n%100)*8192, &set)
+			if err != nil || res.For(attrs.IDHint).Status != attrs.Handled {
+				t.Errorf("write %d: %v, hint %+v", n, err, res.For(attrs.IDHint))
+				return
+			}
+			if _, _, err := d.ReadAt(buf, int64(n%100)*8192, nil); err != nil || !bytes.Equal(buf, want) {
+				t.Errorf("read %d: %v", n, err)
+				return
+			}
+		}
+	}()
+	for range 3 {
+		time.Sleep(20 * time.Millisecond)
+		b.restart()
+	}
+	close(stop)
+	<-over
+	if n < 10 {
+		t.Errorf("only %d rounds", n)
+	}
+	// Requests that nobody waited for fail, and the next go on.
+	buf, err := d.Alloc(4096)
+	must(t, err)
+	b.restart()
+	op := api.Op{Kind: api.Read, Buf: buf}
+	for tries := 0; ; tries++ {
+		must(t, d.Submit(&op))
+		err := op.Wait()
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, unix.EIO) || tries == 10 {
+			t.Fatal(err)
+		}
 	}
 }
