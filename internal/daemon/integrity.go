@@ -19,13 +19,21 @@ import (
 // The metadata of a write is verified and not kept: on the SSD the cache's own checksums take over,
 // and most backing devices have no room for it. That of a read is made from data that was verified.
 type integrity struct {
-	q     *ublk.Queue
+	q     metadataPort
 	block int
 	max   int         // bytes of a request at most
 	mem   *ublk.Arena // max bytes a tag
 	meta  []byte      // of the request at hand
 	metas *ublk.Arena
 	fail  func(error)
+}
+
+// metadataPort is what moves the data and metadata of a request: a queue, or a test.
+type metadataPort interface {
+	CopyOut(r *ublk.Request, off int64, dst []byte) error
+	CopyIn(r *ublk.Request, off int64, src []byte) error
+	CopyMetaOut(r *ublk.Request, off int64, dst []byte) error
+	CopyMetaIn(r *ublk.Request, off int64, src []byte) error
 }
 
 // integrityOf makes what a queue of such a device needs; nil if its device has no metadata.
