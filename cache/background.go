@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"sync/atomic"
 	"time"
 
 	"ubcache/policy"
@@ -16,7 +17,9 @@ type background struct {
 	ckpt       checkpoint
 	wb         writeback
 	flushes    [MaxBackings + 1]*backingFlush
-	pressed    bool // eviction found only dirty buckets
+	orders     [MaxBackings + 1]*orderRun // nil for those that have nothing to do with it
+	pressed    bool                       // eviction found only dirty buckets
+	seen       atomic.Int64               // Driver.Now of the last Tick
 }
 
 const (
@@ -45,6 +48,7 @@ func (c *Cache) StartBackground(l *Lane) {
 func (l *Lane) Tick() time.Duration {
 	bg := l.bg
 	now := l.d.Now()
+	bg.seen.Store(now)
 	pending, limit := l.c.journal.pendingRecords()
 	if pending > 0 && (l.c.closing.Load() || now-bg.lastCommit >= commitEvery || pending >= limit/2) {
 		bg.lastCommit = now
@@ -54,7 +58,8 @@ func (l *Lane) Tick() time.Duration {
 	bg.evict.start()
 	bg.ckpt.start()
 	bg.wb.tick(now)
-	if l.runTasks() || bg.evict.running || bg.ckpt.running || bg.wb.working || hurry {
+	soon := bg.tickOrders(now)
+	if l.runTasks() || soon || bg.evict.running || bg.ckpt.running || bg.wb.working || hurry {
 		return tickEvery
 	}
 	if pending > 0 {

@@ -18,13 +18,15 @@ type CheckOptions struct {
 
 // Report is what Check found. A cache without problems is consistent.
 type Report struct {
-	Super          *Superblock
-	CachedBlocks   int64
-	DirtyBlocks    int64
-	FreeBuckets    int
-	PendingRecords int
-	ReadBlocks     int64
-	Problems       []string
+	Super        *Superblock
+	CachedBlocks int64
+	DirtyBlocks  int64
+	// UnsettledBlocks are those that ordered devices have to write back, of each all versions.
+	UnsettledBlocks int64
+	FreeBuckets     int
+	PendingRecords  int
+	ReadBlocks      int64
+	Problems        []string
 }
 
 // maxProblems bounds Report.Problems.
@@ -79,6 +81,7 @@ func inspect(dev Storage, pending []byte) (*Cache, *recovery, error) {
 func (c *Cache) verifyIndex(r *Report) {
 	var cached, dirty, pins [MaxBackings + 1]int64
 	var owned [tenantRows + 1]int64
+	var shadows int64
 	for i := range c.buckets {
 		live, dirtyHere, pinnedHere := int32(0), int32(0), int32(0)
 		c.slotsOf(BucketID(i), func(s Slot) {
@@ -92,6 +95,11 @@ func (c *Cache) verifyIndex(r *Report) {
 				return
 			}
 			live++
+			if st.shadow() {
+				dirtyHere++
+				shadows++
+				return
+			}
 			b := c.backing(k.backing())
 			if b == nil || int64(k.block())*BlockSize >= b.size || st&stMask == 0 {
 				r.add("slot %d holds block %d of backing device %d, which cannot be",
@@ -140,6 +148,7 @@ func (c *Cache) verifyIndex(r *Report) {
 		r.CachedBlocks += cached[b.id]
 		r.DirtyBlocks += dirty[b.id]
 	}
+	c.verifyOrders(r, shadows)
 	r.FreeBuckets = int(c.alloc.freeCount.Load())
 	for i := 1; i < len(owned); i++ {
 		if n := c.tenants.rows[i].cached.Load(); n != owned[i] {
@@ -228,6 +237,9 @@ func dumpSuper(w io.Writer, sb *Superblock) {
 		p("backing %d %s name=%q mode=%s size=%d offset=%d block=%d detaching=%v serial=%q fs=%s %s\n",
 			r.ID, r.UUID, r.Name, r.Mode, r.Size, r.DataOff, r.LBS, r.Detaching, r.Identity.Serial,
 			r.Identity.FSType, r.Identity.FSUUID)
+		if r.Tunables.Ordered {
+			p("  ordered from record %d on\n", r.OrderedFrom)
+		}
 	}
 }
 
@@ -265,6 +277,12 @@ func (c *Cache) dumpBlocks(w io.Writer) {
 			pinned := ""
 			if e.st&stPinned != 0 {
 				pinned = " pinned"
+			}
+			switch {
+			case e.st.shadow():
+				pinned += " shadow"
+			case e.st&stQueued != 0:
+				pinned += " queued"
 			}
 			_, _ = fmt.Fprintf(w, "  slot %d backing=%d block=%d mask=%02x dirty=%v sum=%08x%s\n",
 				e.slot, k.backing(), k.block(), uint16(e.st&stMask), e.st&stDirty != 0, e.sum, pinned)

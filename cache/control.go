@@ -53,7 +53,7 @@ func (c *Cache) Attach(o AttachOptions) (*Backing, error) {
 	}
 	r := BackingRecord{
 		ID: id, Mode: o.Mode, LBS: int32(o.LBS), UUID: o.UUID, Size: size, DataOff: o.DataOff,
-		Name: o.Name, Identity: o.Identity, Tunables: o.Tunables,
+		Name: o.Name, Identity: o.Identity, Tunables: o.Tunables, OrderedFrom: c.journal.nextLSN(),
 	}
 	old, oldNext := c.sb.Backings, c.sb.NextID
 	c.sb.Backings = append(slices.Clone(old), r)
@@ -107,7 +107,12 @@ func (c *Cache) SetTunables(id BackingID, t Tunables) error {
 	if err := t.Validate(); err != nil {
 		return err
 	}
-	return c.change(id, func(r *BackingRecord) { r.Tunables = t },
+	return c.change(id, func(r *BackingRecord) {
+		if t.Ordered && !r.Tunables.Ordered {
+			r.OrderedFrom = c.journal.nextLSN()
+		}
+		r.Tunables = t
+	},
 		func(b *Backing) { c.applyTunables(b, t) })
 }
 
@@ -127,7 +132,7 @@ func (c *Cache) SetDrain(id BackingID, on bool) error {
 func (b *Backing) Remaining() int64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.dirty.Load() - b.bad.Load() + int64(len(b.mu.pending))
+	return b.dirty.Load() - b.bad.Load() + int64(len(b.mu.pending)) + b.order.shadows.Load()
 }
 
 // BeginDetach makes the backing device write back everything and cache nothing new. It goes on
@@ -161,6 +166,17 @@ func (c *Cache) FinishDetach(ctx context.Context, id BackingID, force bool) erro
 		return fmt.Errorf("detach %s: %w (%d blocks; flush first, or force and lose them)",
 			b.name, ErrNotFinished, n)
 	}
+	want := b.order.want.Swap(false) // no queue begins again
+	err = c.forget(ctx, b)
+	if err != nil {
+		b.order.want.Store(want)
+	}
+	return err
+}
+
+// forget takes all blocks of a backing device out of the cache, and then the device.
+func (c *Cache) forget(ctx context.Context, b *Backing) error {
+	id := b.id
 	lsn, err := c.dropBacking(ctx, b)
 	if err != nil {
 		return err
@@ -188,6 +204,9 @@ func (c *Cache) FinishDetach(ctx context.Context, id BackingID, force bool) erro
 func (c *Cache) dropBacking(ctx context.Context, b *Backing) (LSN, error) {
 	var lsn LSN
 	err := c.onBackground(ctx, func(l *Lane) bool {
+		if !l.bg.dropOrder(b) {
+			return false
+		}
 		if !c.journal.reserve(1) {
 			c.journal.kick(l)
 			return false
@@ -295,7 +314,7 @@ func (l *Lane) Settled() bool {
 		return false
 	}
 	for _, b := range c.backings.Load() {
-		if b != nil && bg.flushes[b.id].running {
+		if b != nil && (bg.flushes[b.id].running || bg.orders[b.id] != nil && bg.orders[b.id].busy) {
 			return false
 		}
 	}
@@ -342,6 +361,19 @@ type BackingStatus struct {
 	HasHeader     bool      `json:"has_header"`
 	LBS           int       `json:"logical_block_bytes"`
 	SequentialCut int64     `json:"sequential_cutoff_bytes"`
+	// Ordered is off, on, or starting: ordered, but the backing device is no consistent image yet.
+	Ordered string `json:"ordered"`
+	// UnsettledBytes is what an ordered device would lose with the SSD now, and UnsettledMs how old
+	// the oldest of it is.
+	UnsettledBytes int64 `json:"unsettled_bytes"`
+	UnsettledMs    int64 `json:"unsettled_ms"`
+	// OrderedLimit is how much it may be now: ordered-max, or less if the backing device is slow.
+	OrderedLimit int64 `json:"ordered_limit_bytes"`
+	// OrderedLost counts blocks that the SSD could not return when it was their turn.
+	OrderedLost int64 `json:"ordered_lost_blocks"`
+	// OrderedBroken counts how often the order was given up and begun anew, because the backing
+	// device failed while the others needed the journal.
+	OrderedBroken int64 `json:"ordered_broken"`
 }
 
 // Status is the present state of a cache.
@@ -392,6 +424,7 @@ func (c *Cache) Status() Status {
 			DirtyTarget: b.dirtyTarget.Load() * BlockSize, DirtyMax: b.dirtyMax.Load() * BlockSize,
 			HasHeader: r.DataOff != 0, LBS: int(r.LBS), SequentialCut: r.Tunables.SequentialCutoff,
 		}
+		c.orderStatus(b, &t)
 		switch {
 		case r.Detaching:
 			t.State = "detaching"
@@ -407,7 +440,13 @@ func (c *Cache) Status() Status {
 // MemoryBytes is what the index and the other metadata take, whether touched or not.
 func (c *Cache) MemoryBytes() int64 {
 	const bucketSize = int64(unsafe.Sizeof(bucket{}))
-	return int64(len(c.index.mem[0])+len(c.index.mem[1])+len(c.index.mem[2])) + int64(len(c.buckets))*bucketSize +
+	queues := int64(0)
+	for _, b := range c.backings.Load() {
+		if b != nil {
+			queues += b.order.bytes()
+		}
+	}
+	return queues + int64(len(c.index.mem[0])+len(c.index.mem[1])+len(c.index.mem[2])) + int64(len(c.buckets))*bucketSize +
 		int64(len(c.journal.firstLSN))*8 + int64(len(c.journal.mu.ring.mem)) +
 		int64(len(c.index.stripes))*64
 }

@@ -70,6 +70,9 @@ func (f *flush) done(l *Lane, err error) {
 	}
 	r := f.r
 	r.Err = f.err
+	if r.Err == nil {
+		r.b.order.cut(LSN(l.c.journal.durableLSN.Load()))
+	}
 	f.r, f.next = nil, l.freeFlushes
 	l.freeFlushes = f
 	l.finish(r)

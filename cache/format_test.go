@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -96,10 +97,35 @@ func TestReadSuperRefuses(t *testing.T) {
 // TestGoldenImage opens a cache that an early version wrote and compares all that is in it. The
 // image stays for good: a change that cannot read it is a new format version.
 func TestGoldenImage(t *testing.T) {
-	image := filepath.Join("testdata", "v1.image")
-	golden := filepath.Join("testdata", "v1.dump")
+	testGoldenImage(t, "v1", writeGolden)
+}
+
+// TestGoldenImageV2 does the same with a cache that has an ordered device with an unfinished queue,
+// which its start has to find.
+func TestGoldenImageV2(t *testing.T) {
+	dev := testGoldenImage(t, "v2", writeGoldenV2)
+	h := &harness{t: t, ssd: dev, back: make(memStorage, 2<<20), now: 1, count: map[OpKind]int{}}
+	var log []string
+	h.fail = func(op *Op) error {
+		if op.Dev != SSD {
+			log = append(log, fmt.Sprintf("%s %d", op.Kind, op.Off/BlockSize))
+		}
+		return nil
+	}
+	h.open()
+	h.b, _ = h.c.Backing(1)
+	h.drain()
+	want := "[flush 0 write 4 flush 0 write 3 write 9 flush 0]"
+	if fmt.Sprint(log) != want {
+		t.Errorf("the backing device saw %v, want %v", log, want)
+	}
+}
+
+func testGoldenImage(t *testing.T, version string, write func(*testing.T, string)) memStorage {
+	image := filepath.Join("testdata", version+".image")
+	golden := filepath.Join("testdata", version+".dump")
 	if *update {
-		writeGolden(t, image)
+		write(t, image)
 	}
 	dev := readSparse(t, image)
 	var got strings.Builder
@@ -122,6 +148,38 @@ func TestGoldenImage(t *testing.T) {
 	if err != nil || len(rep.Problems) > 0 || rep.DirtyBlocks == 0 || rep.ReadBlocks == 0 {
 		t.Errorf("check: %+v, %v", rep, err)
 	}
+	return dev
+}
+
+// writeGoldenV2 makes an image with settled and unsettled batches, one of which has an older version
+// of a block.
+func writeGoldenV2(t *testing.T, path string) {
+	dev := make(memStorage, 6<<20)
+	_, err := Format(dev, FormatOptions{
+		BucketBytes: 64 << 10, Label: "golden", UUID: UUID{0x60, 0x1e}, Now: time.Unix(1, 0),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := newHarness(t, dev, 2<<20)
+	tun := h.c.Super().Backings[0].Tunables
+	tun.Ordered = true
+	if err := h.c.SetTunables(h.b.ID(), tun); err != nil {
+		t.Fatal(err)
+	}
+	h.until("the order", func() bool { return h.b.order.sound.Load() })
+	h.write(3*4096, bytes.Repeat([]byte{1}, 4096))
+	h.flush()
+	h.drain()
+	h.write(4*4096, bytes.Repeat([]byte{2}, 4096))
+	h.flush()
+	h.settle()
+	h.write(9*4096, bytes.Repeat([]byte{3}, 4096))
+	h.write(3*4096+512, bytes.Repeat([]byte{3}, 512))
+	h.write(4*4096, bytes.Repeat([]byte{3}, 4096))
+	h.flush()
+	h.c.Abandon()
+	writeSparse(t, path, dev)
 }
 
 // writeGolden makes an image with records in the journal and in summaries, two devices, partial

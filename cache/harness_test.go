@@ -23,6 +23,7 @@ type harness struct {
 	count map[OpKind]int     // of completed SSD operations
 
 	finish func(r *Request) // called by Driver.Finish, if set
+	pick   func() int       // chooses the operation to complete next, if set; -1 for none
 	hidden []byte           // memory of requests without visible data
 	lapse  int64            // what each operation takes
 	ahead  int64            // of Clock before Now
@@ -73,11 +74,15 @@ func (h *harness) Wake()        {}
 func (h *harness) Now() int64   { return h.now }
 func (h *harness) Clock() int64 { return h.now + h.ahead }
 
-// step completes the oldest operation and runs what was woken.
+// step completes the oldest operation, or the one that was picked, and runs what was woken.
 func (h *harness) step() {
-	if len(h.ops) > 0 {
-		op := h.ops[0]
-		h.ops = h.ops[1:]
+	i := 0
+	if h.pick != nil && len(h.ops) > 0 {
+		i = h.pick()
+	}
+	if len(h.ops) > 0 && i >= 0 {
+		op := h.ops[i]
+		h.ops = append(h.ops[:i:i], h.ops[i+1:]...)
 		h.now += h.lapse
 		if op.Req != nil {
 			op.Mem = h.hidden[op.ReqOff:][:op.Len]

@@ -19,12 +19,16 @@ const (
 	recFree
 	// recDrop: no block of the backing device is cached.
 	recDrop
+	// recSettled: the backing device has all that was queued for it by records before block, which
+	// is an LSN.
+	recSettled
 )
 
 const (
 	recDirty     = 1 << 0
 	recCleanOnly = 1 << 1
 	recPinned    = 1 << 2
+	recOrdered   = 1 << 3 // the slot has a version that was queued; see order
 
 	recordBytes = 24
 )
@@ -39,6 +43,10 @@ type record struct {
 	sum     uint32 // recMap: checksum; recUnmap: count of blocks
 	slot    uint32 // recFree: the bucket
 	block   Block
+}
+
+func settledRecord(id BackingID, before LSN) record {
+	return record{kind: recSettled, backing: id, block: Block(before)}
 }
 
 func (r *record) encode(p []byte) {
@@ -73,7 +81,7 @@ func (r *record) check(g *Geometry) error {
 		ok = r.backing != 0 && uint64(r.block)+uint64(r.sum) <= maxBlock+1
 	case recFree:
 		ok = r.slot < g.Buckets
-	case recDrop:
+	case recDrop, recSettled:
 		ok = r.backing != 0
 	default:
 		ok = false
@@ -91,6 +99,9 @@ func (r *record) String() string {
 		if r.flags&recPinned != 0 {
 			pinned = " pinned"
 		}
+		if r.flags&recOrdered != 0 {
+			pinned += " ordered"
+		}
 		return fmt.Sprintf("map backing=%d block=%d slot=%d mask=%02x dirty=%v sum=%08x%s",
 			r.backing, r.block, r.slot, r.mask, r.flags&recDirty != 0, r.sum, pinned)
 	case recUnmap:
@@ -102,6 +113,8 @@ func (r *record) String() string {
 		return fmt.Sprintf("free bucket=%d", r.slot)
 	case recDrop:
 		return fmt.Sprintf("drop backing=%d", r.backing)
+	case recSettled:
+		return fmt.Sprintf("settled backing=%d before=%d", r.backing, r.block)
 	}
 	return fmt.Sprintf("unknown record %d", r.kind)
 }

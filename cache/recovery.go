@@ -15,7 +15,8 @@ type recovery struct {
 	stale   []BucketID // buckets whose summary has blocks that are elsewhere by now
 	next    LSN        // of the next record to replay
 	pages   map[uint64]journalPage
-	pending int // records that came from the pending ring
+	epoch   uint64 // of the page replayed last
+	pending int    // records that came from the pending ring
 	// readOnly leaves the SSD as it is.
 	readOnly bool
 }
@@ -25,6 +26,7 @@ type journalPage struct {
 	seq, epoch, tail, durable uint64
 	first                     LSN
 	count                     int
+	ends                      bool // what was durable may have ended with it
 }
 
 func (r *recovery) run() error {
@@ -40,7 +42,12 @@ func (r *recovery) run() error {
 	if err := r.replay(); err != nil {
 		return err
 	}
-	return r.replayPending()
+	r.endBatches()
+	if err := r.replayPending(); err != nil {
+		return err
+	}
+	r.endBatches()
+	return r.rebuildOrders()
 }
 
 // loadSummaries reads both copies side by side, and of each page the newer valid one.
@@ -188,7 +195,7 @@ func (c *Cache) decodeJournalPage(p []byte, index int64) (jp journalPage, ok boo
 	jp = journalPage{
 		seq: le.Uint64(p[jpSeq:]), epoch: le.Uint64(p[jpEpoch:]), tail: le.Uint64(p[jpTail:]),
 		durable: le.Uint64(p[jpDurable:]), first: LSN(le.Uint64(p[jpFirst:])),
-		count: int(le.Uint16(p[jpCount:])),
+		count: int(le.Uint16(p[jpCount:])), ends: le.Uint32(p[jpFlags:])&pageEndsCommit != 0,
 	}
 	ok = metaSum(q[:], journalOff+index*pageSize) == le.Uint64(p[jpSum:]) &&
 		jp.count <= pageRecords && int64(jp.seq%uint64(c.geo.JournalPages)) == index
@@ -295,6 +302,10 @@ func (r *recovery) replayPage(p journalPage, data []byte) error {
 			ErrCorrupt, p.seq, p.first, r.next)
 	}
 	j.firstLSN[p.seq%j.pages] = p.first
+	if p.epoch != r.epoch {
+		r.endBatches() // a flush at the start had nothing to write
+		r.epoch = p.epoch
+	}
 	for i := range p.count {
 		l := p.first + LSN(i)
 		if l != r.next {
@@ -308,6 +319,9 @@ func (r *recovery) replayPage(p journalPage, data []byte) error {
 			return err
 		}
 		r.next++
+	}
+	if p.ends {
+		r.endBatches()
 	}
 	return nil
 }
@@ -336,7 +350,10 @@ func (r *recovery) apply(l LSN, rec *record) error {
 	}
 	switch rec.kind {
 	case recMap:
+		r.requeue(l, rec)
 		return r.applyMap(l, rec)
+	case recSettled:
+		r.settled(rec.backing, LSN(rec.block))
 	case recUnmap:
 		for i := range Block(rec.sum) {
 			k := makeKey(rec.backing, rec.block+i)
@@ -358,6 +375,7 @@ func (r *recovery) apply(l LSN, rec *record) error {
 			r.touch(first, l)
 		}
 	case recDrop:
+		r.settled(rec.backing, l)
 		for b := range c.buckets {
 			c.locked(BucketID(b), func(_ *stripe, k key, e entry) {
 				if k.backing() == rec.backing {
@@ -456,7 +474,7 @@ func (c *Cache) commitBlocking(j *journal, from LSN, recs []record) error {
 		j.durableLSN.Store(uint64(l)) // pack numbers pages from here
 		p := alignedBytes(pageSize)
 		off := c.geo.journalPageOff(j.mu.pageSeq)
-		next := k.pack(p, l)
+		next := k.pack(p, l, l+pageRecords >= k.target)
 		if _, err := c.ssd.WriteAt(p, off); err != nil {
 			return fmt.Errorf("write journal: %w", err)
 		}

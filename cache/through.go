@@ -10,7 +10,8 @@ import (
 // zeroes. Its order is what keeps the SSD from ever showing older data than the backing device
 // had, whenever the power goes:
 //
-//  1. exclude all other changes of the blocks;
+//  1. exclude all other changes of the blocks; if the device is ordered, wait until it has all that
+//     was acknowledged before;
 //  2. take clean copies out of the index, and wait until that, and every earlier removal in
 //     their stripes, is durable;
 //  3. change the backing device, and beside it write the new copy, if there is to be one;
@@ -33,6 +34,7 @@ type through struct {
 	stale bool   // dirty copies are left
 	wrote uint64 // the change, as Backing.wrote counts
 	need  LSN
+	order LSN        // what an ordered device has to write back before
 	whole blockRange // blocks of the window that are written in full
 	runs  []slotRun
 	sums  []uint32
@@ -45,6 +47,7 @@ type throughStep uint8
 const (
 	throughReserve throughStep = iota
 	throughLock
+	throughOrder   // waits until what came before is on the ordered device
 	throughDurable // waits for the removals
 	throughChange  // the devices are being written
 	throughFlush   // the backing device is being flushed
@@ -146,6 +149,8 @@ func (t *through) run(l *Lane, err error) {
 	case throughLock:
 		t.at++
 		t.lock(l)
+	case throughOrder:
+		t.inOrder(l)
 	case throughDurable:
 		t.change(l)
 	}
@@ -174,6 +179,22 @@ func (t *through) lock(l *Lane) {
 	}
 	for i := range t.locks {
 		t.dropClean(l, &t.locks[i])
+	}
+	t.step, t.order = throughOrder, l.c.journal.nextLSN()
+	t.inOrder(l)
+}
+
+// inOrder waits for the writeback of what was acknowledged before. What comes later need not wait for
+// this change: it does not touch the same blocks, and nobody knows yet that the change will be.
+func (t *through) inOrder(l *Lane) {
+	idle := t.r.Op == ReqDiscard && !t.r.b.discards.Load()
+	if o := &t.r.b.order; o.live() && !idle {
+		said, ok := o.waitSettled(t.order, &t.w)
+		if !ok {
+			l.c.pokeBackground()
+			return
+		}
+		t.need = max(t.need, said)
 	}
 	t.step = throughDurable
 	if l.c.journal.waitDurable(t.need, &t.w, false) {

@@ -44,6 +44,7 @@ const (
 	maxBlock    = 1<<36 - 1
 	maxSlots    = 1<<32 - 2
 	noSlot      = Slot(1<<32 - 1)
+	noLSN       = LSN(1<<64 - 1)
 )
 
 // Mode says where the writes of a backing device go and whether its reads fill the cache.
@@ -137,6 +138,14 @@ type Tunables struct {
 	// PinQuota is the share of the cache, in percent, that pinned blocks of this device may take.
 	// All devices together have half of the cache.
 	PinQuota int
+	// Ordered makes the backing device a consistent older image at all times: what is written
+	// back goes there in the order in which it was acknowledged, as far as flushes tell.
+	Ordered bool
+	// OrderedAge is how old acknowledged data of an ordered device may be that the backing device
+	// does not have, and OrderedMax how much of it there may be, in bytes: losing the SSD loses no
+	// more. Writes wait where writeback cannot keep up.
+	OrderedAge time.Duration
+	OrderedMax int64
 }
 
 const (
@@ -149,6 +158,7 @@ func DefaultTunables() Tunables {
 	return Tunables{
 		SequentialCutoff: 4 << 20, DirtyTarget: 10, DirtyMax: 70,
 		WritebackDelay: 30 * time.Second, PinQuota: defaultPinQuota,
+		OrderedAge: defaultOrderedAge, OrderedMax: defaultOrderedMax,
 	}
 }
 
@@ -172,6 +182,12 @@ func (t Tunables) Validate() error {
 	}
 	if t.PinQuota < 0 || t.PinQuota > maxPinQuota {
 		errs = append(errs, fmt.Errorf("pin-quota %d is not within 0 and %d percent", t.PinQuota, maxPinQuota))
+	}
+	if t.OrderedAge < minOrderedAge || t.OrderedAge > maxOrderedAge {
+		errs = append(errs, fmt.Errorf("ordered-age %v is not between 1s and 24h", t.OrderedAge))
+	}
+	if t.OrderedMax < minOrderedMax || t.OrderedMax > maxOrderedMax {
+		errs = append(errs, fmt.Errorf("ordered-max of %d bytes is not between 1M and 1T", t.OrderedMax))
 	}
 	return errors.Join(errs...)
 }

@@ -21,7 +21,12 @@ func setCommand(g *globals) *cobra.Command {
   dirty-target       share of the cache in percent that writeback lets stay dirty
   dirty-max          share at which writes go past the cache instead of making more dirty data
   writeback-delay    age that dirty data may reach on an idle device
-  pin-quota          share of the cache in percent that requests with hint=pin may take; at most 50`,
+  pin-quota          share of the cache in percent that requests with hint=pin may take; at most 50
+  ordered            on or off: writeback keeps the backing device a consistent older image at all
+                     times, so that losing the SSD loses the newest data and not the filesystem
+  ordered-age        how old the data may be that would be lost with the SSD then; writes wait
+                     where the backing device cannot keep up
+  ordered-max        how much that data may be`,
 		Example: "  ubcache set data mode=writeback dirty-target=20",
 		Args:    args(cobra.MinimumNArgs(2)),
 		RunE: func(cmd *cobra.Command, a []string) error {

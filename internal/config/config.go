@@ -69,6 +69,11 @@ type Backing struct {
 	WritebackDelay   Duration `toml:"writeback-delay"`
 	// PinQuota is there only if it is not the default, 0 being a value.
 	PinQuota *int `toml:"pin-quota,omitempty"`
+	// Ordered makes writeback keep the device a consistent older image; the limits are there only
+	// if they are not the defaults.
+	Ordered    bool     `toml:"ordered,omitempty"`
+	OrderedAge Duration `toml:"ordered-age,omitzero"`
+	OrderedMax Size     `toml:"ordered-max,omitzero"`
 
 	// Rules give attributes to requests, the first one that matches wins.
 	Rules []Rule `toml:"rule,omitempty"`
