@@ -34,6 +34,7 @@ func (s *Sim) crash() {
 		s.fail(fmt.Errorf("after a crash: %s", p[0]))
 	}
 	s.checkWishes("after a crash")
+	s.lookAtAllImages()
 	s.reissue()
 }
 
@@ -141,6 +142,7 @@ func (s *Sim) idle(what string, done func() bool) error {
 		if s.err != nil {
 			return s.err
 		}
+		s.lookAtImages()
 		if i > 2_000_000 {
 			return fmt.Errorf("%s does not end: %d operations and %d requests in flight",
 				what, len(s.ops), len(s.reqs))
@@ -277,5 +279,6 @@ func (s *Sim) countStats() {
 	for _, b := range st.Backings {
 		s.res.Hits += b.HitBlocks
 		s.res.WrittenBack += b.WritebackBlocks
+		s.res.Batches += b.SettledBatches
 	}
 }

@@ -28,7 +28,8 @@ type model struct {
 	acked   []uint64         // by version number: clock of the acknowledgement or the crash, 0 if in flight
 	reads   []*modelRead
 	clock   uint64
-	cut     uint64 // clock of the last power cut
+	cut     uint64      // clock of the last power cut
+	order   *orderModel // nil unless devices are ordered
 }
 
 // modelRead is a read in flight: what each of its sectors may return.
@@ -47,6 +48,7 @@ func (r *modelRead) open() bool {
 type modelFlush struct {
 	legal  map[int][]version
 	number uint64
+	order  uint64 // orderModel.clock of its issue
 }
 
 func newModel(size int64) *model {
@@ -96,6 +98,7 @@ func (m *model) write(first, n int, zero bool) version {
 		s.changed = m.clock
 		m.touched[i] = struct{}{}
 	}
+	m.order.write(v, first, n)
 	for _, r := range m.reads {
 		lo, hi := max(first, r.first), min(first+n, r.first+len(r.allowed))
 		for i := lo; i < hi; i++ {
@@ -110,6 +113,7 @@ func (m *model) write(first, n int, zero bool) version {
 func (m *model) writeDone(first, n int, v version, issued uint64, maybe, fua bool) {
 	m.clock++
 	m.acked[v.number] = m.clock
+	m.order.done(v, maybe, fua)
 	for i := first; i < first+n; i++ {
 		s := &m.sectors[i]
 		s.flying--
@@ -134,6 +138,7 @@ func (m *model) writeDone(first, n int, v version, issued uint64, maybe, fua boo
 // it, and nothing will.
 func (m *model) writeUndone(first, n int, v version) {
 	m.writeDead(first, n, v)
+	m.order.undone(v)
 	for i := first; i < first+n; i++ {
 		s := &m.sectors[i]
 		s.legal, s.durable = without(s.legal, v), without(s.durable, v)
@@ -152,6 +157,7 @@ func without(all []version, v version) []version {
 // writeDead notes that a write will never be acknowledged.
 func (m *model) writeDead(first, n int, v version) {
 	m.clock++
+	m.order.dead(v)
 	m.acked[v.number] = m.clock
 	for i := first; i < first+n; i++ {
 		m.sectors[i].flying--
@@ -201,6 +207,7 @@ func (m *model) readDone(r *modelRead, data []byte) error {
 
 func (m *model) flush() *modelFlush {
 	f := &modelFlush{legal: map[int][]version{}, number: uint64(len(m.acked)) - 1}
+	f.order = m.order.flush()
 	for i := range m.touched {
 		f.legal[i] = slices.Clone(m.sectors[i].legal)
 	}
@@ -209,6 +216,7 @@ func (m *model) flush() *modelFlush {
 
 // flushDone notes that what was legal when the flush was issued, or newer, is durable.
 func (m *model) flushDone(f *modelFlush) {
+	m.order.flushDone(f.order)
 	for i, legal := range f.legal {
 		s := &m.sectors[i]
 		s.durable = slices.DeleteFunc(s.durable, func(o version) bool {
@@ -225,6 +233,7 @@ func (m *model) powerCut() {
 	m.clock++
 	m.cut = m.clock
 	m.reads = nil
+	m.order.powerCut()
 	for i := range m.touched {
 		m.sectors[i].legal = slices.Clone(m.sectors[i].durable)
 	}

@@ -31,6 +31,7 @@ type Config struct {
 	Hot         int  // per cent of requests that go to a small part of the device
 	Large       bool // many requests fill the pending ring before it is committed
 	Attributes  bool // requests carry attributes
+	Ordered     bool // devices are ordered; see ordered.go
 }
 
 // NewConfig draws a configuration.
@@ -62,8 +63,9 @@ type Result struct {
 	Requests, PowerCuts, Kills, Warm int
 	Hits, Evicted, Checkpoints       int64
 	WrittenBack, Moved               int64
-	Pins, Evictions                  int // that were handled
-	Refused, Mismatched, Late        int // requests that failed for their attributes
+	Pins, Evictions                  int   // that were handled
+	Refused, Mismatched, Late        int   // requests that failed for their attributes
+	Images, Behind, Batches          int64 // of ordered devices: looked at, older than what was acknowledged
 }
 
 const ssdBytes = 5 << 20
@@ -85,6 +87,7 @@ type Sim struct {
 	now    int64
 	res    Result
 	wishes wishes
+	orders orders
 	err    error
 	// Trace, if set, is told every event.
 	Trace func(format string, args ...any)
@@ -151,8 +154,9 @@ func New(cfg Config) (*Sim, error) {
 		t.DirtyTarget, t.DirtyMax = s.rng.IntN(30), 30+s.rng.IntN(60)
 		t.WritebackDelay = time.Duration(s.rng.IntN(5)) * time.Second
 		t.PinQuota = int(cfg.Seed % 51)
+		mode := s.orderTunables(&t, cache.Mode(s.rng.IntN(5)), s.models[i])
 		b, err := s.c.Attach(cache.AttachOptions{
-			Name: fmt.Sprint("d", i), Mode: cache.Mode(s.rng.IntN(5)), LBS: cfg.LBS,
+			Name: fmt.Sprint("d", i), Mode: mode, LBS: cfg.LBS,
 			Identity: cache.Identity{Size: cfg.DeviceBytes}, Tunables: t,
 			UUID: cache.UUID{2, byte(i)},
 		})
@@ -240,6 +244,7 @@ func (s *Sim) disk(id cache.BackingID) *Disk {
 func (s *Sim) Run() (Result, error) {
 	for i := 0; i < s.cfg.Steps && s.err == nil; i++ {
 		s.step(true)
+		s.lookAtImages()
 		if i%100 == 0 {
 			s.checkWishes("while running")
 		}
