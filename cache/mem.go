@@ -19,6 +19,10 @@ func offHeap(size int64) ([]byte, error) {
 	return p, nil
 }
 
+// hugePages asks for large pages, which spares most of the address translations of random accesses.
+// It is advice.
+func hugePages(p []byte) { _ = unix.Madvise(p, unix.MADV_HUGEPAGE) }
+
 func freeOffHeap(p []byte) {
 	if p != nil {
 		_ = unix.Munmap(p)

@@ -16,6 +16,8 @@ type recovery struct {
 	next    LSN        // of the next record to replay
 	pages   map[uint64]journalPage
 	pending int // records that came from the pending ring
+	keys    [summarySlots]key
+	fetched uint64
 	// readOnly leaves the SSD as it is.
 	readOnly bool
 }
@@ -115,6 +117,13 @@ func (r *recovery) loadPage(a, b []byte, page int64) error {
 	r.lastLSN[bucket] = max(r.lastLSN[bucket], lsn)
 	le := binary.LittleEndian
 	first, n := r.c.geo.pageSlots(page)
+	keys := r.keys[:0]
+	for i := range n {
+		if w := le.Uint64(p[summaryHeader+i*summaryEntry:]); w != 0 {
+			keys = append(keys, key(w>>16))
+		}
+	}
+	r.fetched += r.c.index.fetch(keys)
 	for i := range n {
 		q := p[summaryHeader+i*summaryEntry:]
 		if w := le.Uint64(q); w != 0 {
