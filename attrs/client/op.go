@@ -65,7 +65,8 @@ func (d *Device) ReadAt(p []byte, off int64, s *attrs.Set) (int, attrs.Results, 
 // WriteAt writes p at off. It is durable after a Flush. s may be nil.
 //
 // When the daemon ends in the midst of a request and another takes over within some seconds, the
-// request is done again. Requests of Submit fail with EIO then, and those after them go on.
+// request is done again. Requests of Submit fail with EIO then on channel Direct, and those after
+// them go on; on channel Shared the kernel keeps them for the next daemon.
 func (d *Device) WriteAt(p []byte, off int64, s *attrs.Set) (int, attrs.Results, error) {
 	op := Op{Kind: Write, Buf: p, Off: off, Attrs: s}
 	d.do(&op)
@@ -85,19 +86,6 @@ func (d *Device) Discard(off, n int64, s *attrs.Set) (attrs.Results, error) {
 	op := Op{Kind: Discard, Off: off, Len: n, Attrs: s}
 	d.do(&op)
 	return op.Results, op.Err
-}
-
-func (d *Device) do(op *Op) {
-	if err := d.enter(); err != nil {
-		op.Err = err
-		return
-	}
-	defer d.life.busy.Done()
-	d.run(op)
-	// The next daemon may be short-lived too.
-	for tries := 0; tries < reviveTries && errors.Is(op.Err, unix.EIO) && d.revive(); tries++ {
-		d.run(op)
-	}
 }
 
 // run does a request and waits for it.

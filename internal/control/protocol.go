@@ -194,10 +194,12 @@ type Device struct {
 	UsedBy   string `json:"used_by,omitempty"`
 	CopyMode string `json:"copy_mode,omitempty"`
 	// Integrity: the block device has integrity metadata.
-	Integrity bool           `json:"integrity,omitempty"`
-	Queues    int            `json:"queues,omitempty"`
-	DataOff   int64          `json:"data_offset_bytes"`
-	Identity  DeviceIdentity `json:"identity"`
+	Integrity bool `json:"integrity,omitempty"`
+	// SharedMemory is how many clients' memory is registered with the block device.
+	SharedMemory int            `json:"shared_memory,omitempty"`
+	Queues       int            `json:"queues,omitempty"`
+	DataOff      int64          `json:"data_offset_bytes"`
+	Identity     DeviceIdentity `json:"identity"`
 	// Rules is the number of its rules, RuleProblems what is wrong with some of them.
 	Rules        int               `json:"rules,omitempty"`
 	RuleProblems []string          `json:"rule_problems,omitempty"`

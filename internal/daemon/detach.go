@@ -202,6 +202,7 @@ func (in *Instance) device(id uint16) (control.Device, bool) {
 	if u != nil {
 		d.Service, d.Path, d.Link = "served", u.Path(), link
 		d.Queues, d.CopyMode = u.Options().Queues, u.Options().Mode.String()
+		d.SharedMemory = s.shared.count()
 		d.Integrity = u.Options().Params.Integrity != nil
 		d.UsedBy = in.usedBy(s)
 	}

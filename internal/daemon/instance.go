@@ -98,7 +98,7 @@ type served struct {
 	problem string           // why it is missing or not served
 	ublk    *ublk.Device     // nil: no block device
 	queues  []*queue
-	shared  sharedTable
+	shared  sharing
 	kernel  kernelSource
 	link    string
 	rules   deviceRules
@@ -170,10 +170,12 @@ func (in *Instance) start(ctx context.Context) error {
 	if err := in.serveAll(ctx); err != nil {
 		return err
 	}
+	in.settleShares(ctx)
 	if err := in.startDirect(); err != nil {
 		return err
 	}
 	in.startKernelSource()
+	go in.tendShares()
 	return nil
 }
 

@@ -105,7 +105,7 @@ func (in *Instance) unserve(ctx context.Context, s *served, force bool) error {
 	in.mu.Lock()
 	s.ublk, s.queues = nil, nil
 	in.mu.Unlock()
-	s.shared.clear()
+	s.shared.end()
 	in.untrackKernel(s)
 	if s.link != "" {
 		_ = os.Remove(s.link)
@@ -260,6 +260,7 @@ func (in *Instance) HandOver(ctx context.Context) error {
 			// under way are issued again.
 			return in.cache.Sync(ctx)
 		}
+		s.shared.handOver()
 		if err := s.ublk.Quiesce(ctx, quiesceTime); err != nil {
 			return errors.Join(err, in.cache.Sync(ctx))
 		}

@@ -70,5 +70,9 @@ func (in *Instance) join(s *served, dev *blockdev.Device) error {
 	if in.opts.NoUblk {
 		return nil
 	}
-	return in.serve(context.Background(), s)
+	if err := in.serve(context.Background(), s); err != nil {
+		return err
+	}
+	s.shared.settle(in.life)
+	return nil
 }

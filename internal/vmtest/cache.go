@@ -54,6 +54,7 @@ type DeviceStatus struct {
 	Path          string `json:"path"`
 	Service       string `json:"service"`
 	CopyMode      string `json:"copy_mode"`
+	SharedMemory  int    `json:"shared_memory"`
 	Integrity     bool   `json:"integrity"`
 }
 
