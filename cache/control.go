@@ -314,6 +314,7 @@ func (c *Cache) Close() error {
 	var err error
 	if c.closing.Load() && j.mu.next == LSN(j.durableLSN.Load()) && j.mu.queue.head == noBucket {
 		c.sb.Clean = true
+		c.noteDirty()
 		err = c.saveSuper()
 	}
 	c.release()

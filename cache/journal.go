@@ -10,7 +10,8 @@ import (
 // Journal pages, little-endian: magic (4), version (2), count of records (2), first half of the
 // cache UUID (8), epoch (8), sequence (8), own page in the ring (4), 0 (4), LSN of the first
 // record (8), sequence at which replay starts (8), newest sequence known durable (8), checksum
-// (8), records.
+// (8), records; at 36 a flag (4) that the last but one word (8) says which backing devices may have
+// dirty data.
 const (
 	journalMagic  = 0x4c4a4255 // "UBJL"
 	jpVersion     = 4
@@ -19,12 +20,16 @@ const (
 	jpEpoch       = 16
 	jpSeq         = 24
 	jpIndex       = 32
+	jpFlags       = 36
 	jpFirst       = 40
 	jpTail        = 48
 	jpDurable     = 56
 	jpSum         = 64
 	journalHeader = 72
 	pageRecords   = (pageSize - journalHeader) / recordBytes
+	jpDirty       = journalHeader + pageRecords*recordBytes
+
+	jpHasDirty = 1 // flag: jpDirty is there
 
 	// commitPages bounds one round of a commit.
 	commitPages = 64
@@ -46,6 +51,11 @@ type journal struct {
 	firstLSN []LSN // per ring page: the first record it holds; guarded by mu
 
 	durableLSN atomic.Uint64 // records before it are durable
+
+	// dirtied has a bit for each backing device, from number 1 on, that has had dirty blocks since
+	// the start, pending ones not counted. Each page says so of all records up to it: if part of the
+	// metadata is lost, that proves that nothing is lost with it but copies.
+	dirtied atomic.Uint64
 
 	mu struct {
 		sync.Mutex
@@ -361,6 +371,8 @@ func (k *commit) pack(p []byte, l LSN) LSN {
 	le.PutUint64(p[jpFirst:], uint64(l))
 	le.PutUint64(p[jpTail:], j.mu.tailSeq)
 	le.PutUint64(p[jpDurable:], j.mu.durSeq)
+	le.PutUint32(p[jpFlags:], jpHasDirty)
+	le.PutUint64(p[jpDirty:], j.dirtied.Load())
 	for i := range n {
 		copy(p[journalHeader+i*recordBytes:], j.mu.ring.at(l+LSN(i)))
 	}
