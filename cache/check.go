@@ -16,6 +16,8 @@ type CheckOptions struct {
 	Backing func(r *BackingRecord) io.ReaderAt
 	// Pending is the pending ring of a killed daemon, if there is one.
 	Pending []byte
+	// Scan looks for a cache whose superblocks are both lost.
+	Scan bool
 	// Progress is told the share that is done, from 0 to 1.
 	Progress func(share float64)
 }
@@ -67,7 +69,7 @@ func (r *Report) Worst() (worst Severity) {
 // of it is found; it fails only if there is nothing to go by. If ctx ends it returns what it has found
 // so far with the error.
 func Check(ctx context.Context, dev Storage, o CheckOptions) (*Report, error) {
-	c, rec, err := inspect(dev, o.Pending, true)
+	c, rec, err := inspect(dev, o.Pending, o.Scan)
 	if err != nil {
 		return nil, err
 	}

@@ -53,7 +53,7 @@ func (c *Cache) Attach(o AttachOptions) (*Backing, error) {
 	}
 	r := BackingRecord{
 		ID: id, Mode: o.Mode, LBS: int32(o.LBS), UUID: o.UUID, Size: size, DataOff: o.DataOff,
-		Name: o.Name, Identity: o.Identity, Tunables: o.Tunables,
+		Name: o.Name, Identity: o.Identity, Tunables: o.Tunables, Dirty: 1,
 	}
 	old, oldNext := c.sb.Backings, c.sb.NextID
 	c.sb.Backings = append(slices.Clone(old), r)
@@ -188,6 +188,9 @@ func (c *Cache) FinishDetach(ctx context.Context, id BackingID, force bool) erro
 func (c *Cache) dropBacking(ctx context.Context, b *Backing) (LSN, error) {
 	var lsn LSN
 	err := c.onBackground(ctx, func(l *Lane) bool {
+		if !l.bg.leaveScrub(b) {
+			return false
+		}
 		if !c.journal.reserve(1) {
 			c.journal.kick(l)
 			return false
@@ -291,7 +294,8 @@ func (c *Cache) StartSettle() {
 // Settled reports on the background lane whether all metadata is written.
 func (l *Lane) Settled() bool {
 	c, bg := l.c, l.bg
-	if bg.ckpt.running || bg.evict.running || bg.evict.move.busy || bg.wb.flying > 0 || bg.evict.trims > 0 {
+	if bg.ckpt.running || bg.evict.running || bg.evict.move.busy || bg.wb.flying > 0 || bg.evict.trims > 0 ||
+		bg.scrub != nil {
 		return false
 	}
 	for _, b := range c.backings.Load() {

@@ -98,4 +98,3 @@ func (c *Cache) dumpBlocks(w io.Writer) {
 		})
 	}
 }
-

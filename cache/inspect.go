@@ -70,6 +70,9 @@ type ballot struct {
 	sums  bool // there are data checksums
 }
 
+// pollPages bounds what is looked at of each kind.
+const pollPages = 8 << 10
+
 // poll looks at the journal and at the first copy of the summaries.
 func (g *Geometry) poll(dev Storage) (b ballot) {
 	le := binary.LittleEndian
@@ -91,7 +94,7 @@ func (g *Geometry) poll(dev Storage) (b ballot) {
 			}
 		}
 	}
-	each(journalOff, int64(g.JournalPages), jpSum, func(p []byte, at int64) (uint64, bool) {
+	each(journalOff, min(int64(g.JournalPages), pollPages), jpSum, func(p []byte, at int64) (uint64, bool) {
 		id := le.Uint64(p[jpCache:])
 		for i := range min(int(le.Uint16(p[jpCount:])), pageRecords) {
 			rec := decodeRecord(p[journalHeader+i*recordBytes:])
@@ -100,7 +103,7 @@ func (g *Geometry) poll(dev Storage) (b ballot) {
 		return id, le.Uint32(p) == journalMagic &&
 			int64(le.Uint64(p[jpSeq:])%uint64(g.JournalPages)) == at
 	})
-	each(g.SummaryOff[0], int64(g.Buckets)*g.summaryPages(), smSum, func(p []byte, _ int64) (uint64, bool) {
+	each(g.SummaryOff[0], min(int64(g.Buckets)*g.summaryPages(), pollPages), smSum, func(p []byte, _ int64) (uint64, bool) {
 		id := le.Uint64(p[smCache:])
 		for q := p[summaryHeader:]; le.Uint32(p) == summaryMagic && len(q) >= summaryEntry; q = q[summaryEntry:] {
 			sums[id] = sums[id] || le.Uint32(q[8:]) != 0

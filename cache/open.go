@@ -119,6 +119,7 @@ func (c *Cache) load() error {
 		return err
 	}
 	j := &c.journal
+	j.mu.sealed = c.sb.LSN
 	j.mu.ring.reset(c.sb.UUID, c.epoch, j.mu.ring.cap, j.mu.next)
 	return nil
 }

@@ -15,10 +15,10 @@ type recovery struct {
 	stale   []BucketID // buckets whose summary has blocks that are elsewhere by now
 	next    LSN        // of the next record to replay
 	pages   map[uint64]journalPage
-	top     journalPage // the newest; seq 0: there is none
+	top     journalPage     // the newest; seq 0: there is none
 	torn    map[uint64]bool // places in the ring whose pages are neither whole nor empty
 	doubt   bool            // the page behind the end is one of them, so it is not known what it said
-	pending int         // records that came from the pending ring
+	pending int             // records that came from the pending ring
 	// readOnly leaves the SSD as it is, lenient loads what damage leaves.
 	readOnly, lenient bool
 	cold              bool // nothing of what was loaded may be used

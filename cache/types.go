@@ -102,6 +102,7 @@ var (
 	ErrExists      = errors.New("already attached")
 	ErrTooMany     = errors.New("too many backing devices")
 	ErrTooSmall    = errors.New("device too small")
+	ErrBusy        = errors.New("busy")
 	ErrNotFinished = errors.New("dirty data remains")
 	ErrDirtyBad    = errors.New("dirty data on the SSD cannot be read")
 	// ErrDirtyDamage: metadata is lost, and with it perhaps dirty data; Salvage can save the rest.
