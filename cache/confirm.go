@@ -5,6 +5,11 @@ import "bytes"
 // confirm asks whether what was loaded may be used, and drops what may not.
 func (r *recovery) confirm() error {
 	c := r.c
+	for i := range c.sb.Backings {
+		if !c.sb.Clean {
+			c.sb.Backings[i].Print = Fingerprint{} // it was perhaps used since
+		}
+	}
 	if c.opts.Confirm == nil {
 		return nil
 	}
@@ -30,13 +35,14 @@ type Sample struct {
 	Sectors uint8 // which sectors of Data are valid
 }
 
-// sampleRegion is the part at the start of a device, in blocks, of which Samples takes all: it has the
-// superblock of a filesystem, or of one in the first partition.
-const sampleRegion = 512
+// sampleHeads is where Samples looks first, as blocks: at the start of the device, where the superblock of
+// a filesystem is, and at 1 MiB, where the first partition has it.
+var sampleHeads = [...]Block{0, 256}
 
-// Samples returns clean blocks of a backing device that the SSD returns right: those of its first 2 MiB,
-// and up to n others, from buckets spread over the cache. A block whose data fails its checksum is
-// left out; without checksums there are none. It is for Options.Confirm and for Salvage.
+// Samples returns clean blocks of a backing device that the SSD returns right: those among the first 4n
+// blocks, up to 256, of the device and of its second MiB, and up to n others, from buckets spread over the
+// cache. A block whose data fails its checksum is left out; without checksums there are none. It is for
+// Options.Confirm, for Salvage, and for while the backing device is not in use.
 func (c *Cache) Samples(id BackingID, n int) (list []Sample) {
 	b := c.backing(id)
 	if b == nil || !c.checksums || b.cached.Load() == b.dirty.Load() {
@@ -53,10 +59,16 @@ func (c *Cache) Samples(id BackingID, n int) (list []Sample) {
 			Sectors: uint8(e.st & stMask),
 		})
 	}
-	for blk := range Block(sampleRegion) {
-		k := makeKey(id, blk)
-		if e, ok := c.index.find(k); ok && e.st&stDirty == 0 {
-			add(k, e)
+	for _, head := range sampleHeads {
+		for blk := head; blk < head+Block(min(4*n, regionBlocks)); blk++ {
+			k := makeKey(id, blk)
+			s := c.index.stripeOf(id, blk)
+			s.mu.Lock()
+			e, ok := c.index.find(k)
+			s.mu.Unlock()
+			if ok && e.st&stDirty == 0 {
+				add(k, e)
+			}
 		}
 	}
 	var clean []BucketID
@@ -69,8 +81,15 @@ func (c *Cache) Samples(id BackingID, n int) (list []Sample) {
 		first := Slot(int64(clean[i*len(clean)/min(n, len(clean))]) * c.geo.slotsPerBucket())
 		for s := first; s < first+Slot(c.geo.slotsPerBucket()); s++ {
 			k, st := c.index.at(s)
-			if k.backing() == id && st&stDirty == 0 && k.block() >= sampleRegion {
-				add(k, entry{slot: s, st: st, sum: c.index.sumAt(s)})
+			if k.backing() != id || st&stDirty != 0 || k.block() < 2*regionBlocks {
+				continue
+			}
+			p := c.index.stripeOf(id, k.block())
+			p.mu.Lock()
+			e, ok := c.index.find(k)
+			p.mu.Unlock()
+			if ok && e.st&stDirty == 0 {
+				add(k, e)
 				break
 			}
 		}

@@ -161,7 +161,7 @@ func TestSalvageSamples(t *testing.T) {
 	d := newDamaged(t, Writeback, false)
 	d.c.Abandon()
 	_, s := salvaged(t, d.ssd, nil)
-	list := s.Samples(1, 8)
+	list := s.Samples(1, 64)
 	if len(list) != 20 {
 		t.Fatalf("%d samples of 20 clean blocks", len(list))
 	}

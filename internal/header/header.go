@@ -131,6 +131,26 @@ func Read(r io.ReaderAt) (*Header, error) {
 	return best, nil
 }
 
+// Copy is one of the copies as it is on the device.
+type Copy struct {
+	Off    int64
+	Header *Header
+	Err    error
+}
+
+// ReadCopies reads both copies.
+func ReadCopies(r io.ReaderAt) (list []Copy) {
+	p := make([]byte, blockBytes)
+	for _, off := range locations {
+		k := Copy{Off: off}
+		if _, k.Err = r.ReadAt(p, off); k.Err == nil {
+			k.Header, k.Err = decode(p, off)
+		}
+		list = append(list, k)
+	}
+	return list
+}
+
 // Write makes h durable in both copies, one after the other.
 func Write(d cache.Storage, h *Header) error {
 	h.Seq++
