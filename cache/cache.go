@@ -16,6 +16,9 @@ type Options struct {
 	Discard bool
 	// Progress is told how much of the index has been loaded, from 0 to 1.
 	Progress func(share float64)
+	// GiveUp are backing devices whose dirty data may be lost: damage that may hide some of it does
+	// not keep the cache from starting.
+	GiveUp []BackingID
 	// Confirm is asked when everything is loaded and nothing has been changed yet on the SSD but that
 	// the journal has what was pending. It may read with Cache.Samples and Cache.DirtyBlocks, and
 	// returns the backing devices of which nothing in the cache may be used. An error ends Open.

@@ -142,6 +142,10 @@ func (r *recovery) report(out *Report) {
 		out.add(newProblem(ProblemJournalEnd, sev, "the journal ends at record %d, it once had those before %d; %s",
 			r.topEnd(), d.end, why))
 	}
+	if r.renew {
+		out.add(newProblem(ProblemJournal, Harmless, "pages of the journal are lost that are not needed after a stop "+
+			"in order"))
+	}
 	for _, s := range d.missing {
 		out.add(newProblem(ProblemCount, DirtyLost, "%s", s))
 	}

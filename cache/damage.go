@@ -79,6 +79,10 @@ func (r *recovery) judge() error {
 	d := &r.dmg
 	r.checkEnd()
 	r.checkCounts()
+	if r.unneeded() {
+		r.renew = d.journalDamaged()
+		d.gaps, d.after, d.end = nil, 0, 0
+	}
 	if r.lenient || !d.journalDamaged() && r.unknownSlots() == 0 {
 		return nil
 	}
@@ -88,6 +92,14 @@ func (r *recovery) judge() error {
 	}
 	r.cold = d.journalDamaged()
 	return nil
+}
+
+// unneeded reports whether the journal is not needed: the summaries of a cache that was stopped in
+// order have all that was in it.
+func (r *recovery) unneeded() bool {
+	sb, d := r.c.sb, &r.dmg
+	return sb.Clean && sb.LSN != 0 && len(d.lost) == 0 && d.wrong == 0 && len(d.missing) == 0 &&
+		d.end <= sb.LSN && d.after <= sb.LSN && r.ringFirst == 0
 }
 
 // Repaired says what was wrong with the metadata when the cache was opened and what was done about
@@ -159,9 +171,24 @@ func (r *recovery) checkCounts() {
 // who has been dirty since then.
 func (r *recovery) provenClean() (why string, proven bool) {
 	c := r.c
+	spared, all := uint64(0), len(c.sb.Backings) > 0
+	for i := range c.sb.Backings {
+		if id := c.sb.Backings[i].ID; slices.Contains(c.opts.GiveUp, id) {
+			spared |= 1 << (id - 1)
+		} else {
+			all = false
+		}
+	}
+	if all {
+		return "", true
+	}
 	counts := func(when string) (string, bool) {
 		for i := range c.sb.Backings {
-			switch b := &c.sb.Backings[i]; b.Dirty {
+			b := &c.sb.Backings[i]
+			if spared&(1<<(b.ID-1)) != 0 {
+				continue
+			}
+			switch b.Dirty {
 			case 0:
 				return "it is not recorded whether dirty data was there", false
 			case 1:
@@ -171,7 +198,7 @@ func (r *recovery) provenClean() (why string, proven bool) {
 		}
 		return "", true
 	}
-	if r.ringDirty {
+	if r.ringDirty&^spared != 0 {
 		return "the pending ring has dirty blocks", false
 	}
 	if c.sb.damaged == nil {
@@ -192,18 +219,17 @@ func (r *recovery) provenClean() (why string, proven bool) {
 		return "it is not recorded whether there was dirty data", false
 	case !top.noted:
 		return "an older ubcache ran it, which does not record whether there is dirty data", false
-	case top.dirty != 0:
+	case top.dirty&^spared != 0:
 		return "there may have been dirty data", false
 	}
 	return "", true
 }
 
-// startCold empties the index and makes that durable: the journal begins anew behind all that was
-// ever written of it, with records that drop every backing device.
-func (r *recovery) startCold() error {
+// renewJournal begins the journal anew, behind all that was ever written of it.
+func (r *recovery) renewJournal() {
 	c := r.c
 	j := &c.journal
-	next, seq := max(r.next, r.dmg.end, r.dmg.after), max(j.mu.pageSeq, 1)
+	next, seq := max(r.next, r.dmg.end, r.dmg.after, c.sb.LSN), max(j.mu.pageSeq, 1)
 	for _, p := range r.pages {
 		next, seq = max(next, p.first+LSN(p.count)), max(seq, p.seq+1, p.durable+1)
 	}
@@ -214,6 +240,16 @@ func (r *recovery) startCold() error {
 	j.mu.queue = bucketQueue{head: noBucket, tail: noBucket}
 	for i := range c.buckets {
 		c.buckets[i].dirtyLSN = 0
+	}
+}
+
+// startCold empties the index and makes that durable, with records at the start of a new journal that
+// drop every backing device.
+func (r *recovery) startCold() error {
+	c := r.c
+	r.renewJournal()
+	next := r.next
+	for i := range c.buckets {
 		c.locked(BucketID(i), func(_ *stripe, k key, e entry) {
 			c.unmapEntry(c.backing(k.backing()), k, e)
 		})
@@ -306,7 +342,9 @@ func (r *recovery) repairs() string {
 		list = append(list, fmt.Sprintf("%d summary pages had one damaged copy", n))
 	}
 	if r.cold {
-		list = append(list, r.summary()+"; nothing was dirty, so the cache starts cold")
+		list = append(list, r.summary()+"; the cache starts cold")
+	} else if r.renew {
+		list = append(list, "pages of the journal were lost that were not needed any more")
 	} else if len(r.dmg.lost) > 0 {
 		s := fmt.Sprintf("both copies of %d summary pages were lost and built anew from the journal",
 			len(r.dmg.lost))

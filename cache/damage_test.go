@@ -238,13 +238,12 @@ func TestDamage(t *testing.T) {
 			refused: "newest pages of the journal",
 		},
 		{
-			name: "the whole journal after a stop in order, clean", mode: Writethrough, ordered: true,
-			cached: cold,
+			name: "the whole journal after a stop in order", mode: Writeback, ordered: true, cached: all,
 			damage: func(d *damaged) Storage {
 				clear(d.ssd[journalOff : journalOff+int64(d.c.geo.JournalPages)*pageSize])
 				return d.ssd
 			},
-			check: "journal-end clean-lost",
+			check: "journal harmless",
 		},
 		{
 			name: "summaries wiped after a stop in order, dirty", mode: Writeback, checkpoint: true, ordered: true,
@@ -340,5 +339,56 @@ func (d *damaged) forgetHistory() {
 	for seq := uint64(1); seq < rec.top.tail; seq++ {
 		off := d.c.geo.journalPageOff(seq)
 		clear(d.ssd[off : off+pageSize])
+	}
+}
+
+// TestGiveUp starts a cache that is refused, by giving up what may be lost.
+func TestGiveUp(t *testing.T) {
+	d := newDamaged(t, Writeback, false)
+	d.spoilJournal(1)
+	d.c.Abandon()
+	if _, err := Open(d.ssd, Options{GiveUp: []BackingID{2}}); !errors.Is(err, ErrDirtyDamage) {
+		t.Fatalf("another device given up: %v", err)
+	}
+	c, err := Open(d.ssd, Options{GiveUp: []BackingID{1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := c.Status().CachedBytes; n != 0 {
+		t.Errorf("%d bytes are cached", n)
+	}
+	c.Abandon()
+	for blk := range d.want {
+		d.want[blk] = byte(blk + 100) // as the backing device has it
+	}
+	if _, err := d.reopen(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestConfirmDrops: what Options.Confirm names is gone, durably, before anything is served.
+func TestConfirmDrops(t *testing.T) {
+	d := newDamaged(t, Writeback, true)
+	d.c.Abandon()
+	seen := int64(0)
+	c, err := Open(d.ssd, Options{Confirm: func(c *Cache) ([]BackingID, error) {
+		seen = c.DirtyBlocks(1)
+		return []BackingID{1}, nil
+	}})
+	if err != nil || seen != 41 {
+		t.Fatalf("%v, %d dirty blocks", err, seen)
+	}
+	c.Abandon()
+	if rep := check(t, d.ssd); len(rep.Problems) > 0 || rep.CachedBlocks != 0 {
+		t.Errorf("%+v", rep)
+	}
+	before := bytes.Clone(d.ssd)
+	if _, err := Open(d.ssd, Options{Confirm: func(*Cache) ([]BackingID, error) {
+		return nil, ErrIdentity
+	}}); !errors.Is(err, ErrIdentity) {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(before, d.ssd) {
+		t.Error("a start that was refused has changed the SSD")
 	}
 }

@@ -73,7 +73,7 @@ type ballot struct {
 // pollPages bounds what is looked at of each kind.
 const pollPages = 8 << 10
 
-// poll looks at the journal and at the first copy of the summaries.
+// poll looks at the journal and at the summaries.
 func (g *Geometry) poll(dev Storage) (b ballot) {
 	le := binary.LittleEndian
 	votes, sums := map[uint64]int{}, map[uint64]bool{}
@@ -103,13 +103,18 @@ func (g *Geometry) poll(dev Storage) (b ballot) {
 		return id, le.Uint32(p) == journalMagic &&
 			int64(le.Uint64(p[jpSeq:])%uint64(g.JournalPages)) == at
 	})
-	each(g.SummaryOff[0], min(int64(g.Buckets)*g.summaryPages(), pollPages), smSum, func(p []byte, _ int64) (uint64, bool) {
-		id := le.Uint64(p[smCache:])
-		for q := p[summaryHeader:]; le.Uint32(p) == summaryMagic && len(q) >= summaryEntry; q = q[summaryEntry:] {
-			sums[id] = sums[id] || le.Uint32(q[8:]) != 0
-		}
-		return id, le.Uint32(p) == summaryMagic
-	})
+	// Where the second copies are tells buckets of different sizes apart, that of the first does not.
+	for _, off := range g.SummaryOff {
+		each(off, min(int64(g.Buckets)*g.summaryPages(), pollPages), smSum, func(p []byte, at int64) (uint64, bool) {
+			id := le.Uint64(p[smCache:])
+			ok := le.Uint32(p) == summaryMagic && int64(le.Uint32(p[smBucket:])) == at/g.summaryPages() &&
+				int64(le.Uint32(p[smPage:])) == at%g.summaryPages()
+			for q := p[summaryHeader:]; ok && len(q) >= summaryEntry; q = q[summaryEntry:] {
+				sums[id] = sums[id] || le.Uint32(q[8:]) != 0
+			}
+			return id, ok
+		})
+	}
 	for id, n := range votes {
 		if n > b.pages {
 			b = ballot{id: id, pages: n, sums: sums[id]}

@@ -22,10 +22,11 @@ type recovery struct {
 	// readOnly leaves the SSD as it is, lenient loads what damage leaves.
 	readOnly, lenient bool
 	cold              bool // nothing of what was loaded may be used
+	renew             bool // the journal is damaged, and not needed
 
 	dmg       damage
 	ringFirst LSN          // the first record of the pending ring, 0 if there is none
-	ringDirty bool         // it has dirty blocks
+	ringDirty uint64       // the backing devices of which it has dirty blocks
 	setBy     map[Slot]LSN // lenient: the record that put a slot's block there
 }
 
@@ -62,9 +63,15 @@ func (r *recovery) run() error {
 	if r.readOnly {
 		return nil
 	}
-	if r.cold {
+	switch {
+	case r.cold:
 		err = r.startCold()
-	} else if len(recs) > 0 {
+	case r.renew:
+		// A record without effect, so that the journal has what comes before it.
+		r.renewJournal()
+		r.next++
+		err = c.commitBlocking(&c.journal, r.next-1, []record{{kind: recUnmap, backing: 1}})
+	case len(recs) > 0:
 		err = c.commitBlocking(&c.journal, r.next-LSN(len(recs)), recs)
 	}
 	if err != nil {
@@ -536,7 +543,9 @@ func (r *recovery) replayPending() ([]record, error) {
 	}
 	r.ringFirst = first
 	for i := range recs {
-		r.ringDirty = r.ringDirty || recs[i].kind == recMap && recs[i].flags&recDirty != 0
+		if recs[i].kind == recMap && recs[i].flags&recDirty != 0 {
+			r.ringDirty |= 1 << ((recs[i].backing - 1) % MaxBackings)
+		}
 	}
 	if first > r.next {
 		if !r.lenient {

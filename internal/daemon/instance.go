@@ -230,6 +230,9 @@ func CacheError(what string, err error) error {
 		return report.Refuse(what, err.Error(), "ubcache format makes one")
 	case errors.Is(err, cache.ErrTooSmall):
 		return report.Refuse(what, err.Error(), "")
+	case errors.Is(err, cache.ErrDirtyDamage):
+		return report.Refuse(what, err.Error(), "ubcache check tells more, ubcache salvage saves what is left of the "+
+			"dirty data, and start --drop NAME gives it up")
 	case errors.Is(err, cache.ErrCorrupt):
 		return report.Wrap(what, err, "ubcache check tells more, ubcache salvage saves the dirty data that is left")
 	}
@@ -270,7 +273,7 @@ func (in *Instance) openCache() error {
 	}
 	in.cache, err = cache.Open(in.ssd, cache.Options{
 		Pending: in.pending.mem, Discard: in.conf.Discard && in.ssdInfo.Discard,
-		Confirm: in.confirmUnused,
+		Confirm: in.confirmUnused, GiveUp: in.dropped(),
 	})
 	if report.CodeOf(err) == report.Refused {
 		return err

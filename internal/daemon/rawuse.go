@@ -189,6 +189,16 @@ func (in *Instance) confirmUnused(c *cache.Cache) (drop []cache.BackingID, err e
 	return drop, nil
 }
 
+// dropped are the backing devices that start --drop names.
+func (in *Instance) dropped() (ids []cache.BackingID) {
+	for id, s := range in.mu.served {
+		if slices.Contains(in.opts.Drop, s.name) {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
 // usedRaw says by what it is noticed that a backing device was changed without the cache; empty if it is not.
 // Nobody may use the device yet.
 func (in *Instance) usedRaw(c *cache.Cache, r *cache.BackingRecord, s *served, thorough bool) string {
