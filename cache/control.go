@@ -17,6 +17,8 @@ type AttachOptions struct {
 	Identity Identity
 	Tunables Tunables
 	UUID     UUID // zero: a random one
+	// Head is the epoch that was written to the backing header, if there is one.
+	Head uint64
 }
 
 // Attach adds a backing device. Its data becomes visible through the cache as it is.
@@ -54,6 +56,7 @@ func (c *Cache) Attach(o AttachOptions) (*Backing, error) {
 	r := BackingRecord{
 		ID: id, Mode: o.Mode, LBS: int32(o.LBS), UUID: o.UUID, Size: size, DataOff: o.DataOff,
 		Name: o.Name, Identity: o.Identity, Tunables: o.Tunables, Dirty: 1,
+		Head: o.Head,
 	}
 	old, oldNext := c.sb.Backings, c.sb.NextID
 	c.sb.Backings = append(slices.Clone(old), r)

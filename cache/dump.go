@@ -68,6 +68,7 @@ type DumpedBacking struct {
 	// Dirty is how many blocks were dirty at the last stop in order or else start; nil: not known.
 	Dirty    *uint64 `json:"dirty_blocks,omitempty"`
 	Print    string  `json:"fingerprint,omitempty"`
+	Head     uint64  `json:"header_epoch,omitempty"`
 	Settings string  `json:"settings"`
 }
 
@@ -158,7 +159,7 @@ func (c *Cache) dumpSuper(dev Storage) *Dumped {
 			ID: r.ID, Name: r.Name, UUID: r.UUID.String(), Mode: r.Mode.String(), Detaching: r.Detaching,
 			SizeBytes: r.Size, DataOff: r.DataOff, LBS: r.LBS, Device: r.Identity.Size,
 			Serial: r.Identity.Serial, FSType: r.Identity.FSType, FSUUID: r.Identity.FSUUID,
-			Settings: settingsText(&r.Tunables),
+			Settings: settingsText(&r.Tunables), Head: r.Head,
 		}
 		if r.Dirty > 0 {
 			n := r.Dirty - 1
@@ -305,6 +306,9 @@ func (b *DumpedBacking) print(p func(string, ...any)) {
 	}
 	if b.Print != "" {
 		p(" fingerprint=%s", b.Print)
+	}
+	if b.Head != 0 {
+		p(" header-epoch=%d", b.Head)
 	}
 	p("\n")
 }

@@ -65,6 +65,9 @@ type BackingRecord struct {
 	// Print is what the backing device itself had when the cache was stopped in order. It is
 	// compared only after such a stop.
 	Print Fingerprint
+	// Head is the epoch that the backing header has, where there is one: that of the last start with
+	// the device; 0: not known.
+	Head uint64
 }
 
 // Fingerprint is a hash over places of a backing device that change when it is used without the
@@ -217,6 +220,7 @@ const (
 	bakSum     = 424
 	bakTime    = 432
 	bakDirty   = 440
+	bakHead    = 448
 )
 
 func (r *BackingRecord) encode(p []byte) {
@@ -240,6 +244,7 @@ func (r *BackingRecord) encode(p []byte) {
 	putString(p[bakFSType:bakFSUUID], r.Identity.FSType)
 	putString(p[bakFSUUID:bakEnd], r.Identity.FSUUID)
 	le.PutUint64(p[bakDirty:], r.Dirty)
+	le.PutUint64(p[bakHead:], r.Head)
 	if f := &r.Print; f.Kind != 0 {
 		le.PutUint32(p[bakPrint:], f.Kind)
 		le.PutUint64(p[bakSum:], f.Sum)
@@ -271,7 +276,7 @@ func decodeBacking(p []byte) (r BackingRecord, ok bool) {
 		r.Tunables.PinQuota = defaultPinQuota
 	}
 	copy(r.UUID[:], p[bakUUID:])
-	r.Dirty = le.Uint64(p[bakDirty:])
+	r.Dirty, r.Head = le.Uint64(p[bakDirty:]), le.Uint64(p[bakHead:])
 	if kind := le.Uint32(p[bakPrint:]); kind != 0 {
 		r.Print = Fingerprint{
 			Kind: kind, Sum: le.Uint64(p[bakSum:]),

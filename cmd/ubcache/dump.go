@@ -74,6 +74,7 @@ type dumpedHeader struct {
 	DataOff     int64  `json:"data_offset_bytes,omitempty"`
 	SizeBytes   int64  `json:"size_bytes,omitempty"`
 	DeviceBytes int64  `json:"device_bytes,omitempty"`
+	Start       uint64 `json:"start_epoch,omitempty"`
 }
 
 func dumpHeader(cmd *cobra.Command, g *globals, name string, i *blockdev.Info) error {
@@ -90,6 +91,7 @@ func dumpHeader(cmd *cobra.Command, g *globals, name string, i *blockdev.Info) e
 		} else {
 			d.Sequence, d.Cache, d.Backing = h.Seq, h.Cache.String(), h.Backing.String()
 			d.DataOff, d.SizeBytes, d.DeviceBytes = h.DataOff, h.Size, h.DeviceSize
+			d.Start = h.Start
 		}
 		list = append(list, d)
 	}
@@ -106,7 +108,7 @@ func printHeaders(w io.Writer, list []dumpedHeader) {
 			fmt.Fprintf(w, "header at %d: %s\n", d.Off, d.Problem)
 			continue
 		}
-		fmt.Fprintf(w, "header at %d: sequence=%d cache=%s backing=%s offset=%d size=%d device=%d\n", d.Off,
-			d.Sequence, d.Cache, d.Backing, d.DataOff, d.SizeBytes, d.DeviceBytes)
+		fmt.Fprintf(w, "header at %d: sequence=%d cache=%s backing=%s offset=%d size=%d device=%d start=%d\n", d.Off,
+			d.Sequence, d.Cache, d.Backing, d.DataOff, d.SizeBytes, d.DeviceBytes, d.Start)
 	}
 }

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"ubcache/cache"
 	"ubcache/internal/blockdev"
 	"ubcache/internal/config"
+	"ubcache/internal/header"
 	"ubcache/internal/report"
 )
 
@@ -25,6 +27,8 @@ import (
 //   - Samples: blocks that are clean in the cache, which the device must have, too, whatever happened.
 //     They are compared after every stop and crash. That cannot give a false alarm, since a clean copy is
 //     taken out of the cache, durably, before the device is changed under it.
+//   - The epoch in the backing header, where there is one: each start writes its own there, so that an
+//     older copy of the device, restored perhaps, is told from it.
 //
 // If nothing of the device is dirty in the cache, what is cached of it is dropped, and the cache goes on.
 // Otherwise the start is refused: neither has everything. The operator decides with start --drop or --keep,
@@ -47,7 +51,8 @@ const (
 	gptEntryLen = 128
 )
 
-// fingerprint hashes what changes on a device when it is used.
+// fingerprint hashes what changes on a device when it is used, but for the backing header, which is looked
+// at by itself.
 func fingerprint(d *blockdev.Device) (cache.Fingerprint, error) {
 	h := xxhash.New()
 	size := d.Size()
@@ -68,6 +73,9 @@ func fingerprint(d *blockdev.Device) (cache.Fingerprint, error) {
 	head := make([]byte, min(printHead, size))
 	if _, err := d.ReadAt(head, 0); err != nil {
 		return cache.Fingerprint{}, fmt.Errorf("fingerprint %s: %w", d.Info.Path, err)
+	}
+	if _, err := header.Read(d); err == nil {
+		header.Blank(head)
 	}
 	_, _ = h.Write(head)
 	for _, off := range partitions(head, int64(d.Info.LogicalBytes)) {
@@ -157,7 +165,7 @@ func (in *Instance) confirmUnused(c *cache.Cache) (drop []cache.BackingID, err e
 			in.log.Warn("what is cached of the backing device is dropped, as start --drop says",
 				"name", s.name, "dirty_blocks", c.DirtyBlocks(r.ID))
 			drop = append(drop, r.ID)
-			if err := c.SetPrint(r.ID, cache.Fingerprint{}); err != nil {
+			if err := errors.Join(c.SetPrint(r.ID, cache.Fingerprint{}), in.newHeader(c, &sb, r, s)); err != nil {
 				return nil, err
 			}
 			continue
@@ -165,10 +173,7 @@ func (in *Instance) confirmUnused(c *cache.Cache) (drop []cache.BackingID, err e
 		if s.dev == nil { // the fingerprint stays for when it is back
 			continue
 		}
-		why := in.usedRaw(c, r, s, sb.Clean)
-		if err := c.SetPrint(r.ID, cache.Fingerprint{}); err != nil {
-			return nil, err
-		}
+		why := in.usedRaw(c, r, s, sb.Clean, sb.Epoch+1)
 		dirty := c.DirtyBlocks(r.ID)
 		switch {
 		case why == "":
@@ -185,6 +190,9 @@ func (in *Instance) confirmUnused(c *cache.Cache) (drop []cache.BackingID, err e
 				fmt.Sprintf("ubcache salvage saves that elsewhere; then start --drop %s forgets it, or start --keep %s "+
 					"puts it over the changes", s.name, s.name))
 		}
+		if err := errors.Join(c.SetPrint(r.ID, cache.Fingerprint{}), in.newHeader(c, &sb, r, s)); err != nil {
+			return nil, err
+		}
 	}
 	return drop, nil
 }
@@ -200,8 +208,12 @@ func (in *Instance) dropped() (ids []cache.BackingID) {
 }
 
 // usedRaw says by what it is noticed that a backing device was changed without the cache; empty if it is not.
-// Nobody may use the device yet.
-func (in *Instance) usedRaw(c *cache.Cache, r *cache.BackingRecord, s *served, thorough bool) string {
+// Nobody may use the device yet. next is the epoch of a start that did not come to its end.
+func (in *Instance) usedRaw(c *cache.Cache, r *cache.BackingRecord, s *served, thorough bool, next uint64) string {
+	if h, err := header.Read(s.dev); err == nil && r.DataOff != 0 && r.Head != 0 && h.Start != r.Head &&
+		h.Start != next {
+		return fmt.Sprintf("its header is of start %d of the cache instead of %d", h.Start, r.Head)
+	}
 	n := fewSamples
 	if thorough {
 		n = ManySamples
@@ -223,6 +235,24 @@ func (in *Instance) usedRaw(c *cache.Cache, r *cache.BackingRecord, s *served, t
 		return fmt.Sprintf("%d of %d blocks compared are not as they were", differ, same+differ)
 	}
 	return ""
+}
+
+// newHeader writes the epoch of this start to the backing header, before the superblock gets it: a crash
+// in between leaves a header that the next start expects, see usedRaw.
+func (in *Instance) newHeader(c *cache.Cache, sb *cache.Superblock, r *cache.BackingRecord, s *served) error {
+	if r.DataOff == 0 || s.dev == nil {
+		return nil
+	}
+	h, err := header.Read(s.dev)
+	if err == nil {
+		h.Start = sb.Epoch + 1
+		err = header.Write(s.dev, h)
+	}
+	if err != nil { // perhaps one copy has it
+		in.log.Warn("backing header not written", "name", s.name, "error", err)
+		return c.SetHead(r.ID, 0)
+	}
+	return c.SetHead(r.ID, h.Start)
 }
 
 // takePrints puts the fingerprints of the backing devices into the superblock, when the cache is about to
