@@ -39,7 +39,7 @@ func TestRawUse(t *testing.T) {
 
 func rawUse(t *testing.T, fs fileSystem) {
 	c := NewCache(t, Slice(t, "ssd", 0, 256))
-	backing := Slice(t, "slow", 0, 512)
+	backing := Slice(t, "slow", 0, 320)
 	dev := c.Attach(t, backing, "data", "--mode=writeback", "--dirty-max=90", "--dirty-target=80",
 		"--writeback-delay=24h", "--sequential-cutoff=0")
 	fs.create(t, dev)
@@ -62,7 +62,7 @@ func rawUse(t *testing.T, fs fileSystem) {
 	// What only looks at it is not noticed, for nothing has changed.
 	c.Stop(t)
 	Run(t, "blkid", "-p", backing)
-	Run(t, "cat", backing)
+	Sh(t, "cat "+backing+" >/dev/null")
 	c.Start(t)
 	if c.Device(t, "data").CachedBytes == 0 {
 		t.Fatal("the cache is cold though nobody has changed anything")
@@ -105,7 +105,7 @@ func rawUse(t *testing.T, fs fileSystem) {
 // TestScrub corrupts cached data under a running cache with load on it. The scrub finds exactly that.
 func TestScrub(t *testing.T) {
 	Limit(t, 5*time.Minute)
-	const ssdMiB, backingOff, backingMiB, clean, dirty = 512, 1024, 256, 48, 24
+	const ssdMiB, backingOff, backingMiB, clean, dirty = 512, 1024, 192, 48, 24
 	c := NewCache(t, Slice(t, "ssd", 0, ssdMiB))
 	dev := c.Attach(t, Slice(t, "ssd", backingOff, backingMiB), "data", "--mode=writeback", "--dirty-max=90",
 		"--dirty-target=80", "--writeback-delay=24h", "--sequential-cutoff=0")
@@ -131,7 +131,7 @@ func TestScrub(t *testing.T) {
 	// The load stays away from what is corrupted, and must not push it out.
 	done := make(chan error, 1)
 	go func() {
-		_, err := TryFio(dev, 4*time.Minute, "rw=randrw", "bs=4k", "iodepth=8", "offset=128m", "size=96m",
+		_, err := TryFio(dev, 4*time.Minute, "rw=randrw", "bs=4k", "iodepth=8", "offset=128m", "size=48m",
 			"verify=crc32c", "verify_fatal=1", "io_size=24m", "time_based=0", "loops=2")
 		done <- err
 	}()
