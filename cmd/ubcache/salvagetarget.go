@@ -100,13 +100,19 @@ func (f *salvageFlags) place(what string, t *salvageTarget, v *cache.Salvage, r 
 		return nil
 	}
 	const hint = "write to a new file, or --overwrite"
-	switch same, differ, err := daemon.CompareSamples(t.old, v.Samples(r.ID, daemon.ManySamples), t.base-r.DataOff); {
+	same, differ, err := daemon.CompareSamples(t.old, v.Samples(r.ID, daemon.ManySamples), t.base-r.DataOff)
+	taken, match := daemon.SamePrint(t.old, v.Damage().Super, r)
+	taken = taken && t.base == r.DataOff
+	switch {
 	case err != nil:
 		return report.Wrap(what, err, "")
 	case differ > 0:
 		return report.Refuse(what, fmt.Sprintf("%d of %d clean blocks of the cache are other data there: it was "+
 			"changed without the cache, or is something else", differ, same+differ), hint)
-	case same == 0 && !(t.base == r.DataOff && daemon.SamePrint(t.old, v.Damage().Super, r)):
+	case taken && !match:
+		return report.Refuse(what, "it is not as "+r.Name+" was when the cache was stopped: it was changed without the "+
+			"cache, or is something else", hint)
+	case same == 0 && !taken:
 		return report.Refuse(what, "nothing shows that it has no newer data", hint)
 	}
 	return nil

@@ -124,13 +124,13 @@ func partitions(head []byte, sector int64) (list []int64) {
 	return slices.Compact(list)
 }
 
-// SamePrint reports whether a fingerprint was taken at the last stop in order and a device still has it.
-func SamePrint(d *blockdev.Device, sb *cache.Superblock, r *cache.BackingRecord) bool {
+// SamePrint reports whether a fingerprint was taken at the last stop in order, and whether a device has it.
+func SamePrint(d *blockdev.Device, sb *cache.Superblock, r *cache.BackingRecord) (taken, match bool) {
 	if !sb.Clean || r.Print.Kind != printKind {
-		return false
+		return false, false
 	}
 	p, err := fingerprint(d)
-	return err == nil && p.Sum == r.Print.Sum
+	return true, err == nil && p.Sum == r.Print.Sum
 }
 
 // CompareSamples counts which of the samples a device has, shift bytes behind where they were taken.

@@ -72,7 +72,7 @@ func rawUse(t *testing.T, fs fileSystem) {
 	c.Stop(t)
 	work(backing, "raw")
 	c.Start(t)
-	if n := c.Device(t, "data").CachedBytes; n != 0 {
+	if n := c.Device(t, "data").CachedBytes; n > 64<<10 { // the kernel has looked for partitions
 		t.Errorf("%d bytes are cached of a device that was changed", n)
 	}
 	log := Sh(t, "cat "+runtimeDir+"/main.log")
