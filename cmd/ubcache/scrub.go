@@ -135,7 +135,8 @@ func printScrub(w io.Writer, s *control.Scrub) {
 		what string
 		list cache.Ranges
 	}{
-		{"dirty data that is lost", s.Bad}, {"differs from the backing device", s.Differs},
+		{"dirty data that is lost", s.Bad},
+		{"differs from the backing device", s.Differs},
 		{"the backing device failed to read", s.BackingErrors},
 	} {
 		if len(l.list) > 0 {
