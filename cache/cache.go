@@ -16,6 +16,13 @@ type Options struct {
 	Discard bool
 	// Progress is told how much of the index has been loaded, from 0 to 1.
 	Progress func(share float64)
+	// GiveUp are backing devices whose dirty data may be lost: damage that may hide some of it does
+	// not keep the cache from starting.
+	GiveUp []BackingID
+	// Confirm is asked when everything is loaded and nothing has been changed yet on the SSD but that
+	// the journal has what was pending. It may read with Cache.Samples and Cache.DirtyBlocks, and
+	// returns the backing devices of which nothing in the cache may be used. An error ends Open.
+	Confirm func(c *Cache) (drop []BackingID, err error)
 }
 
 // Cache is a running cache: an SSD and the backing devices it serves.
@@ -52,7 +59,8 @@ type Cache struct {
 		sync.Mutex
 		list []*task // for the background lane
 	}
-	ringMem []byte // our own pending ring, if none was given
+	ringMem  []byte // our own pending ring, if none was given
+	repaired string // what the start found damaged and repaired
 }
 
 // Backing is a backing device of a running cache.
@@ -272,6 +280,9 @@ func (c *Cache) account(b *Backing, st state, n int64, s Slot) {
 	if st&stPending != 0 {
 		return
 	}
+	if bit := uint64(1) << (b.id - 1); n > 0 && c.journal.dirtied.Load()&bit == 0 {
+		c.journal.dirtied.Or(bit) // before the record that the caller appends
+	}
 	c.dirty.Add(n)
 	b.dirty.Add(n)
 	if st&stLeave != 0 {
@@ -290,7 +301,10 @@ func (c *Cache) pokeBackground() {
 }
 
 // saveSuper writes the superblock. c.control is held.
-func (c *Cache) saveSuper() error { return writeSuper(c.ssd, c.sb) }
+func (c *Cache) saveSuper() error {
+	c.sb.LSN = LSN(c.journal.durableLSN.Load())
+	return writeSuper(c.ssd, c.sb)
+}
 
 // Super is a copy of the superblock as it is on the SSD.
 func (c *Cache) Super() Superblock {

@@ -17,6 +17,8 @@ type AttachOptions struct {
 	Identity Identity
 	Tunables Tunables
 	UUID     UUID // zero: a random one
+	// Head is the epoch that was written to the backing header, if there is one.
+	Head uint64
 }
 
 // Attach adds a backing device. Its data becomes visible through the cache as it is.
@@ -53,7 +55,8 @@ func (c *Cache) Attach(o AttachOptions) (*Backing, error) {
 	}
 	r := BackingRecord{
 		ID: id, Mode: o.Mode, LBS: int32(o.LBS), UUID: o.UUID, Size: size, DataOff: o.DataOff,
-		Name: o.Name, Identity: o.Identity, Tunables: o.Tunables,
+		Name: o.Name, Identity: o.Identity, Tunables: o.Tunables, Dirty: 1,
+		Head: o.Head,
 	}
 	old, oldNext := c.sb.Backings, c.sb.NextID
 	c.sb.Backings = append(slices.Clone(old), r)
@@ -188,6 +191,9 @@ func (c *Cache) FinishDetach(ctx context.Context, id BackingID, force bool) erro
 func (c *Cache) dropBacking(ctx context.Context, b *Backing) (LSN, error) {
 	var lsn LSN
 	err := c.onBackground(ctx, func(l *Lane) bool {
+		if !l.bg.leaveScrub(b) {
+			return false
+		}
 		if !c.journal.reserve(1) {
 			c.journal.kick(l)
 			return false
@@ -291,7 +297,8 @@ func (c *Cache) StartSettle() {
 // Settled reports on the background lane whether all metadata is written.
 func (l *Lane) Settled() bool {
 	c, bg := l.c, l.bg
-	if bg.ckpt.running || bg.evict.running || bg.evict.move.busy || bg.wb.flying > 0 || bg.evict.trims > 0 {
+	if bg.ckpt.running || bg.evict.running || bg.evict.move.busy || bg.wb.flying > 0 || bg.evict.trims > 0 ||
+		bg.scrub != nil {
 		return false
 	}
 	for _, b := range c.backings.Load() {
@@ -314,6 +321,7 @@ func (c *Cache) Close() error {
 	var err error
 	if c.closing.Load() && j.mu.next == LSN(j.durableLSN.Load()) && j.mu.queue.head == noBucket {
 		c.sb.Clean = true
+		c.noteDirty()
 		err = c.saveSuper()
 	}
 	c.release()

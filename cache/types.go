@@ -102,8 +102,11 @@ var (
 	ErrExists      = errors.New("already attached")
 	ErrTooMany     = errors.New("too many backing devices")
 	ErrTooSmall    = errors.New("device too small")
+	ErrBusy        = errors.New("busy")
 	ErrNotFinished = errors.New("dirty data remains")
 	ErrDirtyBad    = errors.New("dirty data on the SSD cannot be read")
+	// ErrDirtyDamage: metadata is lost, and with it perhaps dirty data; Salvage can save the rest.
+	ErrDirtyDamage = fmt.Errorf("%w, dirty data may be lost", ErrCorrupt)
 )
 
 // DeviceError is a failed I/O of a device, with what was being done.

@@ -43,6 +43,10 @@ func (wb *writeback) tick(now int64) {
 	c := wb.bg.l.c
 	elapsed := now - wb.last
 	wb.last = now
+	if c.closing.Load() { // what is dirty stays so; the backing device is not changed any more
+		wb.keys, wb.working = wb.keys[:0], false
+		return
+	}
 	parallel, work := maxBatches, false
 	for _, b := range c.backings.Load() {
 		if b == nil {
@@ -115,6 +119,9 @@ func (wb *writeback) wants(id BackingID, st state) bool {
 
 // startBatch takes the next keys of one region; false if there are none to write now.
 func (wb *writeback) startBatch(now int64) bool {
+	if wb.bg.l.c.closing.Load() {
+		return false
+	}
 	for range 2 {
 		for len(wb.keys) > 0 {
 			n := 1

@@ -57,6 +57,10 @@ const (
 	CmdTenantDel  = "tenant del"  // TenantArgs → Tenant, as it was
 
 	CmdTrace = "trace" // TraceArgs → list of Trace
+
+	CmdScrub    = "scrub"    // ScrubArgs → Progress … Scrub
+	CmdScrubbed = "scrubbed" // NameArgs → Scrub, what the last scrub has found, perhaps an interrupted one
+	CmdBad      = "bad"      // NameArgs → list of Bad, of one device or of all
 )
 
 // NameArgs name a backing device.
@@ -163,6 +167,35 @@ type Trace struct {
 	// ID is in hexadecimal, "0x2a": not every reader of JSON keeps a number of 64 bits.
 	ID string `json:"id"`
 	cache.Trace
+}
+
+// ScrubArgs ask to verify what is cached of a backing device.
+type ScrubArgs struct {
+	Name string `json:"name"`
+	// Rate bounds the cached bytes per second that are looked at; 0: no bound.
+	Rate int64 `json:"rate,omitempty"`
+	// Restart begins at the start of the device, where an earlier scrub was interrupted, too.
+	Restart bool `json:"restart,omitempty"`
+	// NoBacking only verifies checksums, Fix drops copies that the backing device does not have.
+	NoBacking bool `json:"no_backing,omitempty"`
+	Fix       bool `json:"fix,omitempty"`
+}
+
+// Scrub is what a scrub has found.
+type Scrub struct {
+	Name          string `json:"name"`
+	BackingDevice string `json:"backing_device,omitempty"`
+	cache.ScrubReport
+}
+
+// Bad is the dirty data of a device that the SSD has lost.
+type Bad struct {
+	Cache  string       `json:"cache"`
+	Name   string       `json:"name"`
+	Bytes  int64        `json:"bytes"`
+	Ranges cache.Ranges `json:"ranges"` // in bytes of the cached device, whole sectors of 512
+	// Truncated: there are more.
+	Truncated bool `json:"truncated,omitempty"`
 }
 
 // StopArgs ask the daemon to end.

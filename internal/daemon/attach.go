@@ -213,7 +213,8 @@ func (in *Instance) writeHeader(dev *blockdev.Device, o *cache.AttachOptions,
 	} else if err := header.Clear(dev); err != nil {
 		return err
 	}
-	h.Cache, h.Backing, h.DataOff = id, o.UUID, header.DataOff
+	o.Head = in.cache.Super().Epoch
+	h.Cache, h.Backing, h.DataOff, h.Start = id, o.UUID, header.DataOff, o.Head
 	h.DeviceSize = dev.Size()
 	h.Size = (dev.Size() - header.DataOff) / int64(o.LBS) * int64(o.LBS)
 	if h.Size <= 0 {

@@ -33,9 +33,12 @@ func (in *Instance) findSSD() (*blockdev.Info, error) {
 	if err != nil {
 		return nil, err
 	}
+	hint := "check the device, or correct the configuration"
+	if i.Content.Type == "" {
+		hint += "; if it is the right one, ubcache check tells what is left, and ubcache salvage saves it"
+	}
 	return nil, report.Refuse("open cache on "+in.conf.Device, fmt.Sprintf(
-		"there is %s instead of cache %s", i.Content, in.conf.UUID),
-		"check the device, or correct the configuration")
+		"there is %s instead of cache %s", i.Content, in.conf.UUID), hint)
 }
 
 // openBackings opens what the superblock and the configuration agree on. A device that is missing

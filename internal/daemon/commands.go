@@ -31,6 +31,10 @@ func (in *Instance) handlers() map[string]control.Handler {
 		control.CmdTenantDel:  command(in.tenantDel),
 
 		control.CmdTrace: command(in.trace),
+
+		control.CmdScrub:    command(in.scrub),
+		control.CmdScrubbed: command(in.scrubbed),
+		control.CmdBad:      command(in.bad),
 	}
 }
 

@@ -46,6 +46,9 @@ type Options struct {
 	Direct DirectOptions
 	// Wait bounds how long the devices of a dying daemon are waited for.
 	Wait time.Duration
+	// Drop names backing devices of which nothing that is cached is to be used, dirty data included, and
+	// Keep those that may have been changed without the cache.
+	Drop, Keep []string
 	// Note is told in a few words what takes time.
 	Note func(string)
 }
@@ -102,6 +105,7 @@ type served struct {
 	kernel  kernelSource
 	link    string
 	rules   deviceRules
+	scrub   cache.ScrubReport // of the last scrub, guarded by Instance.mu
 }
 
 // Start opens a cache and serves its devices.
@@ -228,8 +232,11 @@ func CacheError(what string, err error) error {
 		return report.Refuse(what, err.Error(), "ubcache format makes one")
 	case errors.Is(err, cache.ErrTooSmall):
 		return report.Refuse(what, err.Error(), "")
+	case errors.Is(err, cache.ErrDirtyDamage):
+		return report.Refuse(what, err.Error(), "ubcache check tells more, ubcache salvage saves what is left of the "+
+			"dirty data, and start --drop NAME gives it up")
 	case errors.Is(err, cache.ErrCorrupt):
-		return report.Wrap(what, err, "ubcache check tells more")
+		return report.Wrap(what, err, "ubcache check tells more, ubcache salvage saves the dirty data that is left")
 	}
 	return report.Wrap(what, err, "")
 }
@@ -268,9 +275,17 @@ func (in *Instance) openCache() error {
 	}
 	in.cache, err = cache.Open(in.ssd, cache.Options{
 		Pending: in.pending.mem, Discard: in.conf.Discard && in.ssdInfo.Discard,
+		Confirm: in.confirmUnused, GiveUp: in.dropped(),
 	})
+	if report.CodeOf(err) == report.Refused {
+		return err
+	}
 	if err != nil {
 		return CacheError("open cache on "+in.ssdInfo.Path, err)
+	}
+	if s := in.cache.Repaired(); s != "" {
+		in.log.Warn("damage on the SSD was repaired", "found", s)
+		in.opts.Note("damage on the SSD was repaired: " + s)
 	}
 	return nil
 }

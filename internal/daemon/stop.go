@@ -155,6 +155,7 @@ func (in *Instance) finish(ctx context.Context) error {
 		return err
 	}
 	in.bg.lane.Close()
+	in.takePrints()
 	if err := in.cache.Close(); err != nil {
 		return fmt.Errorf("close cache: %w", err)
 	}
