@@ -57,6 +57,7 @@ func newRoot() *cobra.Command {
 	})
 	root.AddCommand(
 		formatCommand(g), startCommand(g), stopCommand(g), attachCommand(g), detachCommand(g),
+		reopenCommand(g),
 		setCommand(g), ruleCommand(g), tenantCommand(g), flushCommand(g), statusCommand(g),
 		statsCommand(g), traceCommand(g), checkCommand(g), dumpCommand(g), featuresCommand(g),
 		ioCommand(g), runCommand(), watchFilesCommand(),

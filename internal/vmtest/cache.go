@@ -55,6 +55,8 @@ type DeviceStatus struct {
 	Service       string `json:"service"`
 	CopyMode      string `json:"copy_mode"`
 	Integrity     bool   `json:"integrity"`
+	Presence      string `json:"presence"`
+	Problem       string `json:"problem"`
 }
 
 // CacheStats is what tests read of `ubcache stats --json`.
