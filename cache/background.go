@@ -98,10 +98,10 @@ const (
 	pendingMany = 4096
 )
 
-func (f *backingFlush) opDone(l *Lane, _ *Op, err error) {
+func (f *backingFlush) opDone(l *Lane, op *Op, err error) {
 	f.running = false
 	if b := l.c.backing(f.id); b != nil && err == nil {
-		b.flushDone(f.covers)
+		b.flushDone(f.covers, op.losses)
 		l.bg.cleanBacking(b)
 	}
 }
@@ -114,6 +114,9 @@ func (bg *background) clean(now int64) (hurry bool) {
 			continue
 		}
 		bg.cleanBacking(b)
+		if b.Presence() != Present {
+			continue
+		}
 		f := bg.flushes[b.id]
 		b.mu.Lock()
 		n := len(b.mu.pending)
@@ -126,7 +129,7 @@ func (bg *background) clean(now int64) (hurry bool) {
 		f.running, f.last, f.covers = true, now, b.wrote.Load()
 		op := bg.l.newOp(f)
 		op.Kind, op.Dev = OpFlush, b.id
-		bg.l.d.Submit(op)
+		bg.l.issue(op, nil)
 	}
 	return hurry || bg.l.c.closing.Load()
 }

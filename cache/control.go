@@ -238,6 +238,7 @@ func (c *Cache) onBackground(ctx context.Context, do func(l *Lane) bool) error {
 	t := &task{do: do, done: make(chan struct{})}
 	c.tasks.Lock()
 	c.tasks.list = append(c.tasks.list, t)
+	c.tasks.some.Store(true)
 	c.tasks.Unlock()
 	c.pokeBackground()
 	select {
@@ -262,6 +263,7 @@ func (l *Lane) runTasks() (more bool) {
 		close(t.done)
 		return true
 	})
+	c.tasks.some.Store(len(c.tasks.list) > 0)
 	return len(c.tasks.list) > 0
 }
 
@@ -337,7 +339,8 @@ type BackingStatus struct {
 	Name          string    `json:"name"`
 	UUID          string    `json:"uuid"`
 	Mode          string    `json:"mode"`
-	State         string    `json:"state"` // clean, dirty, detaching
+	State         string    `json:"state"`    // clean, dirty, detaching
+	Presence      string    `json:"presence"` // present, or absent and: holding, failing
 	SizeBytes     int64     `json:"size_bytes"`
 	CachedBytes   int64     `json:"cached_bytes"`
 	DirtyBytes    int64     `json:"dirty_bytes"`
@@ -393,6 +396,7 @@ func (c *Cache) Status() Status {
 		b.mu.Unlock()
 		t := BackingStatus{
 			ID: r.ID, Name: r.Name, UUID: r.UUID.String(), Mode: r.Mode.String(), State: "clean",
+			Presence:  b.Presence().String(),
 			SizeBytes: r.Size, CachedBytes: b.cached.Load() * BlockSize,
 			DirtyBytes: b.dirty.Load() * BlockSize, PendingBytes: waiting * BlockSize,
 			BadBytes:    b.bad.Load() * BlockSize,
@@ -421,7 +425,7 @@ func (c *Cache) MemoryBytes() int64 {
 }
 
 // drainPoll is how often WaitDrained reports.
-const drainPoll = 100 * time.Millisecond
+const drainPoll = 10 * time.Millisecond
 
 // WaitDrained waits until Remaining is 0, telling progress what is left from time to time. It
 // fails if only blocks remain that the SSD cannot return.
@@ -433,6 +437,9 @@ func (c *Cache) WaitDrained(ctx context.Context, id BackingID, progress func(lef
 	tick := time.NewTicker(drainPoll)
 	defer tick.Stop()
 	for {
+		if b.Presence() != Present && b.Remaining() > 0 {
+			return fmt.Errorf("write back %s: %w", b.name, ErrAbsent)
+		}
 		left := b.Remaining()
 		if progress != nil {
 			progress(left)

@@ -474,6 +474,9 @@ func (k *commit) finish(l *Lane) {
 		k.step, k.resume.lane = commitNext, next.lane
 	}
 	j.mu.Unlock()
+	if l.c.tasks.some.Load() {
+		l.c.pokeBackground() // some task may have waited for this commit
+	}
 	if err != nil {
 		l.count(&l.stats.JournalErrors, 1)
 		failed.wakeAll(fmt.Errorf("commit journal: %w", err))

@@ -2,15 +2,22 @@ package cache
 
 import (
 	"fmt"
+	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
+// noMemory makes offHeap fail; tests only.
+var noMemory atomic.Bool
+
 // offHeap returns zeroed, page-aligned memory that the garbage collector does not see. Pages
 // become resident when they are touched.
 func offHeap(size int64) ([]byte, error) {
 	size = max(roundUp(size, pageSize), pageSize)
+	if noMemory.Load() {
+		return nil, fmt.Errorf("allocate %d bytes: %w", size, unix.ENOMEM)
+	}
 	p, err := unix.Mmap(-1, 0, int(size), unix.PROT_READ|unix.PROT_WRITE,
 		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {

@@ -99,6 +99,7 @@ func (c *Cache) applyTunables(b *Backing, t Tunables) {
 	b.dirtyMax.Store(c.geo.slots() * int64(t.DirtyMax) / 100)
 	b.delay.Store(int64(t.WritebackDelay))
 	b.pinMax.Store(c.geo.slots() * int64(t.PinQuota) / 100)
+	b.hold.Store(int64(t.BackingHold))
 }
 
 // load brings the state back and begins a new epoch. It can be repeated after a crash at any

@@ -211,6 +211,7 @@ const (
 	bakPins    = 50 // quota and 1; 0 is the default
 	bakDelay   = 56
 	bakIDSize  = 64
+	bakHold    = 96 // see encodeHold
 	bakName    = 128
 	bakSerial  = 192
 	bakFSType  = 320
@@ -239,6 +240,7 @@ func (r *BackingRecord) encode(p []byte) {
 	p[bakPins] = byte(r.Tunables.PinQuota + 1)
 	le.PutUint64(p[bakDelay:], uint64(r.Tunables.WritebackDelay))
 	le.PutUint64(p[bakIDSize:], uint64(r.Identity.Size))
+	le.PutUint32(p[bakHold:], encodeHold(r.Tunables.BackingHold))
 	putString(p[bakName:bakSerial], r.Name)
 	putString(p[bakSerial:bakFSType], r.Identity.Serial)
 	putString(p[bakFSType:bakFSUUID], r.Identity.FSType)
@@ -270,6 +272,7 @@ func decodeBacking(p []byte) (r BackingRecord, ok bool) {
 			SequentialCutoff: int64(le.Uint64(p[bakCutoff:])),
 			DirtyTarget:      int(p[bakTarget]), DirtyMax: int(p[bakMax]),
 			WritebackDelay: time.Duration(le.Uint64(p[bakDelay:])), PinQuota: int(p[bakPins]) - 1,
+			BackingHold: decodeHold(le.Uint32(p[bakHold:])),
 		},
 	}
 	if r.Tunables.PinQuota < 0 {

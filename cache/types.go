@@ -140,6 +140,9 @@ type Tunables struct {
 	// PinQuota is the share of the cache, in percent, that pinned blocks of this device may take.
 	// All devices together have half of the cache.
 	PinQuota int
+	// BackingHold is how long requests wait for the backing device when it is gone, from then on,
+	// before they fail: whole seconds, 0 for not at all, or HoldForever.
+	BackingHold time.Duration
 }
 
 const (
@@ -151,7 +154,7 @@ const (
 func DefaultTunables() Tunables {
 	return Tunables{
 		SequentialCutoff: 4 << 20, DirtyTarget: 10, DirtyMax: 70,
-		WritebackDelay: 30 * time.Second, PinQuota: defaultPinQuota,
+		WritebackDelay: 30 * time.Second, PinQuota: defaultPinQuota, BackingHold: defaultBackingHold,
 	}
 }
 
@@ -175,6 +178,9 @@ func (t Tunables) Validate() error {
 	}
 	if t.PinQuota < 0 || t.PinQuota > maxPinQuota {
 		errs = append(errs, fmt.Errorf("pin-quota %d is not within 0 and %d percent", t.PinQuota, maxPinQuota))
+	}
+	if err := checkHold(t.BackingHold); err != nil {
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }

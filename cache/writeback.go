@@ -91,7 +91,7 @@ func (wb *writeback) rate(b *Backing, now int64) int64 {
 		return 0
 	}
 	wb.only[b.id] = false
-	if now < wb.pause[b.id] {
+	if now < wb.pause[b.id] || b.Presence() != Present {
 		return 0
 	}
 	v := policy.WritebackView{
@@ -100,9 +100,8 @@ func (wb *writeback) rate(b *Backing, now int64) int64 {
 		Drain: b.draining.Load() || wb.bg.pressed || !modeTable[b.Mode()].back,
 		RT:    wb.bg.l.contention(now).RT,
 	}
-	if since := b.dirtySince.Load(); since != 0 {
-		v.Age = time.Duration(now - since)
-	}
+	b.dirtySince.CompareAndSwap(0, now) // what a write did not make dirty
+	v.Age = time.Duration(now - b.dirtySince.Load())
 	rate := policy.WritebackRate(v)
 	if rate == 0 && b.leaving.Load() > 0 {
 		v.Drain, wb.only[b.id] = true, true
@@ -192,19 +191,21 @@ func (wb *writeback) scan() bool {
 
 // batch writes dirty blocks of one region.
 type batch struct {
-	wb    *writeback
-	b     *Backing
-	lock  rangeLock
-	w     waiter
-	keys  []dirtyKey
-	live  [regionBlocks]bool // still to be written
-	ents  [regionBlocks]entry
-	buf   []byte // the region, each block at its place
-	step  batchStep
-	waits int
-	need  LSN
-	err   error
-	busy  bool
+	wb   *writeback
+	b    *Backing
+	lock rangeLock
+	w    waiter
+	keys []dirtyKey
+	live [regionBlocks]bool // still to be written
+	// losses is Backing.losses when the writing began.
+	losses uint64
+	ents   [regionBlocks]entry
+	buf    []byte // the region, each block at its place
+	step   batchStep
+	waits  int
+	need   LSN
+	err    error
+	busy   bool
 }
 
 type batchStep uint8
@@ -338,7 +339,12 @@ func (t *batch) opsDone(l *Lane) {
 
 // write starts one write per run of valid sectors.
 func (t *batch) write(l *Lane) {
-	t.step, t.waits = batchWrite, 1
+	if t.b.Presence() != Present {
+		t.err = ErrAbsent
+		t.finish(l)
+		return
+	}
+	t.step, t.waits, t.losses = batchWrite, 1, t.b.losses.Load()
 	var from, to int64 // the run so far, bytes of the device
 	flush := func() {
 		if from < to {
@@ -382,7 +388,7 @@ func (t *batch) finish(l *Lane) {
 		done++
 		e, ok := c.index.find(d.k)
 		if ok && e.slot == d.slot && e.st&(stDirty|stPending) == stDirty &&
-			t.b.addPending(pendingSlot{d.k, d.slot, wrote}) {
+			t.b.addPending(pendingSlot{d.k, d.slot, wrote}, t.losses) {
 			c.setState(t.b, e, e.st|stPending)
 		}
 	}

@@ -179,6 +179,23 @@ func (d *Device) Close() error {
 	return d.f.Close()
 }
 
+// Reserve makes sure that the first n bytes of an image file have their blocks in the filesystem, so that
+// writes to them need no space later. It does nothing to block devices, and where the filesystem cannot.
+func (d *Device) Reserve(n int64) error {
+	if d.Info.Block {
+		return nil
+	}
+	for {
+		switch err := unix.Fallocate(d.FD(), 0, 0, n); err {
+		case unix.EINTR:
+		case nil, unix.EOPNOTSUPP:
+			return nil
+		default:
+			return fmt.Errorf("reserve %d bytes for metadata in %s: %w", n, d.Info.Path, err)
+		}
+	}
+}
+
 // CanPunch reports whether an image file's filesystem can make holes.
 func (d *Device) CanPunch() bool {
 	const mode = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE

@@ -69,6 +69,8 @@ type Backing struct {
 	WritebackDelay   Duration `toml:"writeback-delay"`
 	// PinQuota is there only if it is not the default, 0 being a value.
 	PinQuota *int `toml:"pin-quota,omitempty"`
+	// BackingLoss says what becomes of I/O that needs the device when it is gone; empty for the default.
+	BackingLoss string `toml:"backing-loss,omitempty"`
 
 	// Rules give attributes to requests, the first one that matches wins.
 	Rules []Rule `toml:"rule,omitempty"`

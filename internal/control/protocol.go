@@ -46,6 +46,7 @@ const (
 	CmdCancel = "cancel" // NameArgs → Device: cancel a detach
 	CmdSet    = "set"    // SetArgs → Device
 	CmdFlush  = "flush"  // NameArgs → Progress … Device
+	CmdReopen = "reopen" // ReopenArgs → Device
 	CmdStop   = "stop"   // StopArgs → nothing
 
 	CmdRuleAdd  = "rule add"  // RuleAddArgs → Rule
@@ -90,8 +91,15 @@ type DetachArgs struct {
 	NoWait bool `json:"no_wait,omitempty"`
 }
 
+// ReopenArgs ask to bring back a backing device that is gone.
+type ReopenArgs struct {
+	Name string `json:"name"`
+	// Device is where it is now; empty: to be found.
+	Device string `json:"device,omitempty"`
+}
+
 // SetArgs change settings: mode, sequential-cutoff, dirty-target, dirty-max, writeback-delay,
-// pin-quota.
+// pin-quota, backing-loss.
 type SetArgs struct {
 	Name     string            `json:"name"`
 	Settings map[string]string `json:"settings"`

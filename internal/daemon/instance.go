@@ -22,6 +22,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"ubcache/cache"
@@ -49,6 +50,8 @@ type Options struct {
 	// Drop names backing devices of which nothing that is cached is to be used, dirty data included, and
 	// Keep those that may have been changed without the cache.
 	Drop, Keep []string
+	// alive finds out whether a device is still there; tests change it.
+	alive func(*blockdev.Device) error
 	// Note is told in a few words what takes time.
 	Note func(string)
 }
@@ -70,7 +73,9 @@ type Instance struct {
 	kernel  ublk.Features
 	rules   *ruleSet
 	tenants tenantLimits
-	traced  tracedFailures
+	// guards watch the backing devices that are there, by number.
+	guards [cache.MaxBackings + 1]atomic.Pointer[guard]
+	traced tracedFailures
 
 	mu struct {
 		sync.Mutex
@@ -106,12 +111,16 @@ type served struct {
 	link    string
 	rules   deviceRules
 	scrub   cache.ScrubReport // of the last scrub, guarded by Instance.mu
+	guard   *guard // nil: there is no device
 }
 
 // Start opens a cache and serves its devices.
 func Start(ctx context.Context, o Options) (*Instance, error) {
 	if o.Note == nil {
 		o.Note = func(string) {}
+	}
+	if o.alive == nil {
+		o.alive = (*blockdev.Device).Alive
 	}
 	if o.Wait == 0 {
 		o.Wait = 30 * time.Second
@@ -150,6 +159,9 @@ func wrapOnce(what string, err error) error {
 }
 
 func (in *Instance) start(ctx context.Context) error {
+	// What is served does not change before all of it is: no device is replaced meanwhile.
+	in.changing.Lock()
+	defer in.changing.Unlock()
 	if err := control.MakeRuntimeDir(in.dir); err != nil {
 		return err
 	}
@@ -220,6 +232,10 @@ func (in *Instance) openDevices(ctx context.Context) error {
 			"it holds cache "+sb.UUID.String()+", not "+in.conf.UUID,
 			"correct the configuration")
 	}
+	// Data that finds no space goes past the SSD, metadata has no other place.
+	if err := in.ssd.Reserve(sb.Geometry.DataOff); err != nil {
+		return report.Wrap("open cache on "+in.ssdInfo.Path, err, "free some space on its filesystem")
+	}
 	return in.openBackings(ctx, sb)
 }
 
@@ -276,6 +292,7 @@ func (in *Instance) openCache() error {
 	in.cache, err = cache.Open(in.ssd, cache.Options{
 		Pending: in.pending.mem, Discard: in.conf.Discard && in.ssdInfo.Discard,
 		Confirm: in.confirmUnused, GiveUp: in.dropped(),
+		Suspect: in.suspect,
 	})
 	if report.CodeOf(err) == report.Refused {
 		return err
@@ -292,6 +309,11 @@ func (in *Instance) openCache() error {
 
 // startBackground starts the background lane with the devices that are there.
 func (in *Instance) startBackground() (err error) {
+	for _, s := range in.list() {
+		if s.dev != nil {
+			in.startGuard(s)
+		}
+	}
 	in.bg, err = startLoop(in.cache, true, func(l *loop) error {
 		if err := l.setFile(cache.SSD, driverDevice(in.ssd)); err != nil {
 			return err

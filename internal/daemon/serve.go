@@ -113,7 +113,8 @@ func (in *Instance) startDevice(ctx context.Context, s *served, d *ublk.Device,
 	queues := make([]*queue, d.Options().Queues)
 	for i := range queues {
 		queues[i] = &queue{
-			c: in.cache, backing: s.b.ID(), shared: &s.shared.table, number: deviceNumber(d.ID()),
+			ended: make(chan struct{}), c: in.cache, backing: s.b.ID(), shared: &s.shared.table,
+			number: deviceNumber(d.ID()),
 			attrs:  attributes{kernel: &s.kernel, rules: &s.rules.table},
 			ssd:    driverDevice(in.ssd),
 			disk:   driverDevice(s.dev),

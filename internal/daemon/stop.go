@@ -37,10 +37,18 @@ func (in *Instance) Stop(ctx context.Context, force bool) error {
 			}
 		}
 	}
+	if force {
+		for _, s := range in.list() {
+			in.renounce(s, true)
+		}
+	}
 	var stopped []*served
 	for _, s := range in.list() {
 		if err := in.unserve(ctx, s, force); err != nil {
 			err = report.Wrap(what, err, "close it first, or --force cuts it off")
+			for _, s := range in.list() {
+				in.renounce(s, false)
+			}
 			for _, s := range stopped {
 				if e := in.serve(ctx, s); e != nil {
 					err = errors.Join(err, fmt.Errorf("serve %s again: %w", s.name, e))
@@ -149,6 +157,7 @@ func (in *Instance) finish(ctx context.Context) error {
 	}
 	in.recordIdentities()
 	in.kill()
+	in.stopGuards()
 	in.using.Lock()
 	defer in.using.Unlock()
 	if err := in.bg.stop(); err != nil {
@@ -225,6 +234,8 @@ func (in *Instance) abandon() {
 	case in.cache == nil:
 		in.release()
 	case in.bg == nil:
+		in.kill()
+		in.stopGuards()
 		in.cache.Abandon()
 		in.release()
 	default:
@@ -251,6 +262,13 @@ func (in *Instance) HandOver(ctx context.Context) error {
 	defer in.changing.Unlock()
 	if in.isStopped() {
 		return nil
+	}
+	for _, s := range in.list() {
+		if s.guard != nil && s.b.Presence() == cache.Holding {
+			// Requests that wait for a device would be waited for: the end of the process makes the
+			// kernel issue them again.
+			return in.cache.Sync(ctx)
+		}
 	}
 	for _, s := range in.list() {
 		if s.ublk == nil {

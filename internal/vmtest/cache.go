@@ -56,6 +56,8 @@ type DeviceStatus struct {
 	CopyMode      string `json:"copy_mode"`
 	SharedMemory  int    `json:"shared_memory"`
 	Integrity     bool   `json:"integrity"`
+	Presence      string `json:"presence"`
+	Problem       string `json:"problem"`
 }
 
 // CacheStats is what tests read of `ubcache stats --json`.
