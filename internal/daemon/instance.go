@@ -111,7 +111,7 @@ type served struct {
 	link    string
 	rules   deviceRules
 	scrub   cache.ScrubReport // of the last scrub, guarded by Instance.mu
-	guard   *guard // nil: there is no device
+	guard   *guard            // nil: there is no device
 }
 
 // Start opens a cache and serves its devices.
