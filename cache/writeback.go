@@ -23,6 +23,7 @@ type writeback struct {
 	tokens  [MaxBackings + 1]int64 // blocks that may be written now
 	rates   [MaxBackings + 1]int64 // blocks per second
 	only    [MaxBackings + 1]bool  // write back just what is to leave the cache
+	most    int                    // blocks of a batch
 	last    int64
 	pause   [MaxBackings + 1]int64 // after an error, until then
 }
@@ -34,8 +35,11 @@ type dirtyKey struct {
 
 const (
 	maxBatches = 4
-	scanKeys   = 32 << 10
-	errorPause = int64(time.Second)
+	// batchBesideRT is how many blocks a batch has at most beside requests of class RT: they wait for
+	// what the device has begun.
+	batchBesideRT = 32
+	scanKeys      = 32 << 10
+	errorPause    = int64(time.Second)
 )
 
 // tick sets the rates and starts batches.
@@ -48,6 +52,10 @@ func (wb *writeback) tick(now int64) {
 		return
 	}
 	parallel, work := maxBatches, false
+	wb.most = regionBlocks
+	if wb.bg.l.contention(now).RT {
+		wb.most = batchBesideRT
+	}
 	for _, b := range c.backings.Load() {
 		if b == nil {
 			continue
@@ -125,7 +133,7 @@ func (wb *writeback) startBatch(now int64) bool {
 		for len(wb.keys) > 0 {
 			n := 1
 			first := wb.keys[0].k
-			for n < len(wb.keys) && wb.keys[n].k>>regionShift == first>>regionShift {
+			for n < min(len(wb.keys), wb.most) && wb.keys[n].k>>regionShift == first>>regionShift {
 				n++
 			}
 			id := first.backing()

@@ -42,6 +42,8 @@ type Cache struct {
 	Depth  int    `toml:"depth,omitzero"`
 	MaxIO  Size   `toml:"max-io,omitzero"`
 	Copy   string `toml:"copy,omitempty"` // auto, copy, zero-copy
+	// Scheduler is the I/O scheduler of the ublk devices, by the kernel's name; empty leaves it alone.
+	Scheduler string `toml:"scheduler,omitempty"`
 	// KernelAttributes says whether BPF reads priorities, hints and issuers off requests: auto, off.
 	KernelAttributes string `toml:"kernel-attributes,omitempty"`
 
@@ -158,6 +160,12 @@ func (f *File) check() error {
 		case "", "auto", "copy", "zero-copy":
 		default:
 			return fmt.Errorf("cache %s: copy = %q is none of auto, copy, zero-copy", cn, c.Copy)
+		}
+		switch c.Scheduler {
+		case "", "none", "mq-deadline", "kyber", "bfq":
+		default:
+			return fmt.Errorf("cache %s: scheduler = %q is none of none, mq-deadline, kyber, bfq", cn,
+				c.Scheduler)
 		}
 		switch c.KernelAttributes {
 		case "", "auto", Off:

@@ -146,6 +146,7 @@ func (in *Instance) startDevice(ctx context.Context, s *served, d *ublk.Device,
 	s.ublk, s.queues, s.problem = d, queues, ""
 	in.mu.Unlock()
 	in.trackKernel(s)
+	in.setScheduler(s)
 	if s.link, err = makeLink(s.name, d.Path()); err != nil {
 		in.log.Warn("no link to the device", "name", s.name, "error", err)
 	}
