@@ -41,6 +41,10 @@ func (r *recovery) endBatches() {
 // shadow.
 func (r *recovery) rebuildOrders() error {
 	c := r.c
+	if r.cold || r.renew || r.lenient && !r.ordersFit() {
+		r.forgetOrders()
+		return nil
+	}
 	for _, b := range c.backings.Load() {
 		if b == nil {
 			continue
@@ -62,4 +66,43 @@ func (r *recovery) rebuildOrders() error {
 		}
 	}
 	return nil
+}
+
+// ordersFit reports whether what the queues say can be. Where the journal is damaged it need not.
+func (r *recovery) ordersFit() bool {
+	seen := map[Slot]bool{}
+	for _, b := range r.c.backings.Load() {
+		if b == nil {
+			continue
+		}
+		q := &b.order.mu.ring
+		for i := q.head; i != q.tail; i++ {
+			v := q.at(i)
+			held, st := r.c.index.at(v.slot)
+			if seen[v.slot] || held != 0 && (held != v.k || st&stDirty == 0) {
+				return false
+			}
+			seen[v.slot] = true
+		}
+	}
+	return true
+}
+
+// forgetOrders is for a journal that cannot be trusted: what is dirty is there in its newest version.
+func (r *recovery) forgetOrders() {
+	for i := range r.c.sb.Backings {
+		rec := &r.c.sb.Backings[i]
+		if b := r.c.backing(rec.ID); b != nil {
+			b.order.mu.ring.head = b.order.mu.ring.tail
+			rec.OrderedFrom = r.next
+		}
+	}
+}
+
+// dropQueue takes all out of the queue of a device whose contents are dropped next.
+func (c *Cache) dropQueue(b *Backing) {
+	q := &b.order.mu.ring
+	for ; q.head != q.tail; q.head++ {
+		c.unqueue(b, q.at(q.head))
+	}
 }

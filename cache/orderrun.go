@@ -2,6 +2,7 @@ package cache
 
 import (
 	"cmp"
+	"errors"
 	"slices"
 	"time"
 )
@@ -25,10 +26,13 @@ type orderRun struct {
 	slots [orderPieces]orderPiece
 	waits int // pieces and operations under way
 	wrote uint64
-	err   error // of the backing device or the journal
-	sick  error // of the SSD
-	tries int   // in which the SSD failed a read
+	// losses is Backing.losses when the batch began.
+	losses uint64
+	err    error // of the backing device or the journal
+	sick   error // of the SSD
+	tries  int   // in which the SSD failed a read
 
+	fresh   bool // the order began in this life: the backing device need not be an image yet
 	begun   int64
 	retry   int64 // not before then, after an error
 	last    int64 // when tokens were counted
@@ -72,6 +76,9 @@ const (
 	// soonAge is the limit of age below which a look every second is too rare.
 	soonAge = int64(10 * time.Second)
 )
+
+// errLost is why a batch is written again.
+var errLost = errors.New("the backing device was gone meanwhile")
 
 func (r *orderRun) flush() {
 	l := r.bg.l
@@ -167,7 +174,7 @@ func (r *orderRun) ready() {
 
 // copy starts the pieces.
 func (r *orderRun) copy() {
-	r.step, r.waits = orderCopy, 1
+	r.step, r.waits, r.losses = orderCopy, 1, r.b.losses.Load()
 	for i := range r.slots {
 		r.waits++
 		r.slots[i].start()
@@ -209,7 +216,11 @@ func (r *orderRun) opDone(l *Lane, op *Op, err error) {
 		r.copy()
 		return
 	}
-	r.b.flushDone(r.wrote)
+	if r.step == orderFlush && r.losses != r.b.losses.Load() {
+		r.fail(errLost) // what was written before may be gone: the batch has to go there again
+		return
+	}
+	r.b.flushDone(r.wrote, op.losses)
 	if r.step == orderBase {
 		r.busy = false
 		r.b.order.based.Store(true)
@@ -250,7 +261,7 @@ func (r *orderRun) settle() {
 		o.mu.Lock()
 		v := o.mu.ring.at(i)
 		o.mu.Unlock()
-		c.settleOne(r.b, v, r.wrote)
+		c.settleOne(r.b, v, r.wrote, r.losses)
 	}
 	now := l.d.Now()
 	r.measure(now)

@@ -66,7 +66,7 @@ func (c *Cache) countShadow(b *Backing, slot Slot, n int64) {
 }
 
 // settleOne ends the turn of one version.
-func (c *Cache) settleOne(b *Backing, v queued, wrote uint64) {
+func (c *Cache) settleOne(b *Backing, v queued, wrote, losses uint64) {
 	s := c.index.stripeOf(b.id, v.k.block())
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -79,7 +79,7 @@ func (c *Cache) settleOne(b *Backing, v queued, wrote uint64) {
 		return
 	}
 	e := entry{slot: v.slot, st: st}
-	if st&stBad == 0 && b.addPending(pendingSlot{v.k, v.slot, wrote}) {
+	if st&stBad == 0 && b.addPending(pendingSlot{v.k, v.slot, wrote}, losses) {
 		c.setState(b, e, st&^stQueued|stPending)
 		return
 	}

@@ -48,7 +48,7 @@ func (c *Cache) verifyOrders(r *Report, shadows int64) {
 			k, st := c.index.at(v.slot)
 			switch {
 			case k != v.k || st&stQueued == 0:
-				r.add("slot %d should have block %d of %s, which is to be written back in its turn",
+				r.wrong("slot %d should have block %d of %s, which is to be written back in its turn",
 					v.slot, v.k.block(), b.name)
 			case st.shadow():
 				old++
@@ -57,12 +57,12 @@ func (c *Cache) verifyOrders(r *Report, shadows int64) {
 			}
 		}
 		if o.shadows.Load() != old || o.queued.Load() != current {
-			r.add("%s counts %d blocks and %d shadows to be written back in order, has %d and %d",
+			r.wrong("%s counts %d blocks and %d shadows to be written back in order, has %d and %d",
 				b.name, o.queued.Load(), o.shadows.Load(), current, old)
 		}
 		r.UnsettledBlocks += old + current
 	}
 	if counted != shadows {
-		r.add("%d shadows are counted, %d slots have one", counted, shadows)
+		r.wrong("%d shadows are counted, %d slots have one", counted, shadows)
 	}
 }

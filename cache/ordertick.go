@@ -57,6 +57,7 @@ func (r *orderRun) tick(now int64) (soon bool) {
 		o.mu.ring.grow(uint64(o.max.Load()))
 		o.on.Store(true)
 		o.mu.Unlock()
+		r.fresh = true
 		c.pokeBackground()
 		return true
 	case c.closing.Load():
@@ -78,8 +79,10 @@ func (b *Backing) loose() int64 { return b.dirty.Load() - b.bad.Load() - b.order
 // that an earlier process may have left unflushed.
 func (r *orderRun) base(now int64) {
 	if r.b.loose() > 0 || r.bg.wb.flyingOf[r.b.id] > 0 {
-		r.giveUp() // it may take long, and nothing is lost by beginning anew
-		return     // writeback is at it
+		if r.fresh || now < r.bg.wb.pause[r.b.id] {
+			r.giveUp() // it may take long, and nothing is lost by beginning anew
+		}
+		return // writeback is at it
 	}
 	r.busy, r.step, r.begun = true, orderBase, now
 	r.baseEnd = r.bg.l.c.journal.nextLSN()
@@ -109,7 +112,7 @@ func (r *orderRun) giveUp() (soon bool) {
 		return false
 	}
 	if j.reserveSettled() {
-		if o.sound.Load() {
+		if o.sound.Load() || !r.fresh {
 			o.broken.Add(1)
 		}
 		r.dissolve(true)

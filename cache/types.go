@@ -103,8 +103,11 @@ var (
 	ErrExists      = errors.New("already attached")
 	ErrTooMany     = errors.New("too many backing devices")
 	ErrTooSmall    = errors.New("device too small")
+	ErrBusy        = errors.New("busy")
 	ErrNotFinished = errors.New("dirty data remains")
 	ErrDirtyBad    = errors.New("dirty data on the SSD cannot be read")
+	// ErrDirtyDamage: metadata is lost, and with it perhaps dirty data; Salvage can save the rest.
+	ErrDirtyDamage = fmt.Errorf("%w, dirty data may be lost", ErrCorrupt)
 )
 
 // DeviceError is a failed I/O of a device, with what was being done.
@@ -146,6 +149,9 @@ type Tunables struct {
 	// more. Writes wait where writeback cannot keep up.
 	OrderedAge time.Duration
 	OrderedMax int64
+	// BackingHold is how long requests wait for the backing device when it is gone, from then on,
+	// before they fail: whole seconds, 0 for not at all, or HoldForever.
+	BackingHold time.Duration
 }
 
 const (
@@ -157,7 +163,7 @@ const (
 func DefaultTunables() Tunables {
 	return Tunables{
 		SequentialCutoff: 4 << 20, DirtyTarget: 10, DirtyMax: 70,
-		WritebackDelay: 30 * time.Second, PinQuota: defaultPinQuota,
+		WritebackDelay: 30 * time.Second, PinQuota: defaultPinQuota, BackingHold: defaultBackingHold,
 		OrderedAge: defaultOrderedAge, OrderedMax: defaultOrderedMax,
 	}
 }
@@ -188,6 +194,9 @@ func (t Tunables) Validate() error {
 	}
 	if t.OrderedMax < minOrderedMax || t.OrderedMax > maxOrderedMax {
 		errs = append(errs, fmt.Errorf("ordered-max of %d bytes is not between 1M and 1T", t.OrderedMax))
+	}
+	if err := checkHold(t.BackingHold); err != nil {
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }

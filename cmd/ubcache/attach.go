@@ -62,6 +62,8 @@ a write has any effect, and each block read is verified by the kernel. It costs 
 		{"ordered", "on: writeback keeps DEVICE a consistent older image at all times [off]"},
 		{"ordered-age", "how old the data may be that an ordered DEVICE lacks [30s]"},
 		{"ordered-max", "how much data an ordered DEVICE may lack [256M]"},
+		{"backing-loss", "what becomes of I/O that needs the device when it is gone: fail, hold or " +
+			"hold=DURATION [hold=30s]"},
 	} {
 		f.settings[s.name] = fs.String(s.name, "", s.help)
 	}

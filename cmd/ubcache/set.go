@@ -26,7 +26,9 @@ func setCommand(g *globals) *cobra.Command {
                      times, so that losing the SSD loses the newest data and not the filesystem
   ordered-age        how old the data may be that would be lost with the SSD then; writes wait
                      where the backing device cannot keep up
-  ordered-max        how much that data may be`,
+  ordered-max        how much that data may be
+  backing-loss       what becomes of I/O that needs the backing device when that is gone: fail, hold
+                     (it waits) or hold=DURATION (it waits for that long after the loss)`,
 		Example: "  ubcache set data mode=writeback dirty-target=20",
 		Args:    args(cobra.MinimumNArgs(2)),
 		RunE: func(cmd *cobra.Command, a []string) error {

@@ -103,6 +103,13 @@ var settingTable = []setting{
 		},
 		func(_ cache.Mode, t *cache.Tunables) string { return config.Size(t.OrderedMax).String() },
 	},
+	{
+		"backing-loss", func(v string, _ *cache.Mode, t *cache.Tunables) (err error) {
+			t.BackingHold, err = parseLoss(v)
+			return err
+		},
+		func(_ cache.Mode, t *cache.Tunables) string { return showLoss(t.BackingHold) },
+	},
 }
 
 func percent(v string) (int, error) {
@@ -162,6 +169,9 @@ func putSettings(b *config.Backing, m cache.Mode, t cache.Tunables) {
 	}
 	if t.OrderedMax != std.OrderedMax {
 		b.OrderedMax = config.Size(t.OrderedMax)
+	}
+	if b.BackingLoss = ""; t.BackingHold != std.BackingHold {
+		b.BackingLoss = showLoss(t.BackingHold)
 	}
 }
 
