@@ -112,7 +112,8 @@ func (c *Cache) SetTunables(id BackingID, t Tunables) error {
 		return err
 	}
 	return c.change(id, func(r *BackingRecord) {
-		if t.Ordered && !r.Tunables.Ordered {
+		// Switched off and on before the background has seen it, the queue goes on.
+		if t.Ordered && !r.Tunables.Ordered && !c.backing(id).order.on.Load() {
 			r.OrderedFrom = c.journal.nextLSN()
 		}
 		r.Tunables = t

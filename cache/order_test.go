@@ -578,6 +578,22 @@ func TestOrderedBaseDoesNotStopOthers(t *testing.T) {
 	}
 }
 
+// TestOrderedOffAndOnAtOnce: the queue goes on if nobody has seen that the order was off for a moment.
+func TestOrderedOffAndOnAtOnce(t *testing.T) {
+	h := newOrderHarness(t, nil)
+	h.write(5*BlockSize, page(1))
+	h.flush()
+	h.set(func(t *Tunables) { t.Ordered = false })
+	h.set(func(t *Tunables) { t.Ordered = true })
+	h.write(5*BlockSize, page(2))
+	h.flush()
+	h.log = nil
+	h.reopen()
+	h.drain()
+	h.wantLog("flush", "write 5+1 1", "flush", "write 5+1 2", "flush")
+	h.wantSound()
+}
+
 // TestOrderedAnswersHonestly: what asks to pass the cache by goes to the SSD first like all other
 // writes, and is told so; if that was required, it fails without any effect.
 func TestOrderedAnswersHonestly(t *testing.T) {

@@ -50,7 +50,11 @@ func (r *orderRun) tick(now int64) (soon bool) {
 		}
 		return true
 	case !o.want.Load() && o.on.Load():
-		r.dissolve(false)
+		// The superblock says so already, but it may have said otherwise again by a later start.
+		if !c.journal.reserveSettled() {
+			return true
+		}
+		r.dissolve(true)
 		return false
 	case o.want.Load() && !o.on.Load():
 		o.mu.Lock()
@@ -121,8 +125,7 @@ func (r *orderRun) giveUp() (soon bool) {
 }
 
 // dissolve ends the order: what is queued is dirty like anything else, in its newest version. A start
-// must not look for the queue then: either the superblock says so already, or a record has to,
-// for which room is reserved.
+// must not look for the queue then: a record says so, for which room is reserved, or one that follows.
 func (r *orderRun) dissolve(record bool) {
 	c, o := r.bg.l.c, &r.b.order
 	o.mu.Lock()
