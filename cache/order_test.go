@@ -603,8 +603,10 @@ func TestOrderedAnswersHonestly(t *testing.T) {
 		attrs string
 		id    attrs.ID
 	}{
-		{"mode=writethrough", attrs.IDMode}, {"mode=writearound", attrs.IDMode},
-		{"hint=bypass", attrs.IDHint}, {"hint=once", attrs.IDHint},
+		{"mode=writethrough", attrs.IDMode},
+		{"mode=writearound", attrs.IDMode},
+		{"hint=bypass", attrs.IDHint},
+		{"hint=once", attrs.IDHint},
 	} {
 		got, err := h.ask(ReqWrite, c.attrs)
 		if err != nil {
