@@ -211,6 +211,9 @@ func (l *Lane) served(r *Request) {
 		if r.touched&touchedBacking != 0 {
 			scope |= flushBacking | flushSSD
 		}
+		if r.b.order.on.Load() {
+			scope = flushAll // it ends a batch, of which all has to be durable
+		}
 		r.touched = 0
 		l.startFlush(r, scope)
 		return

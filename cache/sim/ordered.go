@@ -34,7 +34,10 @@ type orderWrite struct {
 	fua    bool
 }
 
-type orderFlush struct{ issued, acked uint64 }
+type orderFlush struct {
+	issued, acked uint64
+	fua           bool // of a write, which ends a batch, but is not a flush if the device is not ordered
+}
 
 func newOrderModel(sectors int) *orderModel {
 	o := &orderModel{writes: map[uint64]*orderWrite{}, sectors: make([][]*orderWrite, sectors)}
@@ -68,7 +71,7 @@ func (o *orderModel) done(v version, maybe, fua bool) {
 		w.acked, w.fua = o.clock, fua
 	}
 	if fua {
-		o.flushes = append(o.flushes, orderFlush{w.issued, o.clock})
+		o.flushes = append(o.flushes, orderFlush{w.issued, o.clock, true})
 	}
 }
 
@@ -103,7 +106,7 @@ func (o *orderModel) flushDone(issued uint64) {
 		return
 	}
 	o.clock++
-	o.flushes = append(o.flushes, orderFlush{issued, o.clock})
+	o.flushes = append(o.flushes, orderFlush{issued, o.clock, false})
 }
 
 // promise is what an image has to show: what had been acknowledged when the newest of those flushes
@@ -130,7 +133,12 @@ func (o *orderModel) powerCut() {
 		return
 	}
 	o.clock++
-	p := o.promised(o.clock)
+	p := promise{at: o.clock}
+	for _, f := range o.flushes {
+		if !f.fua {
+			p.issued = max(p.issued, f.issued)
+		}
+	}
 	for _, w := range o.writes {
 		if !p.covers(w) {
 			w.acked = 0
