@@ -188,6 +188,16 @@ func (b *Backing) flushDone(n uint64) {
 	}
 }
 
+// relyOn makes a FLUSH cover the changes up to n, though the SSD had a copy of them.
+func (b *Backing) relyOn(n uint64) {
+	for {
+		old := b.direct.Load()
+		if old >= n || b.direct.CompareAndSwap(old, n) {
+			return
+		}
+	}
+}
+
 // addPending queues a slot for cleaning after the next backing flush; false if too many wait.
 func (b *Backing) addPending(p pendingSlot) bool {
 	b.mu.Lock()

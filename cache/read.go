@@ -352,7 +352,7 @@ func (p *readPiece) fail(err error) {
 type distrustResult uint8
 
 const (
-	distrustDropped distrustResult = iota // was clean: it is not cached any more
+	distrustDropped distrustResult = iota // was clean or pending: the backing device has it
 	distrustLost                          // is dirty
 	distrustChanged                       // is in another slot by now, or gone
 )
@@ -367,10 +367,14 @@ func (l *Lane) distrust(b *Backing, k key, slot Slot) distrustResult {
 	result := distrustChanged
 	switch {
 	case !ok || e.slot != slot:
+	case e.st&stPending != 0:
+		// As far as this read goes. The backing device has the only copy now, so a FLUSH is to it.
+		result = distrustDropped
+		b.relyOn(b.wrote.Load())
 	case e.st&stDirty != 0:
 		result = distrustLost
 		if e.st&stBad == 0 {
-			c.setState(b, e, e.st&^(stPending|stLeave)|stBad)
+			c.setState(b, e, e.st&^stLeave|stBad)
 			l.io[b.id].BadBlocks.Add(1)
 		}
 	default:
