@@ -35,6 +35,7 @@ func TestBackingFaults(t *testing.T) {
 			s.backing.flakey(t, 1, c.feature)
 			c.test(t, s)
 			s.backing.heal(t)
+			s.served()
 			s.readAll("after the fault")
 			s.load(100, s.oracles, nil)
 			s.end()

@@ -5,11 +5,11 @@ package faults
 import (
 	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"sync"
 	"testing"
-
-	"math/rand/v2"
+	"time"
 
 	"ubcache/internal/vmtest"
 )
@@ -118,11 +118,23 @@ func newStageOn(t *testing.T, fault, ssd, backing string, flags ...string) *stag
 	s.backing = newFaulty(t, "faulty-backing", backing)
 	s.c = vmtest.NewCache(t, s.ssd.dev)
 	s.ssd.onlyData(t)
-	s.dev = s.c.Attach(t, s.backing.dev, "data", append(flags, "--sequential-cutoff=0")...)
+	s.dev = s.c.Attach(t, s.backing.dev, "data", append(flags, alwaysFlags...)...)
 	for i := range 4 {
 		s.oracles = append(s.oracles, vmtest.NewOracle(t, s.dev, int64(i)*faultRange, faultRange))
 	}
 	return s
+}
+
+// alwaysFlags send everything through the cache, and make what needs a backing device that is gone fail at
+// once instead of waiting.
+var alwaysFlags = []string{"--sequential-cutoff=0", "--backing-loss=fail"}
+
+// served waits until the cache has found its backing device again.
+func (s *stage) served() {
+	s.t.Helper()
+	vmtest.Wait(s.t, time.Minute, "the backing device to be served", func() bool {
+		return s.c.Device(s.t, "data").Service == "served"
+	})
 }
 
 // keepsDirty makes a cache in writeback that writes nothing back by itself.
