@@ -145,8 +145,11 @@ func (c *Cache) cleanSlot(b *Backing, p pendingSlot) bool {
 	}
 	if s.locked(b.id, p.k.block(), lockThrough) {
 		// The backing device is being changed under it: clean on record, it would outlive a
-		// crash as older data than the backing device has.
-		c.setState(b, e, e.st&^stPending)
+		// crash as older data than the backing device has. It waits for a later flush.
+		p.wrote = b.wrote.Add(1)
+		if !b.addPending(p) {
+			c.setState(b, e, e.st&^stPending)
+		}
 		return false
 	}
 	if e.st&stLeave != 0 {

@@ -12,7 +12,7 @@ type recovery struct {
 	c       *Cache
 	pageLSN []LSN      // per summary page
 	lastLSN []LSN      // per bucket: newest change seen, for its age
-	stale   []BucketID // buckets whose summary has blocks that are elsewhere by now
+	stale   []BucketID // buckets whose summary has to be written again
 	next    LSN        // of the next record to replay
 	pages   map[uint64]journalPage
 	pending int // records that came from the pending ring
@@ -48,6 +48,7 @@ func (r *recovery) loadSummaries() error {
 	c := r.c
 	const chunk = 1024
 	var buf [2][]byte
+	var lost [2][chunk]bool
 	total := int64(len(r.pageLSN))
 	for i := range buf {
 		buf[i] = alignedBytes(int(min(chunk, total)) * pageSize)
@@ -56,13 +57,16 @@ func (r *recovery) loadSummaries() error {
 		n := min(chunk, total-at)
 		for i := range buf {
 			off := c.geo.SummaryOff[i] + at*pageSize
-			if _, err := c.ssd.ReadAt(buf[i][:n*pageSize], off); err != nil {
+			clear(lost[i][:n])
+			err := readPages(c.ssd, buf[i][:n*pageSize], off, func(j int) { lost[i][j] = true })
+			if err != nil {
 				return fmt.Errorf("read summaries: %w", err)
 			}
 		}
 		for j := range n {
-			if err := r.loadPage(buf[0][j*pageSize:][:pageSize], buf[1][j*pageSize:][:pageSize],
-				at+j); err != nil {
+			a := r.summaryPage(buf[0][j*pageSize:][:pageSize], 0, at+j, lost[0][j])
+			b := r.summaryPage(buf[1][j*pageSize:][:pageSize], 1, at+j, lost[1][j])
+			if err := r.loadPage(a, b, at+j); err != nil {
 				return err
 			}
 		}
@@ -71,6 +75,43 @@ func (r *recovery) loadSummaries() error {
 		}
 	}
 	return nil
+}
+
+// readPages reads pages, one by one if some of them cannot be read: those are zeroes then, and lost
+// is told. It fails if none can be read.
+func readPages(dev Storage, p []byte, off int64, lost func(page int)) error {
+	_, err := dev.ReadAt(p, off)
+	if err == nil {
+		return nil
+	}
+	bad := 0
+	for i := range len(p) / pageSize {
+		q := p[i*pageSize:][:pageSize]
+		if _, err := dev.ReadAt(q, off+int64(i)*pageSize); err != nil {
+			clear(q)
+			lost(i)
+			bad++
+		}
+	}
+	if bad == len(p)/pageSize {
+		return err
+	}
+	return nil
+}
+
+// summaryPage is one copy of a summary page, as it was read.
+type summaryPage struct {
+	data  []byte
+	state summaryState
+	lsn   LSN
+}
+
+func (r *recovery) summaryPage(p []byte, copyNo int, page int64, lost bool) summaryPage {
+	if lost {
+		return summaryPage{state: summaryBad}
+	}
+	state, lsn := r.c.checkSummary(p, copyNo, page)
+	return summaryPage{p, state, lsn}
 }
 
 // summaryState is what is at the place of a summary page.
@@ -97,21 +138,23 @@ func (c *Cache) checkSummary(p []byte, copyNo int, page int64) (summaryState, LS
 	return summaryGood, LSN(le.Uint64(p[smLSN:]))
 }
 
-func (r *recovery) loadPage(a, b []byte, page int64) error {
-	sa, la := r.c.checkSummary(a, 0, page)
-	sb, lb := r.c.checkSummary(b, 1, page)
-	p, lsn := a, la
+func (r *recovery) loadPage(a, b summaryPage, page int64) error {
+	p, lsn := a.data, a.lsn
 	switch {
-	case sa == summaryGood && (sb != summaryGood || la >= lb):
-	case sb == summaryGood:
-		p, lsn = b, lb
-	case sa == summaryBad && sb == summaryBad:
+	case a.state == summaryGood && (b.state != summaryGood || a.lsn >= b.lsn):
+	case b.state == summaryGood:
+		p, lsn = b.data, b.lsn
+	case a.state == summaryBad && b.state == summaryBad:
 		return fmt.Errorf("%w: both copies of summary page %d fail their checksums", ErrCorrupt, page)
 	default:
 		return nil
 	}
 	r.pageLSN[page] = lsn
 	bucket := page / r.c.geo.summaryPages()
+	if a.state != b.state || a.lsn != b.lsn {
+		// One copy is all there is: both are written anew before the journal's tail moves.
+		r.stale = append(r.stale, BucketID(bucket))
+	}
 	r.lastLSN[bucket] = max(r.lastLSN[bucket], lsn)
 	le := binary.LittleEndian
 	first, n := r.c.geo.pageSlots(page)
@@ -163,7 +206,9 @@ func (r *recovery) loadJournal() error {
 	buf := alignedBytes(int(min(chunk, total)) * pageSize)
 	for at := int64(0); at < total; at += chunk {
 		n := min(chunk, total-at)
-		if _, err := c.ssd.ReadAt(buf[:n*pageSize], journalOff+at*pageSize); err != nil {
+		// A page that cannot be read is as good as missing.
+		err := readPages(c.ssd, buf[:n*pageSize], journalOff+at*pageSize, func(int) {})
+		if err != nil {
 			return fmt.Errorf("read journal: %w", err)
 		}
 		for i := range n {
@@ -272,8 +317,8 @@ func (r *recovery) replay() error {
 	if p, ok := r.pages[from]; ok && from < to {
 		r.next = p.first
 	}
-	// The record that moved those blocks is being replayed, perhaps without effect; it must not
-	// leave the journal before their summaries are right.
+	// Where a block has left a bucket and its summary does not know, the record that moved it is being
+	// replayed, perhaps without effect; it must not leave the journal before the summary is right.
 	for _, b := range r.stale {
 		j.mu.queue.note(r.c.buckets, b, r.next)
 	}

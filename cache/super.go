@@ -61,7 +61,7 @@ type BackingRecord struct {
 	Tunables  Tunables
 }
 
-// Superblock describes a cache; two copies alternate on the SSD.
+// Superblock describes a cache; the SSD has two copies.
 type Superblock struct {
 	UUID      UUID
 	Seq       uint64
@@ -280,8 +280,19 @@ func ReadSuper(dev Storage) (*Superblock, error) {
 	return best, nil
 }
 
-// writeSuper writes the next superblock over the older copy and makes it durable.
+// writeSuper writes the superblock over the older copy, and when that is durable over the other one:
+// then either may be lost.
 func writeSuper(dev Storage, sb *Superblock) error {
+	for range 2 {
+		if err := writeSuperCopy(dev, sb); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeSuperCopy writes the next superblock over the older copy and makes it durable.
+func writeSuperCopy(dev Storage, sb *Superblock) error {
 	sb.Seq++
 	off := int64(superOffA)
 	if sb.Seq%2 == 0 {
