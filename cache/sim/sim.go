@@ -1,10 +1,10 @@
 package sim
 
 import (
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"time"
 
 	"ubcache/attrs"
@@ -22,6 +22,7 @@ type Config struct {
 	Devices     int
 	DeviceBytes int64
 	LBS         int
+	BigBuckets  bool // whose summaries are more than a sector, so that they can be torn
 	Discards    bool
 	Zeroes      bool
 	Crashes     int // per 10,000 steps
@@ -31,17 +32,22 @@ type Config struct {
 	Hot         int  // per cent of requests that go to a small part of the device
 	Large       bool // many requests fill the pending ring before it is committed
 	Attributes  bool // requests carry attributes
+	Through     bool // nothing is written back: the modes are writethrough and writearound
+	Faults      faultSet
+	FaultRate   int // per 10,000 steps
+	// LyingFlush makes every flush of the SSD a lie, for tests of the checker.
+	LyingFlush bool
 }
 
 // NewConfig draws a configuration.
 func NewConfig(seed uint64) Config {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	c := Config{
-		Seed: seed, Lanes: 1 + rng.IntN(3), Depth: 1 + rng.IntN(12), Steps: 3000,
+		Seed: seed, Lanes: 1 + rng.IntN(3), Depth: 1 + rng.IntN(12), Steps: 1500,
 		Checksums: rng.IntN(3) > 0, Devices: 1 + rng.IntN(2),
-		DeviceBytes: int64(1+rng.IntN(4))<<20 + int64(rng.IntN(8))*4096,
+		DeviceBytes: int64(1+rng.IntN(3))<<20 + int64(rng.IntN(8))*4096,
 		LBS:         512, Discards: rng.IntN(2) == 0, Zeroes: rng.IntN(2) == 0,
-		Crashes: rng.IntN(20), Trim: rng.IntN(4) == 0, ModeChanges: rng.IntN(3) == 0,
+		Crashes: 5 + rng.IntN(30), Trim: rng.IntN(4) == 0, ModeChanges: rng.IntN(3) == 0,
 		Flushes: rng.IntN(20), Hot: rng.IntN(100),
 	}
 	if !c.Checksums {
@@ -54,24 +60,51 @@ func NewConfig(seed uint64) Config {
 	} else {
 		c.DeviceBytes += int64(rng.IntN(8)) * 512
 	}
+	if rng.IntN(8) == 0 {
+		c.Through, c.ModeChanges, c.Attributes = true, false, false
+	}
+	c.BigBuckets = rng.IntN(20) == 0
+	if seed%3 != 0 { // a third of the histories has crashes only
+		c.FaultRate = 20 + rng.IntN(400)
+		c.Faults = faultSet(rng.Uint32()) & (1<<numFaults - 1)
+		if rng.IntN(2) == 0 {
+			c.Faults |= faultSet(rng.Uint32()) & (1<<numFaults - 1)
+		}
+		if !c.Checksums {
+			c.Faults &^= silent
+		}
+	}
 	return c
 }
 
-// Result counts what happened in a history.
+// Result counts what happened in a history, or in many.
 type Result struct {
-	Requests, PowerCuts, Kills, Warm int
-	Hits, Evicted, Checkpoints       int64
-	WrittenBack, Moved               int64
-	Pins, Evictions                  int // that were handled
-	Refused, Mismatched, Late        int // requests that failed for their attributes
+	Histories, Crashed           int // of many: how many, and how many of them with crashes
+	Took                         time.Duration
+	Requests, Crashes            int
+	Cuts                         [numCrashes]int
+	CrashedStarts, RefusedStarts int
+	Faults                       [numFaults]int // that had an effect
+	Failed                       int            // requests that failed for them, as they may
+	Lost                         int            // dirty blocks at the end
+	Hits, Evicted, Checkpoints   int64
+	WrittenBack, Moved, Healed   int64
+	Pins, Evictions              int // that were handled
+	Refused, Mismatched, Late    int // requests that failed for their attributes
 }
 
-const ssdBytes = 5 << 20
+// The SSD's size, also with big buckets.
+const (
+	ssdBytes    = 4 << 20
+	bigSSDBytes = 11 << 20
+)
 
 // Sim is one history.
 type Sim struct {
 	cfg    Config
-	rng    *rand.Rand
+	pcg    *rand.PCG
+	rng    *rand.Rand // anew for each step, so that steps can be left out
+	geo    cache.Geometry
 	ssd    *Disk
 	backs  []*Disk
 	models []*model
@@ -80,12 +113,23 @@ type Sim struct {
 	c      *cache.Cache
 	lanes  []*lane // the last one does the background work
 	ops    []*flyingOp
-	reqs   map[uint32]*request
-	tag    uint32
-	now    int64
-	res    Result
-	wishes wishes
-	err    error
+	opID   uint64
+	armed  []armed
+	strike func(f *flyingOp) (Fault, bool) // replaces armed, if set
+	shaky  uint64                          // the journal has failed; operations up to that one may know
+	// Of scenarios: operations complete in order, and it crashes at one of them.
+	script   bool
+	count    int
+	crashAt  int
+	crashHow Crash
+	reqs     map[uint32]*request
+	tag      uint32
+	now      int64
+	res      Result
+	wishes   wishes
+	err      error
+	// Keep has the steps that are played; all if it is nil.
+	Keep []bool
 	// Trace, if set, is told every event.
 	Trace func(format string, args ...any)
 }
@@ -94,6 +138,7 @@ type flyingOp struct {
 	l    *lane
 	op   *cache.Op
 	mark int // of a flush
+	id   uint64
 }
 
 // lane is a cache.Driver.
@@ -120,24 +165,30 @@ type request struct {
 	written bool
 	wished  uint64 // wishes.clock of its issue
 	ends    bool   // it may end pins
+	excuse  excuse
+	hinted  bool // of a scenario, with attributes
 }
-
-var errCrash = errors.New("sim: crash")
 
 // New prepares a history: a formatted cache with its backing devices attached.
 func New(cfg Config) (*Sim, error) {
+	size, bucketBytes := int64(ssdBytes), int64(64<<10)
+	if cfg.BigBuckets {
+		size, bucketBytes = bigSSDBytes, 256<<10
+	}
 	s := &Sim{
-		cfg: cfg, rng: rand.New(rand.NewPCG(cfg.Seed, 2)), ssd: NewDisk(ssdBytes),
-		ring: make([]byte, cache.PendingBytes), reqs: map[uint32]*request{}, now: 1,
+		cfg: cfg, pcg: rand.NewPCG(cfg.Seed, 2), ssd: NewDisk(size),
+		ring: ringMemory(), reqs: map[uint32]*request{}, now: 1,
 		wishes: wishes{blocks: map[wishBlock]*wishState{}},
 	}
-	_, err := cache.Format(s.ssd, cache.FormatOptions{
-		BucketBytes: 64 << 10, NoChecksums: !cfg.Checksums, UUID: cache.UUID{1, byte(cfg.Seed)},
+	s.rng = rand.New(s.pcg)
+	sb, err := cache.Format(s.ssd, cache.FormatOptions{
+		BucketBytes: bucketBytes, NoChecksums: !cfg.Checksums, UUID: cache.UUID{1, byte(cfg.Seed)},
 		Now: time.Unix(1, 0),
 	})
 	if err != nil {
 		return nil, err
 	}
+	s.geo = sb.Geometry
 	for range cfg.Devices {
 		s.backs = append(s.backs, NewDisk(cfg.DeviceBytes))
 		s.models = append(s.models, newModel(cfg.DeviceBytes/int64(cfg.LBS)*int64(cfg.LBS)))
@@ -152,7 +203,7 @@ func New(cfg Config) (*Sim, error) {
 		t.WritebackDelay = time.Duration(s.rng.IntN(5)) * time.Second
 		t.PinQuota = int(cfg.Seed % 51)
 		b, err := s.c.Attach(cache.AttachOptions{
-			Name: fmt.Sprint("d", i), Mode: cache.Mode(s.rng.IntN(5)), LBS: cfg.LBS,
+			Name: fmt.Sprint("d", i), Mode: s.mode(), LBS: cfg.LBS,
 			Identity: cache.Identity{Size: cfg.DeviceBytes}, Tunables: t,
 			UUID: cache.UUID{2, byte(i)},
 		})
@@ -163,6 +214,32 @@ func New(cfg Config) (*Sim, error) {
 		s.ids = append(s.ids, b.ID())
 	}
 	return s, nil
+}
+
+// mode draws a mode.
+func (s *Sim) mode() cache.Mode {
+	if s.cfg.Through {
+		return []cache.Mode{cache.Writethrough, cache.Writearound}[s.rng.IntN(2)]
+	}
+	return cache.Mode(s.rng.IntN(5))
+}
+
+var rings sync.Pool
+
+func ringMemory() []byte {
+	if p, _ := rings.Get().(*[]byte); p != nil {
+		return *p
+	}
+	return make([]byte, cache.PendingBytes)
+}
+
+// Close gives the memory of a history to others.
+func (s *Sim) Close() {
+	for _, d := range append(s.backs, s.ssd) {
+		d.recycle()
+	}
+	clear(s.ring[:pageBytes])
+	rings.Put(&s.ring)
 }
 
 func (s *Sim) trace(format string, args ...any) {
@@ -198,9 +275,10 @@ func (s *Sim) bg() *lane { return s.lanes[len(s.lanes)-1] }
 
 // Submit implements cache.Driver.
 func (l *lane) Submit(op *cache.Op) {
-	f := &flyingOp{l: l, op: op}
+	l.s.opID++
+	f := &flyingOp{l: l, op: op, id: l.s.opID}
 	if op.Kind == cache.OpFlush {
-		f.mark = l.s.disk(op.Dev).mark()
+		f.mark = l.s.disk(op.Dev).mark0()
 	}
 	l.s.ops = append(l.s.ops, f)
 }
@@ -238,13 +316,23 @@ func (s *Sim) disk(id cache.BackingID) *Disk {
 
 // Run plays the history and the final checks.
 func (s *Sim) Run() (Result, error) {
+	crashAt := s.cfg.Steps / 4 * 3 // if there was none before
 	for i := 0; i < s.cfg.Steps && s.err == nil; i++ {
+		if s.Keep != nil && !s.Keep[i] {
+			continue
+		}
+		s.pcg.Seed(s.cfg.Seed, 3+uint64(i))
+		if i == crashAt && s.res.Crashes == 0 && s.cfg.Crashes > 0 {
+			s.crash()
+			continue
+		}
 		s.step(true)
 		if i%100 == 0 {
 			s.checkWishes("while running")
 		}
 	}
 	if s.err == nil {
+		s.pcg.Seed(s.cfg.Seed, 2)
 		s.err = s.epilogue()
 	}
 	return s.res, s.err
@@ -253,9 +341,15 @@ func (s *Sim) Run() (Result, error) {
 // step does one thing.
 func (s *Sim) step(requests bool) {
 	s.now += int64(s.rng.IntN(2_000_000))
-	if requests && s.rng.IntN(10_000) < s.cfg.Crashes {
-		s.crash()
-		return
+	if requests {
+		switch x := s.rng.IntN(10_000); {
+		case x < s.cfg.Crashes:
+			s.crash()
+			return
+		case x < s.cfg.Crashes+s.cfg.FaultRate:
+			s.arm()
+			return
+		}
 	}
 	switch x := s.rng.IntN(20); {
 	case requests && x < 7:
@@ -276,7 +370,7 @@ func (s *Sim) step(requests bool) {
 		s.bg().l.Tick()
 	case requests && s.cfg.ModeChanges && s.rng.IntN(20) == 0:
 		id := s.ids[s.rng.IntN(len(s.ids))]
-		if err := s.c.SetMode(id, cache.Mode(s.rng.IntN(5))); err != nil {
+		if err := s.c.SetMode(id, s.mode()); err != nil {
 			s.err = err
 		}
 	}
@@ -293,10 +387,12 @@ func (s *Sim) run(l *lane) {
 // complete ends an operation, whose effect it has only now.
 func (s *Sim) complete(i int) {
 	f := s.ops[i]
+	if s.disk(f.op.Dev).stalled > s.now {
+		return
+	}
 	s.ops[i] = s.ops[len(s.ops)-1]
 	s.ops = s.ops[:len(s.ops)-1]
-	s.effect(f)
-	f.l.l.Complete(f.op, nil)
+	f.l.l.Complete(f.op, s.outcome(f))
 }
 
 func (s *Sim) mem(op *cache.Op) []byte {
@@ -312,10 +408,9 @@ func (s *Sim) mem(op *cache.Op) []byte {
 
 func (s *Sim) effect(f *flyingOp) {
 	op, d := f.op, s.disk(f.op.Dev)
-	s.trace("  op %s dev=%d off=%d len=%d fua=%v", op.Kind, op.Dev, op.Off, op.Len, op.FUA)
 	switch op.Kind {
 	case cache.OpRead:
-		d.now.read(s.mem(op), op.Off)
+		copy(s.mem(op), d.now[op.Off:])
 	case cache.OpWrite:
 		if op.FUA {
 			d.writeFUA(s.mem(op), op.Off)
@@ -323,9 +418,13 @@ func (s *Sim) effect(f *flyingOp) {
 			d.write(s.mem(op), op.Off)
 		}
 	case cache.OpFlush:
-		d.flush(f.mark)
-	case cache.OpDiscard, cache.OpZero:
-		d.write(make([]byte, op.Len), op.Off)
+		if !s.cfg.LyingFlush || op.Dev != cache.SSD {
+			d.flush(f.mark)
+		}
+	case cache.OpDiscard:
+		d.discard(op.Off, op.Len)
+	case cache.OpZero:
+		d.write(zeroSectors(op.Len), op.Off)
 	}
 }
 
@@ -366,7 +465,6 @@ func (s *Sim) issue() {
 			s.fillData(r, r.v.stamp)
 		}
 	}
-	s.res.Requests++
 	s.submit(r)
 }
 
@@ -408,9 +506,14 @@ func (s *Sim) submit(r *request) {
 		r.Data = r.data
 	}
 	s.reqs[r.Tag] = r
+	s.res.Requests++
 	if s.cfg.Attributes {
 		s.attributes(r)
 	}
+	if r.hinted {
+		r.Attrs, r.Results = &r.attrs, &r.results
+	}
+	s.foresee(r)
 	l := s.lanes[s.rng.IntN(s.cfg.Lanes)]
 	s.trace("%d submit %s dev=%d sectors=%d+%d fua=%v version=%d %v", r.Tag, r.Op, r.dev, r.first, r.n,
 		r.FUA, r.v.number, &r.attrs)
@@ -424,6 +527,8 @@ func (s *Sim) finish(r *request) {
 	s.answered(r)
 	m := s.models[r.dev]
 	switch {
+	case r.Err != nil && !r.ofAttributes():
+		s.failed(r)
 	case s.cfg.Attributes && s.finishAttributes(r):
 	case r.Err != nil:
 		s.fail(fmt.Errorf("%s of sectors %d+%d failed: %w", r.Op, r.first, r.n, r.Err))

@@ -152,8 +152,8 @@ func (s *Sim) checkWishes(when string) {
 	}
 }
 
-// powerCut forgets pins: they may not have been durable.
-func (a *wishes) powerCut() {
+// forget forgets pins, which may be gone.
+func (a *wishes) forget() {
 	for _, b := range a.blocks {
 		b.pinned = false
 	}
