@@ -116,7 +116,8 @@ func (bg *background) cleanBacking(b *Backing) {
 	c := bg.l.c
 	for c.journal.reserve(1) {
 		b.mu.Lock()
-		ok := len(b.mu.pending) > 0 && b.mu.pending[0].wrote <= b.flushed.Load()
+		ok := len(b.mu.pending) > 0 &&
+			(b.mu.pending[0].wrote <= b.flushed.Load() || mutated(mutCleanUnflushed))
 		var p pendingSlot
 		if ok {
 			p = b.mu.pending[0]

@@ -110,7 +110,7 @@ func (g *edge) opDone(l *Lane, _ *Op, err error) {
 		if err != nil {
 			l.io[g.b.id].SSDErrors.Add(1)
 		}
-		if err != nil || (l.c.checksums && dataSum(g.page, uint64(g.key())) != g.e.sum) {
+		if err != nil || (l.c.checksums && !mutated(mutNoVerify) && dataSum(g.page, uint64(g.key())) != g.e.sum) {
 			g.untrusted(l)
 			return
 		}
@@ -187,6 +187,9 @@ func (g *edge) merge(l *Lane, have state) {
 	}
 	p := g.write
 	p.masks[g.at] = uint8(have | sectors(from, n))
+	if mutated(mutFullMask) {
+		p.masks[g.at] = fullMask
+	}
 	if l.c.checksums {
 		p.sums[g.at] = dataSum(g.page, uint64(g.key()))
 	}

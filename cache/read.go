@@ -282,14 +282,14 @@ func (p *readPiece) verify(l *Lane, op *Op, i, n int, err error) {
 	c := l.c
 	for j := i; j < i+n; j++ {
 		bad := err != nil
-		if !bad && c.checksums && op.Mem != nil {
+		if !bad && c.checksums && op.Mem != nil && !mutated(mutNoVerify) {
 			k := makeKey(p.r.b.id, p.first+Block(j))
 			bad = dataSum(op.Mem[(j-i)*BlockSize:][:BlockSize], uint64(k)) != p.sums[j]
 		}
 		if bad {
 			p.again[j/64] |= 1 << (j % 64)
 		}
-		if err != nil && n > 1 {
+		if err != nil && n > 1 && !mutated(mutGroupLost) {
 			p.group[j/64] |= 1 << (j % 64)
 		}
 	}
@@ -386,12 +386,16 @@ func (l *Lane) distrust(b *Backing, k key, slot Slot) distrustResult {
 			c.setState(b, e, e.st|stLeave)
 			l.io[b.id].HealedBlocks.Add(1)
 		}
+	case e.st&stDirty != 0 && mutated(mutDirtyHealed):
+		result = distrustLeft
 	case e.st&stDirty != 0:
 		result = distrustLost
 		if e.st&stBad == 0 {
 			c.setState(b, e, e.st&^stLeave|stBad)
 			l.io[b.id].BadBlocks.Add(1)
 		}
+	case mutated(mutCleanLost):
+		result = distrustLost
 	default:
 		result = distrustDropped
 		room = l.heal(b, s, k, e, room)
@@ -410,6 +414,9 @@ func (l *Lane) heal(b *Backing, s *stripe, k key, e entry, room bool) bool {
 	l.io[b.id].HealedBlocks.Add(1)
 	if room {
 		c.unmapEntry(b, k, e)
+		if mutated(mutUnmapUnrecorded) {
+			return true
+		}
 		s.lastUnmap = c.journal.append(record{
 			kind: recUnmap, flags: recCleanOnly, backing: b.id, block: k.block(), sum: 1,
 		}, c.bucketOf(e.slot))
@@ -480,7 +487,7 @@ func (p *readPiece) insert(l *Lane) {
 				}
 				st := fullMask | p.r.way.refs.first()
 				slot := r.first + Slot(j)
-				if n := b.unflushed(blk); n != 0 {
+				if n := b.unflushed(blk); n != 0 && !mutated(mutFillUnflushed) {
 					if !b.addPending(pendingSlot{k, slot, n}) {
 						continue
 					}

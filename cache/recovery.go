@@ -235,7 +235,7 @@ func (c *Cache) decodeJournalPage(p []byte, index int64) (jp journalPage, ok boo
 		durable: le.Uint64(p[jpDurable:]), first: LSN(le.Uint64(p[jpFirst:])),
 		count: int(le.Uint16(p[jpCount:])),
 	}
-	ok = metaSum(q[:], journalOff+index*pageSize) == le.Uint64(p[jpSum:]) &&
+	ok = (metaSum(q[:], journalOff+index*pageSize) == le.Uint64(p[jpSum:]) || mutated(mutTornPage)) &&
 		jp.count <= pageRecords && int64(jp.seq%uint64(c.geo.JournalPages)) == index
 	return jp, ok
 }
@@ -296,7 +296,7 @@ func (r *recovery) chain() (from, to uint64, err error) {
 	at := top.tail
 	for ; ; at++ {
 		p, ok := r.pages[at]
-		if !ok || p.epoch < epoch {
+		if !ok || p.epoch < epoch && !mutated(mutStaleEpoch) {
 			break
 		}
 		epoch = p.epoch
@@ -348,6 +348,10 @@ func (r *recovery) replayPage(p journalPage, data []byte) error {
 		rec, err := r.c.pageRecord(data, i)
 		if err != nil {
 			return err
+		}
+		if mutated(mutSkipRecord) && i == p.count-1 {
+			r.next++
+			break
 		}
 		if err := r.apply(l, &rec); err != nil {
 			return err
@@ -439,7 +443,7 @@ func (r *recovery) applyMap(l LSN, rec *record) error {
 	if rec.flags&recDirty != 0 {
 		e.st |= stDirty
 	}
-	if rec.flags&recPinned != 0 {
+	if rec.flags&recPinned != 0 && !mutated(mutPinForgotten) {
 		e.st |= stPinned
 	}
 	c.index.insert(k, e)

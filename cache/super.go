@@ -267,7 +267,7 @@ func ReadSuper(dev Storage) (*Superblock, error) {
 		if err != nil && (firstErr == nil || errors.Is(firstErr, ErrNotCache)) {
 			firstErr = err
 		}
-		if sb != nil && (best == nil || sb.Seq > best.Seq) {
+		if sb != nil && (best == nil || sb.Seq > best.Seq != mutated(mutOlderSuper)) {
 			best = sb
 		}
 	}
@@ -284,7 +284,7 @@ func ReadSuper(dev Storage) (*Superblock, error) {
 // then either may be lost.
 func writeSuper(dev Storage, sb *Superblock) error {
 	for range 2 {
-		if err := writeSuperCopy(dev, sb); err != nil {
+		if err := writeSuperCopy(dev, sb); err != nil || mutated(mutOneSuper) {
 			return err
 		}
 	}

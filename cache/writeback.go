@@ -383,10 +383,13 @@ func (t *batch) finish(l *Lane) {
 		}
 		done++
 		e, ok := c.index.find(d.k)
+		if mutated(mutRewrittenClean) && ok {
+			d.slot = e.slot
+		}
 		if ok && e.slot == d.slot && e.st&(stDirty|stPending) == stDirty &&
 			t.b.addPending(pendingSlot{d.k, d.slot, wrote}) {
 			st := e.st | stPending
-			if st&stBad != 0 { // it was read just before the SSD lost it
+			if st&stBad != 0 && !mutated(mutBadKept) { // it was read just before the SSD lost it
 				st = st&^stBad | stLeave
 			}
 			c.setState(t.b, e, st)
