@@ -62,9 +62,9 @@ var Catalogue = []Scenario{
 	{Name: "kill", Script: `write 0 32; begin write 8 8; begin write 16 32; ops 1; crash 3; wait; write 0 8; crash 3; read 0 64`},
 	{Name: "power cuts", Script: `write 0 32; flush; write 0 16; crash 0; read 0 32; write 4 8; crash 0; read 0 32; flush; crash 0; read 0 32`},
 	{Name: "writethrough and kill", Script: `mode writethrough; write 0 32; begin write 8 8; ops 1; crash 3; wait; read 0 32; crash 0; read 0 32`},
-	{Name: "torn commits", Script: `write 0 8; flush; drain on; drained; drain off
+	{Name: "torn commits", Alone: 8, Script: `write 0 8; flush; drain on; drained; drain off
 		24 times {write 1440 480; write 960 480; write 480 480; write 0 480; begin flush; ops 2; crash 0; write 0 8; flush; crash 0; read 0 64}`},
-	{Name: "torn checkpoints", Script: tornCheckpoints(), Config: func(c *Config) { c.BigBuckets = true }},
+	{Name: "torn checkpoints", Alone: 8, Script: tornCheckpoints(), Config: func(c *Config) { c.BigBuckets = true }},
 	{Name: "sequential", Script: `begin write 0 512; begin write 512 512; begin write 1024 512; wait; read 0 2048; write 512 8; flush; write 0 1024`},
 	{Name: "detach", Script: `write 0 64; flush; detach; write 8 8; drained; read 0 64; flush; write 0 16; attach; write 0 8; read 0 64; flush`},
 	{

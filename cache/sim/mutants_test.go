@@ -92,8 +92,9 @@ func hunt(histories uint64) (by string, n int64, err error) {
 // attempt plays each scenario by itself, then history i, and beyond them a scenario's sweep.
 func attempt(i, histories uint64, stop *atomic.Bool, played *atomic.Int64) (string, error, bool) {
 	if i <= uint64(len(Catalogue)) {
-		for at := range 4 { // beyond the end: nothing happens there but what the scenario says
-			w := &sweep{sc: &Catalogue[i-1], checksums: at%2 == 0, what: at / 2 * int(CrashKill), at: 1e6 + at}
+		sc := &Catalogue[i-1]
+		for j := range max(sc.Alone, 4) {
+			w := &sweep{sc: sc, checksums: j%2 == 0, what: j / 2 % 2 * int(CrashKill), at: beyond + j}
 			_, _, err := w.play(nil)
 			played.Add(1)
 			if err != nil {
@@ -114,6 +115,9 @@ func attempt(i, histories uint64, stop *atomic.Bool, played *atomic.Int64) (stri
 		return "", nil, false
 	}
 	sc := &Catalogue[i]
+	if sc.Alone > 0 {
+		return "", nil, true
+	}
 	for what := range numSweeps {
 		for at := 1; !stop.Load(); at++ {
 			w := &sweep{sc: sc, checksums: true, what: what, at: at}

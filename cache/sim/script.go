@@ -31,6 +31,9 @@ type Scenario struct {
 	Name   string
 	Script string
 	Config func(*Config)
+	// Alone is for one that has crashes enough of its own: it is played with different seeds, as often as
+	// that says, and not swept.
+	Alone int
 }
 
 // scripted makes a Sim for a scenario, on which operations complete in order.

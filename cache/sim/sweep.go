@@ -165,6 +165,9 @@ func (w *sweep) start(s *Sim) (reached bool, err error) {
 
 // sweep makes the attempts of a scenario, with and without data checksums, at each n-th operation.
 func (sc *Scenario) sweep(every int) (total Result, err error) {
+	if sc.Alone > 0 {
+		return sc.alone()
+	}
 	from := 1 + len(sc.Script)%every // not the same everywhere
 	for _, sums := range []bool{true, false} {
 		for what := range numSweeps {
@@ -173,16 +176,38 @@ func (sc *Scenario) sweep(every int) (total Result, err error) {
 			}
 			for at := from; ; at += every {
 				w := &sweep{sc: sc, checksums: sums, what: what, at: at}
-				reached, r, err := w.play(nil)
+				reached, err := w.count(&total)
 				if err != nil {
-					return total, fmt.Errorf("%v: %w\n\nreplay it with\n\n    %s -run Sweeps -v -sweep %v",
-						w, err, goTest, w)
+					return total, err
 				}
-				total.add(&r)
 				if !reached {
 					break
 				}
 			}
+		}
+	}
+	return total, nil
+}
+
+// count plays the attempt, adds it to the counts, and says how to play it again if it fails.
+func (w *sweep) count(total *Result) (reached bool, err error) {
+	reached, r, err := w.play(nil)
+	total.add(&r)
+	if err != nil {
+		err = fmt.Errorf("%v: %w\n\nreplay it with\n\n    %s -run Sweeps -v -sweep %v", w, err, goTest, w)
+	}
+	return reached, err
+}
+
+// beyond is an operation that no scenario reaches.
+const beyond = 1_000_000
+
+// alone plays the scenario as it is, with different seeds.
+func (sc *Scenario) alone() (total Result, err error) {
+	for i := range sc.Alone {
+		w := &sweep{sc: sc, checksums: i%2 == 0, what: i / 2 % 2 * int(CrashKill), at: beyond + i}
+		if _, err := w.count(&total); err != nil {
+			return total, err
 		}
 	}
 	return total, nil
