@@ -114,10 +114,13 @@ func (bg *background) clean(now int64) (hurry bool) {
 // cleanBacking turns the pending slots that a flush has covered into clean ones.
 func (bg *background) cleanBacking(b *Backing) {
 	c := bg.l.c
+	flushed := b.flushed.Load()
+	if mutated(mutCleanUnflushed) {
+		flushed = b.wrote.Load()
+	}
 	for c.journal.reserve(1) {
 		b.mu.Lock()
-		ok := len(b.mu.pending) > 0 &&
-			(b.mu.pending[0].wrote <= b.flushed.Load() || mutated(mutCleanUnflushed))
+		ok := len(b.mu.pending) > 0 && b.mu.pending[0].wrote <= flushed
 		var p pendingSlot
 		if ok {
 			p = b.mu.pending[0]

@@ -33,10 +33,9 @@ const (
 	mutRingUnpublished
 	mutBackingUnflushed
 	mutOneSuper
-	mutOlderSuper
+	mutEpochKept
 	mutDirtyHealed
 	mutCleanLost
-	mutMoverBlind
 	mutMergesRace
 	mutGroupLost
 	mutUnmapUnrecorded

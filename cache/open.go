@@ -110,6 +110,9 @@ func (c *Cache) load() error {
 	}
 	c.sortBuckets(r.lastLSN)
 	c.epoch = c.sb.Epoch + 1
+	if mutated(mutEpochKept) {
+		c.epoch = max(c.sb.Epoch, 1)
+	}
 	c.sb.Epoch, c.sb.Clean = c.epoch, false
 	if err := c.saveSuper(); err != nil {
 		return err

@@ -267,7 +267,7 @@ func ReadSuper(dev Storage) (*Superblock, error) {
 		if err != nil && (firstErr == nil || errors.Is(firstErr, ErrNotCache)) {
 			firstErr = err
 		}
-		if sb != nil && (best == nil || sb.Seq > best.Seq != mutated(mutOlderSuper)) {
+		if sb != nil && (best == nil || sb.Seq > best.Seq) {
 			best = sb
 		}
 	}

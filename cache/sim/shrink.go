@@ -54,7 +54,7 @@ func unfair(err error) bool { return strings.Contains(err.Error(), "device too s
 // simplify tries simpler configurations.
 func (s *shrinker) simplify() (better bool) {
 	for _, f := range []func(*Config){
-		func(c *Config) { c.Attributes = false },
+		func(c *Config) { c.Attributes, c.Pinning = false, false },
 		func(c *Config) { c.Devices = 1 },
 		func(c *Config) { c.Lanes = 1 },
 		func(c *Config) { c.Large = false },

@@ -32,6 +32,7 @@ type Config struct {
 	Hot         int  // per cent of requests that go to a small part of the device
 	Large       bool // many requests fill the pending ring before it is committed
 	Attributes  bool // requests carry attributes
+	Pinning     bool // many of them pin
 	Through     bool // nothing is written back: the modes are writethrough and writearound
 	Faults      faultSet
 	FaultRate   int // per 10,000 steps
@@ -64,6 +65,7 @@ func NewConfig(seed uint64) Config {
 		c.Through, c.ModeChanges, c.Attributes = true, false, false
 	}
 	c.BigBuckets = rng.IntN(20) == 0
+	c.Pinning = c.Attributes && rng.IntN(4) == 0
 	if seed%3 != 0 { // a third of the histories has crashes only
 		c.FaultRate = 20 + rng.IntN(400)
 		c.Faults = faultSet(rng.Uint32()) & (1<<numFaults - 1)
@@ -202,6 +204,9 @@ func New(cfg Config) (*Sim, error) {
 		t.DirtyTarget, t.DirtyMax = s.rng.IntN(30), 30+s.rng.IntN(60)
 		t.WritebackDelay = time.Duration(s.rng.IntN(5)) * time.Second
 		t.PinQuota = int(cfg.Seed % 51)
+		if cfg.Pinning {
+			t.PinQuota = 50
+		}
 		b, err := s.c.Attach(cache.AttachOptions{
 			Name: fmt.Sprint("d", i), Mode: s.mode(), LBS: cfg.LBS,
 			Identity: cache.Identity{Size: cfg.DeviceBytes}, Tunables: t,
