@@ -31,6 +31,9 @@ func (l *Lane) startFlush(r *Request, scope flushScope) {
 	*f = flush{r: r, pending: 1}
 	f.w = waiter{lane: l, owner: f}
 	if scope&flushBacking != 0 && !mutated(mutBackingUnflushed) {
+		if r.Op == ReqFlush && r.b.unreported.Load() && r.b.unreported.CompareAndSwap(true, false) {
+			f.err = ErrLost
+		}
 		if f.covers = r.b.wrote.Load(); r.b.direct.Load() > r.b.flushed.Load() {
 			f.pending++
 			op := l.newOp(f)
@@ -49,9 +52,9 @@ func (l *Lane) startFlush(r *Request, scope flushScope) {
 	f.done(l, nil)
 }
 
-func (f *flush) opDone(l *Lane, _ *Op, err error) {
+func (f *flush) opDone(l *Lane, op *Op, err error) {
 	if err == nil {
-		f.r.b.flushDone(f.covers)
+		f.r.b.flushDone(f.covers, op.losses)
 	}
 	f.done(l, err)
 }

@@ -45,6 +45,9 @@ type Lane struct {
 
 	sched policy.Scheduler
 
+	parked opList                 // operations that wait for backing devices
+	flying [MaxBackings + 1]int32 // operations on backing devices under way
+
 	bg *background // of the one lane that does the background work
 }
 
@@ -105,11 +108,25 @@ func (l *Lane) Run() {
 	for w := list.pop(); w != nil; w = list.pop() {
 		w.owner.run(l, w.err)
 	}
+	l.unpark()
 	l.dispatch()
 }
 
 // Complete takes the outcome of an operation from the driver.
 func (l *Lane) Complete(op *Op, err error) {
+	if op.Dev != SSD {
+		l.flying[op.Dev]--
+		if err != nil && l.hold(op, err) {
+			l.dispatch()
+			return
+		}
+	}
+	l.conclude(op, err)
+	l.dispatch()
+}
+
+// conclude gives an operation back to what began it.
+func (l *Lane) conclude(op *Op, err error) {
 	if err != nil {
 		err = l.deviceError(op, err)
 	} else if op.Kind == OpRead || op.Kind == OpWrite {
@@ -124,7 +141,6 @@ func (l *Lane) Complete(op *Op, err error) {
 	op.done.opDone(l, op, err)
 	*op = Op{next: l.freeOps}
 	l.freeOps = op
-	l.dispatch()
 }
 
 func (l *Lane) countTransfer(op *Op) {
@@ -198,13 +214,13 @@ func (l *Lane) moveFor(r *Request, done completer, kind OpKind, dev BackingID, d
 }
 
 // page takes a BlockSize buffer from the lane's pool. The pool grows with the requests in
-// flight, which the queue depth bounds.
+// flight, which the queue depth bounds. It is nil if there is no memory.
 func (l *Lane) page() []byte {
 	if len(l.freePages) == 0 {
 		const batch = 64
 		m, err := offHeap(batch * BlockSize)
 		if err != nil {
-			panic(err) // out of address space: the daemon restarts through recovery
+			return nil
 		}
 		l.pageMem = append(l.pageMem, m)
 		for i := range batch {

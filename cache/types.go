@@ -102,8 +102,11 @@ var (
 	ErrExists      = errors.New("already attached")
 	ErrTooMany     = errors.New("too many backing devices")
 	ErrTooSmall    = errors.New("device too small")
+	ErrBusy        = errors.New("busy")
 	ErrNotFinished = errors.New("dirty data remains")
 	ErrDirtyBad    = errors.New("dirty data on the SSD cannot be read")
+	// ErrDirtyDamage: metadata is lost, and with it perhaps dirty data; Salvage can save the rest.
+	ErrDirtyDamage = fmt.Errorf("%w, dirty data may be lost", ErrCorrupt)
 )
 
 // DeviceError is a failed I/O of a device, with what was being done.
@@ -137,6 +140,9 @@ type Tunables struct {
 	// PinQuota is the share of the cache, in percent, that pinned blocks of this device may take.
 	// All devices together have half of the cache.
 	PinQuota int
+	// BackingHold is how long requests wait for the backing device when it is gone, from then on,
+	// before they fail: whole seconds, 0 for not at all, or HoldForever.
+	BackingHold time.Duration
 }
 
 const (
@@ -148,7 +154,7 @@ const (
 func DefaultTunables() Tunables {
 	return Tunables{
 		SequentialCutoff: 4 << 20, DirtyTarget: 10, DirtyMax: 70,
-		WritebackDelay: 30 * time.Second, PinQuota: defaultPinQuota,
+		WritebackDelay: 30 * time.Second, PinQuota: defaultPinQuota, BackingHold: defaultBackingHold,
 	}
 }
 
@@ -172,6 +178,9 @@ func (t Tunables) Validate() error {
 	}
 	if t.PinQuota < 0 || t.PinQuota > maxPinQuota {
 		errs = append(errs, fmt.Errorf("pin-quota %d is not within 0 and %d percent", t.PinQuota, maxPinQuota))
+	}
+	if err := checkHold(t.BackingHold); err != nil {
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }

@@ -128,7 +128,7 @@ func (s *Sim) die(how Crash) {
 			d.settled()
 		}
 	}
-	s.ops = nil
+	s.ops, s.lossy = nil, 0
 	if how == CrashKill {
 		return
 	}

@@ -3,7 +3,6 @@ package sim
 import (
 	"bytes"
 	"encoding/binary"
-	"fmt"
 
 	"ubcache/cache"
 )
@@ -94,19 +93,20 @@ func (s *Sim) damageSummary() *damage {
 
 // damageJournal chooses a page that the newest good one says is durable.
 func (s *Sim) damageJournal() *damage {
-	var dump bytes.Buffer
-	if cache.Dump(s.ssd, &dump, cache.DumpOptions{Journal: true, Pending: s.ring}) != nil {
+	dump, err := cache.Dump(s.ssd, cache.DumpOptions{Journal: true, Pending: s.ring})
+	if err != nil {
 		return nil
 	}
 	var durable uint64
-	for line := range bytes.Lines(dump.Bytes()) {
-		var seq, epoch, first, tail uint64
-		_, _ = fmt.Sscanf(string(line), "page %d epoch=%d first=%d tail=%d durable=%d",
-			&seq, &epoch, &first, &tail, &durable)
+	for _, p := range dump.Journal {
+		if !p.Lost {
+			durable = p.Durable
+		}
 	}
 	if durable == 0 {
 		return nil
 	}
+	s.wishes.forget() // without dirty data the cache may start empty
 	seq := durable - min(durable-1, uint64(s.rng.IntN(8)))
 	d := s.damageAt(journalOff + int64(seq%uint64(s.geo.JournalPages))*pageBytes)
 	if string(d.old[:4]) != journalMagic || binary.LittleEndian.Uint64(d.old[jpSeq:]) != seq {

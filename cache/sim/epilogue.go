@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"ubcache/cache"
 )
@@ -134,12 +133,18 @@ func (s *Sim) alike(at int64) bool {
 		bytes.Equal(a[:ownPlace], b[:ownPlace]) && bytes.Equal(a[ownSum+8:], b[ownSum+8:])
 }
 
-// damaged reports whether a problem that a check found is one of data that faults have hurt.
-func (s *Sim) damaged(problem string) bool {
+// damaged reports whether a problem that a check found is what faults have done to data, or to a copy
+// of metadata.
+func (s *Sim) damaged(p cache.Problem) bool {
 	const bad = markUnreadable | markWrong
 	n := s.geo.DataOff
-	return s.ssd.marked(n, s.ssd.size-n, bad) &&
-		(strings.Contains(problem, "fails its checksum") || strings.Contains(problem, "cannot be read"))
+	switch p.Kind {
+	case cache.ProblemClean, cache.ProblemDirty, cache.ProblemRead:
+		return s.ssd.marked(n, s.ssd.size-n, bad)
+	case cache.ProblemSuper, cache.ProblemSummaryCopy:
+		return s.ssd.marked(0, n, bad)
+	}
+	return false
 }
 
 // replaceLost overwrites or discards the blocks that the SSD has lost. Then no read fails any more.

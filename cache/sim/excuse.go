@@ -40,6 +40,9 @@ func (s *Sim) excuse(op *cache.Op, err error) {
 	if err == nil {
 		return
 	}
+	if op.Kind == cache.OpFlush {
+		s.lossy |= 1 << op.Dev
+	}
 	for _, r := range s.reqs {
 		over := r.Off < op.Off+op.Len && op.Off < r.Off+r.Len
 		if r.Backing == op.Dev && (op.Kind == cache.OpFlush && r.Op != cache.ReqRead ||
@@ -81,9 +84,11 @@ func (s *Sim) losing(r *request, op *cache.Op) bool {
 	return false
 }
 
-// may reports whether the request may fail with that error.
-func (r *request) may(err error) bool {
-	switch {
+// may reports whether the request may fail with its error.
+func (s *Sim) may(r *request) bool {
+	switch err := r.Err; {
+	case errors.Is(err, cache.ErrLost): // a later flush says what an earlier one may have lost
+		return s.lossy>>r.Backing&1 != 0 && r.Op != cache.ReqRead
 	case errors.Is(err, cache.ErrDirtyBad):
 		return r.excuse&excuseLost != 0
 	case r.excuse&excuseBacking != 0:
@@ -99,7 +104,7 @@ func (s *Sim) failed(r *request) {
 	}
 	// Without writeback nothing is dirty, but for what a crash or a failed change has left in doubt.
 	clean := s.cfg.Through && s.res.Crashes == 0 && !s.backingFaults()
-	if !r.may(r.Err) || clean && errors.Is(r.Err, cache.ErrDirtyBad) {
+	if !s.may(r) || clean && errors.Is(r.Err, cache.ErrDirtyBad) {
 		s.fail(fmt.Errorf("%s of sectors %d+%d failed, but nothing excuses it: %w",
 			r.Op, r.first, r.n, r.Err))
 		return

@@ -34,6 +34,7 @@ type Sim struct {
 	opID   uint64
 	armed  []armed
 	strike func(f *flyingOp) (Fault, bool) // replaces armed, if set
+	lossy  uint64                          // the devices that have failed a flush since the start
 	shaky  uint64                          // the journal has failed; operations up to that one may know
 	// Of scenarios: operations complete in order, and it crashes at one of them.
 	script   bool

@@ -21,7 +21,9 @@ func setCommand(g *globals) *cobra.Command {
   dirty-target       share of the cache in percent that writeback lets stay dirty
   dirty-max          share at which writes go past the cache instead of making more dirty data
   writeback-delay    age that dirty data may reach on an idle device
-  pin-quota          share of the cache in percent that requests with hint=pin may take; at most 50`,
+  pin-quota          share of the cache in percent that requests with hint=pin may take; at most 50
+  backing-loss       what becomes of I/O that needs the backing device when that is gone: fail, hold
+                     (it waits) or hold=DURATION (it waits for that long after the loss)`,
 		Example: "  ubcache set data mode=writeback dirty-target=20",
 		Args:    args(cobra.MinimumNArgs(2)),
 		RunE: func(cmd *cobra.Command, a []string) error {

@@ -42,6 +42,8 @@ type Cache struct {
 	Depth  int    `toml:"depth,omitzero"`
 	MaxIO  Size   `toml:"max-io,omitzero"`
 	Copy   string `toml:"copy,omitempty"` // auto, copy, zero-copy
+	// Scheduler is the I/O scheduler of the ublk devices, by the kernel's name; empty leaves it alone.
+	Scheduler string `toml:"scheduler,omitempty"`
 	// KernelAttributes says whether BPF reads priorities, hints and issuers off requests: auto, off.
 	KernelAttributes string `toml:"kernel-attributes,omitempty"`
 
@@ -69,6 +71,8 @@ type Backing struct {
 	WritebackDelay   Duration `toml:"writeback-delay"`
 	// PinQuota is there only if it is not the default, 0 being a value.
 	PinQuota *int `toml:"pin-quota,omitempty"`
+	// BackingLoss says what becomes of I/O that needs the device when it is gone; empty for the default.
+	BackingLoss string `toml:"backing-loss,omitempty"`
 
 	// Rules give attributes to requests, the first one that matches wins.
 	Rules []Rule `toml:"rule,omitempty"`
@@ -156,6 +160,12 @@ func (f *File) check() error {
 		case "", "auto", "copy", "zero-copy":
 		default:
 			return fmt.Errorf("cache %s: copy = %q is none of auto, copy, zero-copy", cn, c.Copy)
+		}
+		switch c.Scheduler {
+		case "", "none", "mq-deadline", "kyber", "bfq":
+		default:
+			return fmt.Errorf("cache %s: scheduler = %q is none of none, mq-deadline, kyber, bfq", cn,
+				c.Scheduler)
 		}
 		switch c.KernelAttributes {
 		case "", "auto", Off:

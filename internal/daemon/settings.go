@@ -71,6 +71,13 @@ var settingTable = []setting{
 		},
 		func(_ cache.Mode, t *cache.Tunables) string { return strconv.Itoa(t.PinQuota) },
 	},
+	{
+		"backing-loss", func(v string, _ *cache.Mode, t *cache.Tunables) (err error) {
+			t.BackingHold, err = parseLoss(v)
+			return err
+		},
+		func(_ cache.Mode, t *cache.Tunables) string { return showLoss(t.BackingHold) },
+	},
 }
 
 func percent(v string) (int, error) {
@@ -122,6 +129,9 @@ func putSettings(b *config.Backing, m cache.Mode, t cache.Tunables) {
 	b.WritebackDelay = config.Duration(t.WritebackDelay)
 	if b.PinQuota = nil; t.PinQuota != cache.DefaultTunables().PinQuota {
 		b.PinQuota = &t.PinQuota
+	}
+	if b.BackingLoss = ""; t.BackingHold != cache.DefaultTunables().BackingHold {
+		b.BackingLoss = showLoss(t.BackingHold)
 	}
 }
 

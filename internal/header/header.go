@@ -16,6 +16,7 @@
 //	    80     8  data offset: where the cached device begins, in bytes
 //	    88     8  size of the cached device in bytes
 //	    96     8  size of the backing device in bytes
+//	   120     8  epoch of the cache at its last start with this device; 0: not known
 package header
 
 import (
@@ -49,6 +50,7 @@ type Header struct {
 	DataOff    int64
 	Size       int64 // of the cached device
 	DeviceSize int64
+	Start      uint64 // epoch of the cache at its last start with this device; 0: not known
 }
 
 // Errors that a caller can act on.
@@ -70,6 +72,7 @@ func (h *Header) encode(off int64) []byte {
 	le.PutUint64(p[80:], uint64(h.DataOff))
 	le.PutUint64(p[88:], uint64(h.Size))
 	le.PutUint64(p[96:], uint64(h.DeviceSize))
+	le.PutUint64(p[120:], h.Start)
 	le.PutUint64(p[32:], sum(p, off))
 	return p
 }
@@ -90,7 +93,7 @@ func decode(p []byte, off int64) (*Header, error) {
 	}
 	h := &Header{
 		Seq: le.Uint64(p[16:]), DataOff: int64(le.Uint64(p[80:])), Size: int64(le.Uint64(p[88:])),
-		DeviceSize: int64(le.Uint64(p[96:])),
+		DeviceSize: int64(le.Uint64(p[96:])), Start: le.Uint64(p[120:]),
 	}
 	copy(h.Cache[:], p[40:])
 	copy(h.Backing[:], p[64:])
@@ -129,6 +132,35 @@ func Read(r io.ReaderAt) (*Header, error) {
 		return nil, firstErr
 	}
 	return best, nil
+}
+
+// Blank zeroes, in what was read from the start of a device, the places of the header.
+func Blank(head []byte) {
+	for _, off := range locations {
+		if off < int64(len(head)) {
+			clear(head[off:min(off+blockBytes, int64(len(head)))])
+		}
+	}
+}
+
+// Copy is one of the copies as it is on the device.
+type Copy struct {
+	Off    int64
+	Header *Header
+	Err    error
+}
+
+// ReadCopies reads both copies.
+func ReadCopies(r io.ReaderAt) (list []Copy) {
+	p := make([]byte, blockBytes)
+	for _, off := range locations {
+		k := Copy{Off: off}
+		if _, k.Err = r.ReadAt(p, off); k.Err == nil {
+			k.Header, k.Err = decode(p, off)
+		}
+		list = append(list, k)
+	}
+	return list
 }
 
 // Write makes h durable in both copies, one after the other.
