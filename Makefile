@@ -15,7 +15,7 @@ VM_FLAGS_NEWEST ?= --timeout 50m --env UBCACHE_VM_SCOPE=full
 VM_RESET_PKG ?= ./internal/vmtest/powercut
 
 # Histories that the simulator plays in make unit, and how long make soak goes on.
-SIM_SEEDS ?= 3000
+SIM_SEEDS ?= 10000
 SOAK ?= 1h
 SOAK_ROUNDS ?= 5
 
@@ -64,10 +64,12 @@ check: bin ## formatting, vet, staticcheck, go.mod
 	$(STAGE) "gofumpt" tools/formatted
 	$(STAGE) "vet, amd64" env GOARCH=amd64 go vet ./...
 	$(STAGE) "vet, amd64, VM tests" env GOARCH=amd64 go vet -tags vm ./...
+	$(STAGE) "vet, broken engines" go vet -tags mutants ./cache/...
 	$(STAGE) "vet, arm64" env GOARCH=arm64 go vet ./...
 	$(STAGE) "vet, arm64, VM tests" env GOARCH=arm64 go vet -tags vm ./...
 	$(STAGE) "staticcheck" $(TOOL) staticcheck ./...
 	$(STAGE) "staticcheck, VM tests" $(TOOL) staticcheck -tags vm ./...
+	$(STAGE) "staticcheck, broken engines" $(TOOL) staticcheck -tags mutants ./cache/...
 	$(STAGE) "go.mod is tidy" go mod tidy -diff
 
 .PHONY: unit
@@ -77,6 +79,10 @@ unit: bin ## unit and simulation tests, with the race detector; benchmarks once
 	$(STAGE) "unit tests, one CPU" env GOMAXPROCS=1 go test -timeout 10m ./ublk/... ./internal/uring
 	$(STAGE) "simulator, $(SIM_SEEDS) histories" \
 		go test ./cache/sim -run Histories -timeout 30m -v -seeds $(SIM_SEEDS)
+	$(STAGE) "simulator, a fault at every step" \
+		go test ./cache/sim -run Sweeps -timeout 30m -v -every 1
+	$(STAGE) "simulator, broken engines" \
+		go test -tags mutants ./cache/sim -run Mutants -timeout 30m -v
 	$(STAGE) "benchmarks, once" go test -run '^$$' -bench . -benchtime 1x -timeout 10m ./...
 
 .PHONY: vm-tests

@@ -139,7 +139,9 @@ func (j *journal) append(r record, touched ...BucketID) LSN {
 	for _, b := range touched {
 		j.mu.queue.note(j.c.buckets, b, l)
 	}
-	j.mu.ring.publish(j.mu.next)
+	if !mutated(mutRingUnpublished) {
+		j.mu.ring.publish(j.mu.next)
+	}
 	half := uint64(j.mu.next)-j.durableLSN.Load() == j.mu.ring.cap/2
 	j.mu.Unlock()
 	if half {
@@ -223,6 +225,9 @@ func (j *journal) needsRoom() bool {
 func (j *journal) advanceTail() {
 	j.mu.Lock()
 	oldest := j.mu.queue.oldest(j.c.buckets, LSN(j.durableLSN.Load()))
+	if mutated(mutTailAhead) {
+		oldest = LSN(j.durableLSN.Load())
+	}
 	for j.mu.tailSeq < j.mu.pageSeq {
 		next := j.mu.tailSeq + 1
 		if next == j.mu.pageSeq || j.firstLSN[next%j.pages] > oldest {
@@ -302,9 +307,24 @@ func (k *commit) begin(l *Lane) {
 	j.mu.Unlock()
 	k.step, k.err = commitFlush, nil
 	l.count(&l.stats.JournalFlushes, 1)
+	if mutated(mutNoFlush) || mutated(mutPageBeforeFlush) {
+		k.skipFlush(l)
+		return
+	}
 	op := l.newOp(k)
 	op.Kind, op.Dev = OpFlush, SSD
 	l.d.Submit(op)
+}
+
+// skipFlush is for mutants.
+func (k *commit) skipFlush(l *Lane) {
+	if mutated(mutPageBeforeFlush) {
+		op := l.newOp(ignored{})
+		op.Kind, op.Dev = OpFlush, SSD
+		l.d.Submit(op)
+	}
+	k.step = commitWrite
+	k.writePages(l)
 }
 
 // run goes on after a stall, or begins the next commit.

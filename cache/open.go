@@ -113,7 +113,9 @@ func (c *Cache) load() error {
 		return err
 	}
 	c.sortBuckets(r.lastLSN)
-	c.epoch++
+	if c.epoch == 0 || !mutated(mutEpochKept) {
+		c.epoch++
+	}
 	c.sb.Epoch, c.sb.Clean = c.epoch, false
 	c.noteDirty()
 	if err := c.saveSuper(); err != nil {
