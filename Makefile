@@ -10,12 +10,12 @@ KERNELS ?= 6.12 6.18 newest
 # gets all tests, the others a short list (vmtest.OnlyFull).
 VM_FLAGS ?=
 VM_FLAGS_OLD ?= --timeout 15m --env UBCACHE_VM_SCOPE=short
-VM_FLAGS_NEWEST ?= --timeout 30m --env UBCACHE_VM_SCOPE=full
+VM_FLAGS_NEWEST ?= --timeout 50m --env UBCACHE_VM_SCOPE=full
 # A package whose tests reset the machine; it has a run of its own.
 VM_RESET_PKG ?= ./internal/vmtest/powercut
 
 # Histories that the simulator plays in make unit, and how long make soak goes on.
-SIM_SEEDS ?= 3000
+SIM_SEEDS ?= 10000
 SOAK ?= 1h
 SOAK_ROUNDS ?= 5
 
@@ -31,6 +31,8 @@ ifeq ($(shell git rev-parse HEAD 2>/dev/null),)
 export GOFLAGS += -buildvcs=false
 endif
 export STAGES := $(CURDIR)/bin/stages
+# What tests note for the table of faults, one folder per run.
+FAULTS := bin/faults
 
 TOOL = go tool -modfile=tools/go.mod
 STAGE = @tools/stage
@@ -46,22 +48,28 @@ bin/ubdemo bin/ubbench:
 	CGO_ENABLED=0 go build -o $@ ./cmd/$(@F)
 
 .PHONY: test
-test: stages check unit vm-tests ## everything: check, unit, and the VM tests on every kernel
+test: stages check unit vm-tests faults ## everything: check, unit, and the VM tests on every kernel
 	@echo; echo "=== summary"; cat $(STAGES)
 
 .PHONY: stages
 stages:
-	@mkdir -p bin; : >$(STAGES)
+	@mkdir -p bin; : >$(STAGES); rm -rf $(FAULTS)
+
+.PHONY: faults
+faults: bin/ubvm
+	$(STAGE) "faults: nothing lost, nothing wrong" $(UBVM) faults $(FAULTS)
 
 .PHONY: check
 check: bin ## formatting, vet, staticcheck, go.mod
 	$(STAGE) "gofumpt" tools/formatted
 	$(STAGE) "vet, amd64" env GOARCH=amd64 go vet ./...
 	$(STAGE) "vet, amd64, VM tests" env GOARCH=amd64 go vet -tags vm ./...
+	$(STAGE) "vet, broken engines" go vet -tags mutants ./cache/...
 	$(STAGE) "vet, arm64" env GOARCH=arm64 go vet ./...
 	$(STAGE) "vet, arm64, VM tests" env GOARCH=arm64 go vet -tags vm ./...
 	$(STAGE) "staticcheck" $(TOOL) staticcheck ./...
 	$(STAGE) "staticcheck, VM tests" $(TOOL) staticcheck -tags vm ./...
+	$(STAGE) "staticcheck, broken engines" $(TOOL) staticcheck -tags mutants ./cache/...
 	$(STAGE) "go.mod is tidy" go mod tidy -diff
 
 .PHONY: unit
@@ -71,6 +79,10 @@ unit: bin ## unit and simulation tests, with the race detector; benchmarks once
 	$(STAGE) "unit tests, one CPU" env GOMAXPROCS=1 go test -timeout 10m ./ublk/... ./internal/uring
 	$(STAGE) "simulator, $(SIM_SEEDS) histories" \
 		go test ./cache/sim -run Histories -timeout 30m -v -seeds $(SIM_SEEDS)
+	$(STAGE) "simulator, a fault at every step" \
+		go test ./cache/sim -run Sweeps -timeout 30m -v -every 1
+	$(STAGE) "simulator, broken engines" \
+		go test -tags mutants ./cache/sim -run Mutants -timeout 30m -v
 	$(STAGE) "benchmarks, once" go test -run '^$$' -bench . -benchtime 1x -timeout 10m ./...
 
 .PHONY: vm-tests
@@ -78,9 +90,9 @@ vm-tests: $(addprefix vm-test-,$(KERNELS)) ## the VM tests on every kernel (KERN
 
 vm-test-%: bin/ubvm
 	$(STAGE) "VM tests, Linux $*" $(UBVM) test --kernel $* $(addprefix --pkg ,$(VM_PKGS)) \
-		$(if $(filter newest,$*),$(VM_FLAGS_NEWEST),$(VM_FLAGS_OLD)) $(VM_FLAGS)
+		--out $(FAULTS)/$* $(if $(filter newest,$*),$(VM_FLAGS_NEWEST),$(VM_FLAGS_OLD)) $(VM_FLAGS)
 	$(if $(wildcard $(VM_RESET_PKG)/*_test.go),$(STAGE) "VM power cuts Linux $*" \
-		$(UBVM) test --kernel $* --pkg $(VM_RESET_PKG) --on-reset reboot \
+		$(UBVM) test --kernel $* --pkg $(VM_RESET_PKG) --on-reset reboot --out $(FAULTS)/$*-powercut \
 		$(if $(filter newest,$*),$(VM_FLAGS_NEWEST),$(VM_FLAGS_OLD)) $(VM_FLAGS))
 
 .PHONY: demo
@@ -96,13 +108,20 @@ demo: build bin/ubdemo bin/ubvm ## see it work: on loop files if this machine ha
 bench: bin/ubbench ## compare with kublk, bcache, dm-cache and others, in a VM
 	bin/ubbench --kernel $(KERNEL) --out $(BENCH_OUT) $(BENCH_FLAGS)
 
+# The long versions of tests (vmtest.Soak) play back every point of a recording and repeat each fault.
 .PHONY: soak
-soak: bin bin/ubvm ## new histories for SOAK=1h, then the VM tests SOAK_ROUNDS=5 times
+soak: stages bin/ubvm ## new histories for SOAK=1h, every fault at length, then the VM tests SOAK_ROUNDS=5 times
 	$(STAGE) "simulator for $(SOAK)" go test ./cache/sim -run Histories -timeout 0 -v \
 		-for $(SOAK) -from $$(date +%s)000000
+	$(STAGE) "faults in the VM, at length" $(UBVM) test --kernel $(KERNEL) --timeout 24h \
+		--env UBCACHE_VM_SCOPE=soak --pkg ./internal/vmtest/faults --out $(FAULTS)/soak $(VM_FLAGS)
+	$(STAGE) "VM power cuts, at length" $(UBVM) test --kernel $(KERNEL) --timeout 12h \
+		--env UBCACHE_VM_SCOPE=soak --pkg $(VM_RESET_PKG) --on-reset reboot --out $(FAULTS)/soak-powercut \
+		$(VM_FLAGS)
 	$(STAGE) "VM tests, $(SOAK_ROUNDS) times" $(UBVM) test --kernel $(KERNEL) --timeout 12h \
-		--env UBCACHE_VM_SCOPE=full $(addprefix --pkg ,$(VM_PKGS)) $(VM_FLAGS) -- \
-		-test.count=$(SOAK_ROUNDS)
+		--env UBCACHE_VM_SCOPE=full $(addprefix --pkg ,$(VM_PKGS)) --out $(FAULTS)/soak-rounds $(VM_FLAGS) \
+		-- -test.count=$(SOAK_ROUNDS)
+	$(STAGE) "faults: nothing lost, nothing wrong" $(UBVM) faults $(FAULTS)
 
 .PHONY: fmt
 fmt: ## format all Go files

@@ -142,9 +142,13 @@ func (bg *background) clean(now int64) (hurry bool) {
 // cleanBacking turns the pending slots that a flush has covered into clean ones.
 func (bg *background) cleanBacking(b *Backing) {
 	c := bg.l.c
+	flushed := b.flushed.Load()
+	if mutated(mutCleanUnflushed) {
+		flushed = b.wrote.Load()
+	}
 	for c.journal.reserve(1) {
 		b.mu.Lock()
-		ok := len(b.mu.pending) > 0 && b.mu.pending[0].wrote <= b.flushed.Load()
+		ok := len(b.mu.pending) > 0 && b.mu.pending[0].wrote <= flushed
 		var p pendingSlot
 		if ok {
 			p = b.mu.pending[0]
@@ -173,8 +177,11 @@ func (c *Cache) cleanSlot(b *Backing, p pendingSlot) bool {
 	}
 	if s.locked(b.id, p.k.block(), lockThrough) {
 		// The backing device is being changed under it: clean on record, it would outlive a
-		// crash as older data than the backing device has.
-		c.setState(b, e, e.st&^stPending)
+		// crash as older data than the backing device has. It waits for a later flush.
+		p.wrote = b.wrote.Add(1)
+		if !b.addPending(p, b.losses.Load()) {
+			c.setState(b, e, e.st&^stPending)
+		}
 		return false
 	}
 	if e.st&stLeave != 0 {

@@ -217,6 +217,16 @@ func (b *Backing) flushDone(n, losses uint64) {
 	}
 }
 
+// relyOn makes a FLUSH cover the changes up to n, though the SSD had a copy of them.
+func (b *Backing) relyOn(n uint64) {
+	for {
+		old := b.direct.Load()
+		if old >= n || b.direct.CompareAndSwap(old, n) {
+			return
+		}
+	}
+}
+
 // addPending queues a slot for cleaning after the next backing flush; false if too many wait, or if
 // the device may have lost the data since, which was put there when losses was what it says.
 func (b *Backing) addPending(p pendingSlot, losses uint64) bool {

@@ -96,6 +96,9 @@ func (c *Cache) snapshot(b BucketID, next LSN, p []byte) {
 		le.PutUint64(h[smCache:], c.journal.cacheID)
 		le.PutUint32(h[smBucket:], uint32(b))
 		le.PutUint32(h[smPage:], uint32(i))
+		if mutated(mutSummaryAhead) {
+			next += 3
+		}
 		le.PutUint64(h[smLSN:], uint64(next))
 		le.PutUint64(h[smEpoch:], c.epoch)
 	}
@@ -160,6 +163,12 @@ func (k *checkpoint) opsDone(l *Lane) {
 	if k.err != nil {
 		k.fail(l)
 		return
+	}
+	if mutated(mutSummaryUnflushed) && k.step == ckptWriteA {
+		k.step = ckptFlushA
+	}
+	if mutated(mutOneSummaryCopy) && k.step == ckptFlushA {
+		k.step = ckptFlushB
 	}
 	switch k.step {
 	case ckptWriteA, ckptWriteB:

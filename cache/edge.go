@@ -73,6 +73,13 @@ func sectors(from, n int) state {
 // lookUp finds the block and starts to read it.
 func (g *edge) lookUp(l *Lane) {
 	c := l.c
+	if g.write != nil {
+		if _, n, _ := blockPart(g.span, g.r, g.blk); n == g.b.blockBytes(g.blk) {
+			clear(g.page)
+			g.merge(l, 0) // all that there is of the device's last block
+			return
+		}
+	}
 	s := c.index.stripeOf(g.b.id, g.blk)
 	s.mu.Lock()
 	e, ok := c.index.find(g.key())
@@ -117,7 +124,7 @@ func (g *edge) opDone(l *Lane, _ *Op, err error) {
 		if err != nil {
 			l.io[g.b.id].SSDErrors.Add(1)
 		}
-		if err != nil || (l.c.checksums && dataSum(g.page, uint64(g.key())) != g.e.sum) {
+		if err != nil || (l.c.checksums && !mutated(mutNoVerify) && dataSum(g.page, uint64(g.key())) != g.e.sum) {
 			g.untrusted(l)
 			return
 		}
@@ -125,6 +132,15 @@ func (g *edge) opDone(l *Lane, _ *Op, err error) {
 	case edgeBacking:
 		if err != nil {
 			g.finish(l, err)
+			return
+		}
+		if g.write != nil {
+			for i := range sectorsPerBlock {
+				if g.e.st&(1<<i) == 0 {
+					clear(g.page[i*SectorSize : (i+1)*SectorSize])
+				}
+			}
+			g.merge(l, g.e.st&stMask)
 			return
 		}
 		overlay(g.under, g.page, g.e.st)
@@ -152,8 +168,17 @@ func (g *edge) haveSlot(l *Lane) {
 		return
 	}
 	g.step = edgeBacking
-	l.moveFor(g.r, g, OpRead, g.b.id, g.b.dataOff+int64(g.blk)*BlockSize,
-		g.under[:g.b.blockBytes(g.blk)], 0)
+	// No more than is wanted: a bad sector beside it is nobody's concern.
+	l.moveFor(g.r, g, OpRead, g.b.id, g.b.dataOff+int64(g.blk)*BlockSize+int64(from),
+		g.under[from:from+n:from+n], 0)
+}
+
+// restore reads the whole block from the backing device, where the slot's data should have been.
+func (g *edge) restore(l *Lane) {
+	clear(g.page)
+	g.step = edgeBacking
+	n := g.b.blockBytes(g.blk)
+	l.moveFor(g.r, g, OpRead, g.b.id, g.b.dataOff+int64(g.blk)*BlockSize, g.page[:n:n], 0)
 }
 
 // overlay copies the valid sectors of src over dst.
@@ -179,6 +204,9 @@ func (g *edge) merge(l *Lane, have state) {
 	}
 	p := g.write
 	p.masks[g.at] = uint8(have | sectors(from, n))
+	if mutated(mutFullMask) {
+		p.masks[g.at] = fullMask
+	}
 	if l.c.checksums {
 		p.sums[g.at] = dataSum(g.page, uint64(g.key()))
 	}
@@ -197,6 +225,13 @@ func (g *edge) untrusted(l *Lane) {
 		if g.write != nil {
 			clear(g.page)
 			g.merge(l, 0)
+			return
+		}
+		g.direct(l)
+	case distrustLeft:
+		if g.write != nil {
+			// The new slot takes over what the old one promises.
+			g.restore(l)
 			return
 		}
 		g.direct(l)

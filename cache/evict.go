@@ -286,7 +286,7 @@ func (v *eviction) run(l *Lane, err error) {
 // release frees the emptied buckets that nobody reads any more.
 func (v *eviction) release(l *Lane) {
 	c := l.c
-	if !c.journal.isDurable(v.last) {
+	if !c.journal.isDurable(v.last) && !mutated(mutBucketReused) {
 		return
 	}
 	keep := v.freeing[:0]

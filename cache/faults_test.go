@@ -98,6 +98,55 @@ func TestSSDReadErrors(t *testing.T) {
 	}
 }
 
+// TestPendingBlocksComeFromTheBackingDevice: what was written through, or back, is dirty on record until the
+// backing device has been flushed, but a failing SSD makes no error of it. From then on a FLUSH
+// has to reach the backing device.
+func TestPendingBlocksComeFromTheBackingDevice(t *testing.T) {
+	for _, mode := range []Mode{Writethrough, Writeback} {
+		h := small(t)
+		h.write(0, fill(9, 4))
+		if err := h.c.SetMode(h.b.ID(), mode); err != nil {
+			t.Fatal(err)
+		}
+		h.flush()
+		broken, held := false, true
+		h.fail = func(op *Op) error {
+			switch {
+			case broken && op.Dev == SSD && op.Kind == OpRead:
+				return errMedium
+			case held && op.Dev != SSD && op.Kind == OpFlush: // so that nothing becomes clean
+				return errMedium
+			}
+			return nil
+		}
+		h.write(0, fill(1, 4))
+		if mode == Writeback {
+			if err := h.c.SetDrain(h.b.ID(), true); err != nil {
+				t.Fatal(err)
+			}
+			h.until("writeback", func() bool { return bytes.Equal(h.back[:4*BlockSize], fill(1, 4)) })
+		}
+		broken = true
+		h.wantRead(0, fill(1, 4))
+		if h.b.direct.Load() <= h.b.flushed.Load() {
+			t.Errorf("%v: a FLUSH would not reach the only copy", mode)
+		}
+		h.wantRead(BlockSize+512, fill(1, 1)[:512])
+		want := fill(1, 4)
+		if mode == Writeback { // merged with what is there; the other mode would have to flush
+			h.write(2*BlockSize+512, fill(2, 1)[:512])
+			copy(want[2*BlockSize+512:], fill(2, 1)[:512])
+		}
+		held = false
+		h.flush()
+		broken = false
+		h.wantRead(0, want)
+		if s := h.stats(); s.BadBlocks != 0 || s.SSDErrors == 0 {
+			t.Errorf("%v: bad %d, SSD errors %d", mode, s.BadBlocks, s.SSDErrors)
+		}
+	}
+}
+
 func TestSSDWriteErrorGoesToTheBackingDevice(t *testing.T) {
 	for _, mode := range []Mode{Writeback, Writethrough} {
 		h := small(t)

@@ -30,7 +30,7 @@ func (l *Lane) startFlush(r *Request, scope flushScope) {
 	}
 	*f = flush{r: r, pending: 1}
 	f.w = waiter{lane: l, owner: f}
-	if scope&flushBacking != 0 {
+	if scope&flushBacking != 0 && !mutated(mutBackingUnflushed) {
 		if r.Op == ReqFlush && r.b.unreported.Load() && r.b.unreported.CompareAndSwap(true, false) {
 			f.err = ErrLost
 		}

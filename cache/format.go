@@ -48,10 +48,8 @@ func Format(dev Storage, o FormatOptions) (*Superblock, error) {
 		UUID: o.UUID, Label: o.Label, Clean: true, Checksums: !o.NoChecksums,
 		Created: o.Now.UTC(), NextID: 1, Geometry: g,
 	}
-	for range 2 {
-		if err := writeSuper(dev, sb); err != nil {
-			return nil, err
-		}
+	if err := writeSuper(dev, sb); err != nil {
+		return nil, err
 	}
 	return sb, nil
 }

@@ -168,7 +168,9 @@ func (j *journal) appendLocked(r record, touched []BucketID) (l LSN, half bool) 
 	for _, b := range touched {
 		j.mu.queue.note(j.c.buckets, b, l)
 	}
-	j.mu.ring.publish(j.mu.next)
+	if !mutated(mutRingUnpublished) {
+		j.mu.ring.publish(j.mu.next)
+	}
 	return l, uint64(j.mu.next)-j.durableLSN.Load() == j.mu.ring.cap/2
 }
 
@@ -275,6 +277,9 @@ func (j *journal) wants(o *order) bool { return j.usedPages() >= j.pages/4 && j.
 func (j *journal) advanceTail() {
 	j.mu.Lock()
 	oldest := j.c.oldestQueued(j.mu.queue.oldest(j.c.buckets, LSN(j.durableLSN.Load())))
+	if mutated(mutTailAhead) {
+		oldest = LSN(j.durableLSN.Load())
+	}
 	for j.mu.tailSeq < j.mu.pageSeq {
 		next := j.mu.tailSeq + 1
 		if next == j.mu.pageSeq || j.firstLSN[next%j.pages] > oldest {
@@ -354,9 +359,24 @@ func (k *commit) begin(l *Lane) {
 	j.mu.Unlock()
 	k.step, k.err = commitFlush, nil
 	l.count(&l.stats.JournalFlushes, 1)
+	if mutated(mutNoFlush) || mutated(mutPageBeforeFlush) {
+		k.skipFlush(l)
+		return
+	}
 	op := l.newOp(k)
 	op.Kind, op.Dev = OpFlush, SSD
 	l.d.Submit(op)
+}
+
+// skipFlush is for mutants.
+func (k *commit) skipFlush(l *Lane) {
+	if mutated(mutPageBeforeFlush) {
+		op := l.newOp(ignored{})
+		op.Kind, op.Dev = OpFlush, SSD
+		l.d.Submit(op)
+	}
+	k.step = commitWrite
+	k.writePages(l)
 }
 
 // run goes on after a stall, or begins the next commit.

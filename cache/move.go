@@ -94,8 +94,17 @@ func (m *mover) opDone(l *Lane, op *Op, err error) {
 	m.opsDone(l)
 }
 
-// verify drops what the SSD did not return right: it is clean.
+// verify drops what the SSD did not return right: it is clean. Blocks that one operation has failed to
+// read are read again, each by itself.
 func (m *mover) verify(l *Lane, i, j int, err error) {
+	if err != nil && j > i+1 {
+		for ; i < j; i++ {
+			m.waits++
+			l.move(m, OpRead, SSD, l.c.geo.slotOff(m.keys[i].slot), m.at(i, i+1),
+				uint32(i)<<16|uint32(i+1))
+		}
+		return
+	}
 	for ; i < j; i++ {
 		k := m.keys[i].k
 		bad := err != nil

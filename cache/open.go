@@ -117,7 +117,9 @@ func (c *Cache) load() error {
 		return err
 	}
 	c.sortBuckets(r.lastLSN)
-	c.epoch++
+	if c.epoch == 0 || !mutated(mutEpochKept) {
+		c.epoch++
+	}
 	c.sb.Epoch, c.sb.Clean = c.epoch, false
 	for i := range c.sb.Backings {
 		// A power cut may have taken records away that were counted when the order began.

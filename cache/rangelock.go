@@ -57,10 +57,10 @@ func (s *stripe) acquire(k *rangeLock) bool {
 		if !o.overlaps(k.backing, k.first, k.last) {
 			continue
 		}
-		if excludes[o.kind][k.kind] {
+		if excludes[o.kind][k.kind] && !(mutated(mutMergesRace) && o.kind+k.kind == 2*lockMerge) {
 			k.granted = false
 		}
-		if o.kind == lockFill && k.kind != lockWriteback {
+		if o.kind == lockFill && k.kind != lockWriteback && !mutated(mutFillNotCancelled) {
 			o.cancelled = true
 		}
 	}

@@ -28,6 +28,7 @@ type readPiece struct {
 	slots [regionBlocks]Slot // where each block was found, noSlot if it was not
 	sums  [regionBlocks]uint32
 	again [regionBlocks / 64]uint64 // blocks that the SSD did not return right
+	group [regionBlocks / 64]uint64 // those of them that one failed operation had to read
 	buf   []byte                    // what a zero-copy fill goes through, each block at its place
 	runs  []slotRun                 // of the fill
 	miss  blockRange                // that the fill covers
@@ -56,7 +57,7 @@ func (l *Lane) startRead(r *Request, s span, fill bool) {
 	p.r, p.span, p.fill, p.held, p.step, p.err = r, s, fill, false, readFirst, nil
 	p.unfilled, p.losses = false, r.b.losses.Load()
 	p.first, p.n = s.first(), int(s.last()-s.first())+1
-	p.again = [regionBlocks / 64]uint64{}
+	p.again, p.group = [regionBlocks / 64]uint64{}, [regionBlocks / 64]uint64{}
 	p.w = waiter{lane: l, owner: p}
 	p.lookUp(l)
 }
@@ -282,12 +283,15 @@ func (p *readPiece) verify(l *Lane, op *Op, i, n int, err error) {
 	c := l.c
 	for j := i; j < i+n; j++ {
 		bad := err != nil
-		if !bad && c.checksums && op.Mem != nil {
+		if !bad && c.checksums && op.Mem != nil && !mutated(mutNoVerify) {
 			k := makeKey(p.r.b.id, p.first+Block(j))
 			bad = dataSum(op.Mem[(j-i)*BlockSize:][:BlockSize], uint64(k)) != p.sums[j]
 		}
 		if bad {
 			p.again[j/64] |= 1 << (j % 64)
+		}
+		if err != nil && n > 1 && !mutated(mutGroupLost) {
+			p.group[j/64] |= 1 << (j % 64)
 		}
 	}
 	if err != nil {
@@ -319,11 +323,17 @@ func (p *readPiece) opsDone(l *Lane) {
 }
 
 // readAgain deals with blocks that the SSD returned wrongly or not at all: clean ones leave the
-// cache and are read from the backing device; of dirty ones there is no other copy.
+// cache and are read from the backing device; of dirty ones there is no other copy. One bad sector
+// fails the operation that reads many blocks, so these are tried each by itself first.
 func (p *readPiece) readAgain(l *Lane) {
 	p.waits = 1
 	for i := range p.n {
 		if p.again[i/64]&(1<<(i%64)) == 0 {
+			continue
+		}
+		if p.group[i/64]&(1<<(i%64)) != 0 {
+			p.waits++
+			l.startReadEdge(p, i)
 			continue
 		}
 		k := makeKey(p.r.b.id, p.first+Block(i))
@@ -334,7 +344,7 @@ func (p *readPiece) readAgain(l *Lane) {
 			// Overwritten meanwhile: where it is now is for an edge to find out.
 			p.waits++
 			l.startReadEdge(p, i)
-		case distrustDropped:
+		case distrustDropped, distrustLeft:
 			b := p.r.b
 			p.r.reached |= reachedBacking
 			p.read(l, b.id, b.dataOff+int64(p.first+Block(i))*BlockSize, i, 1)
@@ -355,10 +365,13 @@ type distrustResult uint8
 const (
 	distrustDropped distrustResult = iota // was clean: it is not cached any more
 	distrustLost                          // is dirty
+	distrustLeft                          // is pending: the backing device has it
 	distrustChanged                       // is in another slot by now, or gone
 )
 
-// distrust takes a block whose slot was not returned right out of the cache if it is clean.
+// distrust takes a block whose slot was not returned right out of the cache if it is clean. One that
+// is pending stays on record until the backing device has been flushed, or else a crash could turn
+// it back.
 func (l *Lane) distrust(b *Backing, k key, slot Slot) distrustResult {
 	c := l.c
 	room := c.journal.reserve(1)
@@ -368,12 +381,24 @@ func (l *Lane) distrust(b *Backing, k key, slot Slot) distrustResult {
 	result := distrustChanged
 	switch {
 	case !ok || e.slot != slot:
+	case e.st&stPending != 0:
+		// The backing device has the only copy now, so a FLUSH is to it.
+		b.relyOn(b.wrote.Load())
+		result = distrustLeft
+		if e.st&stLeave == 0 {
+			c.setState(b, e, e.st|stLeave)
+			l.io[b.id].HealedBlocks.Add(1)
+		}
+	case e.st&stDirty != 0 && mutated(mutDirtyHealed):
+		result = distrustLeft
 	case e.st&stDirty != 0:
 		result = distrustLost
 		if e.st&stBad == 0 {
-			c.setState(b, e, e.st&^(stPending|stLeave)|stBad)
+			c.setState(b, e, e.st&^stLeave|stBad)
 			l.io[b.id].BadBlocks.Add(1)
 		}
+	case mutated(mutCleanLost):
+		result = distrustLost
 	default:
 		result = distrustDropped
 		room = l.heal(b, s, k, e, room)
@@ -392,6 +417,9 @@ func (l *Lane) heal(b *Backing, s *stripe, k key, e entry, room bool) bool {
 	l.io[b.id].HealedBlocks.Add(1)
 	if room {
 		c.unmapEntry(b, k, e)
+		if mutated(mutUnmapUnrecorded) {
+			return true
+		}
 		s.lastUnmap = c.journal.append(record{
 			kind: recUnmap, flags: recCleanOnly, backing: b.id, block: k.block(), sum: 1,
 		}, c.bucketOf(e.slot))
@@ -462,7 +490,7 @@ func (p *readPiece) insert(l *Lane) {
 				}
 				st := fullMask | p.r.way.refs.first()
 				slot := r.first + Slot(j)
-				if n := b.unflushed(blk); n != 0 {
+				if n := b.unflushed(blk); n != 0 && !mutated(mutFillUnflushed) {
 					lost := p.losses != b.losses.Load()
 					if !lost && !b.addPending(pendingSlot{k, slot, n}, p.losses) {
 						continue

@@ -12,7 +12,7 @@ type recovery struct {
 	c       *Cache
 	pageLSN []LSN      // per summary page
 	lastLSN []LSN      // per bucket: newest change seen, for its age
-	stale   []BucketID // buckets whose summary has blocks that are elsewhere by now
+	stale   []BucketID // buckets whose summary has to be written again
 	next    LSN        // of the next record to replay
 	pages   map[uint64]journalPage
 	epoch   uint64          // of the page replayed last
@@ -185,6 +185,10 @@ func (r *recovery) loadPage(k [2]copyFound, page int64) {
 	}
 	r.pageLSN[page] = good.lsn
 	bucket := page / r.c.geo.summaryPages()
+	if k[0].state != k[1].state || k[0].lsn != k[1].lsn {
+		// One copy is all there is: both are written anew before the journal's tail moves.
+		r.stale = append(r.stale, BucketID(bucket))
+	}
 	r.lastLSN[bucket] = max(r.lastLSN[bucket], good.lsn)
 	le := binary.LittleEndian
 	first, n := r.c.geo.pageSlots(page)
@@ -292,7 +296,7 @@ func (c *Cache) decodeJournalPage(p []byte, index int64) (jp journalPage, state 
 		noted: le.Uint32(p[jpFlags:])&jpHasDirty != 0, dirty: le.Uint64(p[jpDirty:]),
 		ends: le.Uint32(p[jpFlags:])&pageEndsCommit != 0,
 	}
-	if metaSum(q[:], journalOff+index*pageSize) != le.Uint64(p[jpSum:]) ||
+	if metaSum(q[:], journalOff+index*pageSize) != le.Uint64(p[jpSum:]) && !mutated(mutTornPage) ||
 		jp.count > pageRecords || int64(jp.seq%uint64(c.geo.JournalPages)) != index {
 		return jp, pageBad
 	}
@@ -349,7 +353,7 @@ func (r *recovery) chain() (runs []journalRun, end uint64) {
 	epoch := uint64(0)
 	for at := r.top.tail; ; at++ {
 		p, ok := r.pages[at]
-		ok = ok && p.epoch >= epoch
+		ok = ok && (p.epoch >= epoch || mutated(mutStaleEpoch))
 		switch {
 		case !ok && at > durable:
 			return runs, at
@@ -391,8 +395,8 @@ func (r *recovery) replay() error {
 	if len(runs) > 0 {
 		r.next = r.pages[runs[0].from].first
 	}
-	// The record that moved those blocks is being replayed, perhaps without effect; it must not
-	// leave the journal before their summaries are right.
+	// Where a block has left a bucket and its summary does not know, the record that moved it is being
+	// replayed, perhaps without effect; it must not leave the journal before the summary is right.
 	for _, b := range r.stale {
 		j.mu.queue.note(r.c.buckets, b, r.next)
 	}
@@ -437,6 +441,9 @@ func (r *recovery) replayPage(p journalPage, data []byte) error {
 		if err != nil {
 			r.impossible("record %d of the journal: %v", l, err)
 			r.dmg.after = l + 1
+			continue
+		}
+		if mutated(mutSkipRecord) && i == p.count-1 {
 			continue
 		}
 		r.apply(l, &rec)
@@ -541,7 +548,7 @@ func (r *recovery) applyMap(l LSN, rec *record) {
 	if rec.flags&recDirty != 0 {
 		e.st |= stDirty
 	}
-	if rec.flags&recPinned != 0 {
+	if rec.flags&recPinned != 0 && !mutated(mutPinForgotten) {
 		e.st |= stPinned
 	}
 	c.index.insert(k, e)

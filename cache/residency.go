@@ -56,3 +56,28 @@ func (n *Residency) add(st state) {
 		}
 	}
 }
+
+// Place is where the SSD has a block, and what that is worth.
+type Place struct {
+	Off     int64 // bytes on the SSD
+	Sectors uint8 // which of its sectors are valid, the first in bit 0
+	Dirty   bool  // the backing device does not have it, or may lose it
+	Pending bool  // dirty, but the backing device has it and was not flushed since
+	Bad     bool  // dirty, and the SSD could not return it
+}
+
+// Locate looks up the block at a byte of a backing device; false if it is not cached.
+func (c *Cache) Locate(id BackingID, off int64) (Place, bool) {
+	blk := Block(off / BlockSize)
+	st := c.index.stripeOf(id, blk)
+	st.mu.Lock()
+	e, ok := c.index.find(makeKey(id, blk))
+	st.mu.Unlock()
+	if !ok {
+		return Place{}, false
+	}
+	return Place{
+		Off: c.geo.slotOff(e.slot), Sectors: uint8(e.st & stMask), Dirty: e.st&stDirty != 0,
+		Pending: e.st&stPending != 0, Bad: e.st&stBad != 0,
+	}, true
+}

@@ -225,6 +225,9 @@ func (t *through) inOrder(l *Lane) {
 		}
 		t.need = max(t.need, said)
 	}
+	if mutated(mutRemovalVolatile) {
+		t.need = 0
+	}
 	t.step = throughDurable
 	if l.c.journal.waitDurable(t.need, &t.w, false) {
 		t.change(l)
@@ -240,7 +243,7 @@ func (t *through) dropClean(l *Lane, k *rangeLock) {
 	s := c.index.stripeOf(b.id, k.first)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if b.cached.Load() != 0 {
+	if b.cached.Load() != 0 && !mutated(mutKeepClean) {
 		lo, hi := k.first, k.last
 		if b.pinned.Load() != 0 && t.r.Op == ReqWrite {
 			lo, hi = t.keepPins(l, s, lo, hi)
@@ -273,7 +276,7 @@ func (c *Cache) unmapRange(b *Backing, first, last Block, cleanOnly bool) (left 
 			c.unmapEntry(b, k, e)
 		}
 	}
-	if n == 0 {
+	if n == 0 || mutated(mutDiscardUnrecorded) && !cleanOnly {
 		return left, 0
 	}
 	r := record{kind: recUnmap, backing: b.id, block: first, sum: uint32(last - first + 1)}
@@ -398,7 +401,7 @@ func (t *through) opsDone(l *Lane) {
 	case t.err != nil:
 	case t.step == throughFlush:
 		b.flushDone(t.wrote, t.losses)
-	case t.stale && !covered:
+	case t.stale && !covered && !mutated(mutStaleDroppedEarly):
 		t.step, t.waits = throughFlush, 1
 		op := l.newOp(t)
 		op.Kind, op.Dev = OpFlush, b.id
@@ -490,6 +493,9 @@ func (t *through) mapCopy(l *Lane, s *stripe, k *rangeLock) {
 				if b.addPending(pendingSlot{makeKey(b.id, blk), e.slot, t.wrote}, t.losses) {
 					e.st |= stPending
 				} // else writeback will write it once more
+				if mutated(mutPendingIsClean) {
+					e.st &^= stDirty | stPending
+				}
 				if at := i + t.whole.from; t.pins[at/64]>>(at%64)&1 != 0 {
 					l.c.mapPinned(b, s, makeKey(b.id, blk), e)
 				} else {

@@ -129,6 +129,15 @@ func (p *writePiece) write(l *Lane) {
 		return
 	}
 	p.step, p.waits = writeData, 1
+	if mutated(mutRecordBeforeData) && !l.c.checksums && !p.partial() {
+		for i := range p.n {
+			p.masks[i], p.sums[i] = fullMask, 0
+		}
+		s := l.c.index.stripeOf(p.r.b.id, p.first)
+		s.mu.Lock()
+		p.insert(l, s)
+		s.mu.Unlock()
+	}
 	i := 0
 	for _, r := range p.runs {
 		from, to := i, i+r.n
@@ -179,7 +188,7 @@ func (p *writePiece) opsDone(l *Lane, err error) {
 	}
 	s := l.c.index.stripeOf(p.r.b.id, p.first)
 	s.mu.Lock()
-	if p.err == nil {
+	if p.err == nil && (!mutated(mutRecordBeforeData) || l.c.checksums || p.partial()) {
 		p.insert(l, s)
 	}
 	s.release(&p.lock)

@@ -324,8 +324,17 @@ func (t *batch) opDone(l *Lane, op *Op, err error) {
 	t.opsDone(l)
 }
 
+// verify looks at what the SSD returned. One bad sector fails the operation that reads many blocks:
+// they are read again, each by itself.
 func (t *batch) verify(l *Lane, i, n int, err error) {
 	c := l.c
+	if err != nil && n > 1 {
+		for j := i; j < i+n; j++ {
+			t.waits++
+			l.move(t, OpRead, SSD, c.geo.slotOff(t.keys[j].slot), t.at(j), uint32(j)<<16|1)
+		}
+		return
+	}
 	for j := i; j < i+n; j++ {
 		c.unpin(t.keys[j].slot)
 		bad := err != nil
@@ -403,9 +412,16 @@ func (t *batch) finish(l *Lane) {
 		}
 		done++
 		e, ok := c.index.find(d.k)
+		if mutated(mutRewrittenClean) && ok {
+			d.slot = e.slot
+		}
 		if ok && e.slot == d.slot && e.st&(stDirty|stPending) == stDirty &&
 			t.b.addPending(pendingSlot{d.k, d.slot, wrote}, t.losses) {
-			c.setState(t.b, e, e.st|stPending)
+			st := e.st | stPending
+			if st&stBad != 0 && !mutated(mutBadKept) { // it was read just before the SSD lost it
+				st = st&^stBad | stLeave
+			}
+			c.setState(t.b, e, st)
 		}
 	}
 	s.release(&t.lock)

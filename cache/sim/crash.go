@@ -1,33 +1,103 @@
 package sim
 
 import (
-	"context"
+	"bytes"
+	"errors"
 	"fmt"
 	"slices"
 
 	"ubcache/cache"
 )
 
+// Crash is a way to end a process.
+type Crash uint8
+
+// The ways. The numbers are part of replay commands.
+const (
+	CrashPower        Crash = iota // of the machine and both devices
+	CrashSSDPower                  // the backing devices keep what had completed
+	CrashBackingPower              // the SSD does
+	CrashKill
+	CrashKillBacking // and the backing devices lose their volatile caches, too
+	numCrashes
+)
+
+var crashNames = [numCrashes]string{
+	"power cut", "power cut, backing kept", "power cut, SSD kept", "kill", "kill, backing cut",
+}
+
+func (c Crash) String() string { return crashNames[c] }
+
+func (c Crash) killed() bool { return c >= CrashKill }
+
+// cuts reports whether the SSD, or the backing devices, lose their volatile caches.
+func (c Crash) cuts(ssd bool) bool {
+	if ssd {
+		return c == CrashPower || c == CrashSSDPower
+	}
+	return c == CrashPower || c == CrashBackingPower || c == CrashKillBacking
+}
+
+// drawCrash prefers the plain ones.
+func (s *Sim) drawCrash() Crash {
+	return [...]Crash{
+		CrashPower, CrashPower, CrashPower, CrashSSDPower, CrashBackingPower,
+		CrashKill, CrashKill, CrashKillBacking,
+	}[s.rng.IntN(8)]
+}
+
 // crash ends the process, or the power, and starts again; sometimes it crashes while starting.
 func (s *Sim) crash() {
-	power := s.rng.IntN(2) == 0
+	s.armed = nil
 	s.countStats()
-	s.die(power)
+	how := s.drawCrash()
+	s.die(how)
 	s.c.Abandon()
 	s.lanes = nil
 	for s.rng.IntN(4) == 0 {
-		// The start gets this far and no further.
-		w := &limited{Disk: s.ssd, left: s.rng.IntN(6)}
-		c, err := cache.Open(w, cache.Options{Pending: s.ring})
-		if err == nil {
-			c.Abandon()
-		}
-		power = s.rng.IntN(2) == 0
-		s.trace("crash while starting, power=%v", power)
-		s.die(power)
+		left := s.rng.IntN(8)
+		s.crashStart(left)
+		how = s.drawCrash()
+		s.trace("crash while starting, after %d writes", left)
+		s.die(how)
 	}
-	if err := s.open(); err != nil {
-		s.fail(fmt.Errorf("open after a crash (power cut %v): %w", power, err))
+	s.restartAfter(how)
+}
+
+// crashStart starts the cache, which gets as far as that many writes and flushes of the SSD.
+func (s *Sim) crashStart(left int) {
+	s.res.CrashedStarts++
+	s.ssd.hook = func(kind cache.OpKind, _, _ int64) error {
+		if kind == cache.OpRead {
+			return nil
+		}
+		if left--; left < 0 {
+			return errCrash
+		}
+		return nil
+	}
+	c, err := cache.Open(s.ssd, cache.Options{Pending: s.ring})
+	s.ssd.hook = nil
+	if err == nil {
+		c.Abandon()
+	}
+}
+
+// restartAfter starts the cache after a crash.
+func (s *Sim) restartAfter(how Crash) {
+	var d *damage
+	if s.cfg.Faults.has(FaultMetadata) && s.rng.IntN(2) == 0 {
+		d = s.damageMetadata()
+	}
+	err := s.open()
+	if d != nil && d.mayRefuse && errors.Is(err, cache.ErrCorrupt) {
+		s.trace("refused: %v", err)
+		s.res.RefusedStarts++
+		d.undo(s)
+		err = s.open()
+	}
+	if err != nil {
+		s.fail(fmt.Errorf("open after a crash (%v): %w", how, err))
 		return
 	}
 	if p := s.c.Verify(); len(p) > 0 {
@@ -38,65 +108,56 @@ func (s *Sim) crash() {
 	s.reissue()
 }
 
-// limited is a device that fails after some writes, as if the process had ended there.
-type limited struct {
-	*Disk
-	left int
-}
-
-func (w *limited) WriteAt(p []byte, off int64) (int, error) {
-	if w.left--; w.left < 0 {
-		return 0, errCrash
-	}
-	return w.Disk.WriteAt(p, off)
-}
-
-func (w *limited) Sync() error {
-	if w.left < 0 {
-		return errCrash
-	}
-	return w.Disk.Sync()
-}
-
 // die decides what of the operations in flight happened, and what of the requests.
-func (s *Sim) die(power bool) {
-	flying := map[*Disk][]diskWrite{}
-	for _, f := range s.ops {
-		switch f.op.Kind {
-		case cache.OpWrite, cache.OpDiscard, cache.OpZero:
-			data := make([]byte, f.op.Len)
-			if f.op.Kind == cache.OpWrite {
-				copy(data, s.mem(f.op))
-			}
-			d := s.disk(f.op.Dev)
-			flying[d] = append(flying[d], diskWrite{off: f.op.Off, data: data})
+func (s *Sim) die(how Crash) {
+	s.trace("%v", how)
+	s.res.Crashes++
+	s.res.Cuts[how]++
+	for i, d := range append([]*Disk{s.ssd}, s.backs...) {
+		d.stalled = 0
+		flying := s.flyingOn(d)
+		if how.cuts(i == 0) {
+			d.powerCut(s.rng, flying)
+			continue
 		}
-	}
-	s.ops = nil
-	disks := append([]*Disk{s.ssd}, s.backs...)
-	if power {
-		s.trace("power cut")
-		s.res.PowerCuts++
-		for _, d := range disks {
-			d.powerCut(s.rng, flying[d])
-		}
-		clear(s.ring)
-		s.dropRequests()
-		s.wishes.powerCut()
-		for _, m := range s.models {
-			m.powerCut()
-		}
-		return
-	}
-	s.trace("kill")
-	s.res.Kills++
-	for _, d := range disks {
-		for _, w := range flying[d] {
+		for _, w := range flying {
 			if s.rng.IntN(2) == 0 {
 				d.write(w.data, w.off)
 			}
 		}
+		if !how.killed() { // what had completed is kept
+			d.settled()
+		}
 	}
+	s.ops, s.lossy = nil, 0
+	if how == CrashKill {
+		return
+	}
+	s.dropRequests()
+	for _, m := range s.models {
+		m.powerCut()
+	}
+	if !how.killed() {
+		clear(s.ring[:pageBytes])
+		s.wishes.forget()
+	}
+}
+
+// flyingOn is the writes in flight of a device.
+func (s *Sim) flyingOn(d *Disk) (all []diskWrite) {
+	for _, f := range s.ops {
+		if s.disk(f.op.Dev) != d {
+			continue
+		}
+		switch f.op.Kind {
+		case cache.OpWrite:
+			// The memory is the engine's, which is about to free it.
+			all = append(all, diskWrite{off: f.op.Off, data: bytes.Clone(s.mem(f.op))})
+		case cache.OpDiscard, cache.OpZero:
+			all = append(all, diskWrite{off: f.op.Off, data: zeroSectors(f.op.Len)})
+		}
+	}
+	return all
 }
 
 func (s *Sim) dropRequests() {
@@ -143,133 +204,49 @@ func (s *Sim) idle(what string, done func() bool) error {
 			return s.err
 		}
 		s.lookAtImages()
-		if i > 2_000_000 {
+		if i > 1_000_000 {
 			return fmt.Errorf("%s does not end: %d operations and %d requests in flight",
 				what, len(s.ops), len(s.reqs))
 		}
-		s.step(false)
-	}
-	return s.err
-}
-
-// epilogue reads everything back, stops in order, checks the format, starts again warm, writes
-// everything back and compares the backing devices.
-func (s *Sim) epilogue() error {
-	if err := s.idle("the last request", func() bool { return len(s.reqs) == 0 }); err != nil {
-		return err
-	}
-	if err := s.readAll(); err != nil {
-		return err
-	}
-	cached, err := s.restart()
-	if err != nil {
-		return err
-	}
-	s.checkWishes("after an orderly stop")
-	if now := s.c.Status().CachedBytes; now != cached {
-		return fmt.Errorf("%d bytes were cached before an orderly stop, %d after", cached, now)
-	}
-	if s.err != nil {
-		return s.err
-	}
-	if err := s.readAll(); err != nil {
-		return err
-	}
-	return s.compareBackings()
-}
-
-// readAll reads every device through the cache.
-func (s *Sim) readAll() error {
-	for dev, m := range s.models {
-		for first := 0; first < len(m.sectors); {
-			if s.err != nil {
-				return s.err
-			}
-			n := min(1+s.rng.IntN(512), len(m.sectors)-first)
-			unit := s.cfg.LBS / sectorSize
-			n = max(unit, n/unit*unit)
-			s.tag++
-			r := &request{dev: dev, first: first, n: n, data: make([]byte, n*sectorSize)}
-			r.Tag, r.Backing, r.Op = s.tag, s.ids[dev], cache.ReqRead
-			r.Off, r.Len = int64(first)*sectorSize, int64(n)*sectorSize
-			r.read = m.read(first, n)
-			r.asked.again = true // no deadline, the data is wanted
-			s.submit(r)
-			if err := s.idle("a read", func() bool { return s.reqs[r.Tag] == nil }); err != nil {
-				return err
-			}
-			first += n
+		if s.script {
+			s.next()
+		} else {
+			s.step(false)
 		}
 	}
 	return s.err
 }
 
-// restart stops in order, checks the SSD and starts again.
-func (s *Sim) restart() (cached int64, err error) {
-	s.c.StartSettle()
-	if err := s.idle("settling", func() bool {
-		return len(s.ops) == 0 && s.bg().l.Settled()
-	}); err != nil {
-		return 0, err
+// newRequest makes a request and tells the model of it.
+func (s *Sim) newRequest(dev int, op cache.ReqOp, first, n int) *request {
+	m := s.models[dev]
+	s.tag++
+	r := &request{dev: dev, first: first, n: n, data: s.buffer(n)}
+	r.Tag, r.Backing, r.Op = s.tag, s.ids[dev], op
+	r.Off, r.Len = int64(first)*sectorSize, int64(n)*sectorSize
+	r.asked.again = true // no deadline, the data is wanted
+	switch {
+	case op == cache.ReqRead:
+		r.read = m.read(first, n)
+	case op != cache.ReqFlush:
+		r.v, r.written = m.write(first, n, op != cache.ReqWrite), true
+		r.issued = m.clock
+		s.fillData(r, r.v.stamp)
+	default:
+		r.flush = m.flush()
 	}
-	if p := s.c.Verify(); len(p) > 0 {
-		return 0, fmt.Errorf("at the end: %s", p[0])
-	}
-	cached = s.c.Status().CachedBytes
-	s.countStats()
-	for _, l := range s.lanes {
-		l.l.Close()
-	}
-	if err := s.c.Close(); err != nil {
-		return 0, err
-	}
-	rep, err := cache.Check(context.Background(), s.ssd, cache.CheckOptions{Data: true})
-	if err != nil {
-		return 0, err
-	}
-	if len(rep.Problems) > 0 {
-		return 0, fmt.Errorf("check after an orderly stop: %s", rep.Problems[0])
-	}
-	if !rep.Super.Clean {
-		return 0, fmt.Errorf("the cache is not marked clean after an orderly stop")
-	}
-	clear(s.ring)
-	return cached, s.open()
+	return r
 }
 
-// compareBackings writes everything back and compares what the backing devices hold.
-func (s *Sim) compareBackings() error {
-	for _, id := range s.ids {
-		if err := s.c.SetDrain(id, true); err != nil {
-			return err
-		}
-	}
-	err := s.idle("the drain", func() bool {
-		for _, id := range s.ids {
-			if b, err := s.c.Backing(id); err != nil || b.Remaining() > 0 {
-				return false
-			}
-		}
-		return true
-	})
-	if err != nil {
-		return err
-	}
-	for dev, m := range s.models {
-		p := make([]byte, sectorSize)
-		for i := range m.sectors {
-			s.backs[dev].now.read(p, int64(i)*sectorSize)
-			legal := m.sectors[i].legal
-			if !slices.ContainsFunc(legal, func(v version) bool { return matches(p, i, v.stamp) }) {
-				return fmt.Errorf("device %d, written back: sector %d is not one of %v on the backing device",
-					dev, i, legal)
-			}
-		}
-	}
-	s.countStats()
-	s.c.Abandon()
-	return nil
+// request plays one request to its end.
+func (s *Sim) request(dev int, op cache.ReqOp, first, n int) (*request, error) {
+	r := s.newRequest(dev, op, first, n)
+	s.submit(r)
+	return r, s.idle(op.String(), func() bool { return s.reqs[r.Tag] == nil })
 }
+
+// buffer is memory for the data of n sectors.
+func (s *Sim) buffer(n int) []byte { return make([]byte, n*sectorSize) }
 
 func (s *Sim) countStats() {
 	st := s.c.Stats()
@@ -280,5 +257,6 @@ func (s *Sim) countStats() {
 		s.res.Hits += b.HitBlocks
 		s.res.WrittenBack += b.WritebackBlocks
 		s.res.Batches += b.SettledBatches
+		s.res.Healed += b.HealedBlocks
 	}
 }

@@ -1,19 +1,8 @@
-// Package sim runs the cache engine on simulated devices. One seed decides everything: options,
-// requests, the order in which operations complete, crashes and what they leave. What clients see
-// is compared with a model that knows, for every sector, which contents are legal.
-//
-// Fault model, per device:
-//   - operations complete in any order, any time after they were submitted;
-//   - a completed write is in the device's volatile cache; a flush makes durable what had
-//     completed when the flush was submitted, a FUA write is durable when it completes;
-//   - a power cut keeps any subset, sector by sector, of the writes that are not durable,
-//     in flight ones included; every sector has some version between the durable and the newest;
-//   - a killed daemon loses its memory and the operations in flight may still happen, or not;
-//     the device keeps its volatile cache, and the pending ring survives.
 package sim
 
 import (
 	"math/rand/v2"
+	"sync"
 
 	"ubcache/cache"
 )
@@ -23,59 +12,100 @@ const (
 	pageBytes  = 4096
 )
 
-// store is sparse memory in pages; what was never written reads as zero.
-type store map[int64]*[pageBytes]byte
+// What is known of a sector besides its content.
+const (
+	markUnreadable = 1 << iota // reads fail until it is written
+	markWrong                  // it is not what was written there
+	markDoubted                // a read of it has failed
+	markAllocated              // it takes space
+)
 
-func (s store) read(p []byte, off int64) {
-	for len(p) > 0 {
-		at := off % pageBytes
-		n := min(int64(len(p)), pageBytes-at)
-		if pg := s[off/pageBytes]; pg != nil {
-			copy(p[:n], pg[at:])
-		} else {
-			clear(p[:n])
-		}
-		p, off = p[n:], off+n
-	}
-}
-
-func (s store) write(p []byte, off int64) {
-	for len(p) > 0 {
-		at := off % pageBytes
-		n := min(int64(len(p)), pageBytes-at)
-		pg := s[off/pageBytes]
-		if pg == nil {
-			pg = new([pageBytes]byte)
-			s[off/pageBytes] = pg
-		}
-		copy(pg[at:], p[:n])
-		p, off = p[n:], off+n
-	}
-}
-
-// diskWrite is a write in the volatile cache. lost has the sectors that a later durable write has
-// replaced.
+// diskWrite is a write in the volatile cache.
 type diskWrite struct {
 	off  int64
 	data []byte
-	lost map[int64]bool
+	seq  uint32
 }
 
 // Disk is a simulated device. It is a cache.Storage for the control path, whose writes are
 // volatile until Sync, too.
 type Disk struct {
-	size     int64
-	now      store // what reads return
-	durable  store
+	size int64
+	now  []byte // what reads return
+	// saved has the durable content of sectors that have volatile versions: savedAt is its place
+	// there and 1, by sector, and savedOf lists the sectors.
+	saved   arena
+	savedAt []int32
+	savedOf []int32
+	// volatile is in the order of completion; fua is the number of the newest durable write of a
+	// sector, which volatile ones before it no longer change.
 	volatile []diskWrite
+	data     arena
+	fua      []uint32
+	seq      uint32
 	base     int // writes that left volatile, so that base+len(volatile) counts all
+	marks    []uint8
+	full     bool
+	dead     bool  // all operations fail
+	stalled  int64 // none ends before then
+	// hook, if set, decides whether an operation of the control path fails.
+	hook func(kind cache.OpKind, off, n int64) error
 	// Writes counts completed writes, Flushes completed flushes.
 	Writes, Flushes int
 }
 
+// arena is memory that is given back as a whole.
+type arena struct {
+	mem []byte
+	old [][]byte
+}
+
+func (a *arena) take(n int) []byte {
+	if len(a.mem)+n > cap(a.mem) {
+		if cap(a.mem) > 0 {
+			a.old = append(a.old, a.mem)
+		}
+		a.mem = make([]byte, 0, max(n, 256<<10))
+	}
+	at := len(a.mem)
+	a.mem = a.mem[:at+n]
+	return a.mem[at : at+n : at+n]
+}
+
+func (a *arena) reset() { a.mem, a.old = a.mem[:0], nil }
+
 // NewDisk returns a zeroed device of that size in bytes.
 func NewDisk(size int64) *Disk {
-	return &Disk{size: size, now: store{}, durable: store{}}
+	d, _ := disks.Get().(*Disk)
+	if d == nil || int64(cap(d.now)) < size {
+		n := max(size, 5<<20)
+		d = &Disk{
+			now: make([]byte, n), savedAt: make([]int32, n/sectorSize),
+			fua: make([]uint32, n/sectorSize), marks: make([]uint8, n/sectorSize),
+		}
+	}
+	n := (size + sectorSize - 1) / sectorSize
+	d.size, d.now = size, d.now[:size]
+	d.savedAt, d.fua, d.marks = d.savedAt[:n], d.fua[:n], d.marks[:n]
+	return d
+}
+
+// disks are zeroed devices for other histories.
+var disks sync.Pool
+
+// recycle gives the device's memory to other histories.
+func (d *Disk) recycle() {
+	clear(d.now)
+	clear(d.savedAt)
+	clear(d.fua)
+	clear(d.marks)
+	d.saved.reset()
+	d.data.reset()
+	*d = Disk{
+		now: d.now, savedAt: d.savedAt, fua: d.fua, marks: d.marks, saved: d.saved, data: d.data,
+		savedOf: d.savedOf[:0], volatile: d.volatile[:0],
+	}
+	disks.Put(d)
 }
 
 // Size implements cache.Storage.
@@ -83,91 +113,217 @@ func (d *Disk) Size() int64 { return d.size }
 
 // ReadAt implements cache.Storage.
 func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
-	d.now.read(p, off)
-	return len(p), nil
+	if d.hook != nil {
+		if err := d.hook(cache.OpRead, off, int64(len(p))); err != nil {
+			return 0, err
+		}
+	}
+	if d.marked(off, int64(len(p)), markUnreadable) {
+		return 0, errMedium
+	}
+	return copy(p, d.now[off:]), nil
 }
 
 // WriteAt implements cache.Storage.
 func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
+	if d.hook != nil {
+		if err := d.hook(cache.OpWrite, off, int64(len(p))); err != nil {
+			return 0, err
+		}
+	}
 	d.write(p, off)
 	return len(p), nil
 }
 
 // Sync implements cache.Storage.
 func (d *Disk) Sync() error {
-	d.flush(d.mark())
+	if d.hook != nil {
+		if err := d.hook(cache.OpFlush, 0, 0); err != nil {
+			return err
+		}
+	}
+	d.flush(d.mark0())
 	return nil
 }
 
-func (d *Disk) write(p []byte, off int64) {
+// zeroSectors is memory of zeroes that nobody writes to.
+func zeroSectors(n int64) []byte {
+	if n <= int64(len(zeroes)) {
+		return zeroes[:n]
+	}
+	return make([]byte, n)
+}
+
+var zeroes [1 << 20]byte
+
+func (d *Disk) marked(off, n int64, mark uint8) bool {
+	for i := off / sectorSize; i < (off+n+sectorSize-1)/sectorSize; i++ {
+		if d.marks[i]&mark != 0 {
+			return true
+		}
+	}
+	return false
+}
+
+func (d *Disk) mark(off, n int64, mark uint8) {
+	for i := off / sectorSize; i < (off+n)/sectorSize; i++ {
+		d.marks[i] |= mark
+	}
+}
+
+// unmark takes all of those marks off the device.
+func (d *Disk) unmark(mark uint8) {
+	for i := range d.marks {
+		d.marks[i] &^= mark
+	}
+}
+
+// allocated reports whether the whole range takes space already.
+func (d *Disk) allocated(off, n int64) bool {
+	for i := off / sectorSize; i < (off+n)/sectorSize; i++ {
+		if d.marks[i]&markAllocated == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// put changes what reads return.
+func (d *Disk) put(p []byte, off int64) {
 	if off < 0 || off+int64(len(p)) > d.size || off%sectorSize != 0 || len(p)%sectorSize != 0 {
 		panic("sim: write outside the device or unaligned")
 	}
 	d.Writes++
-	d.now.write(p, off)
-	d.volatile = append(d.volatile, diskWrite{off: off, data: append([]byte(nil), p...)})
+	d.seq++
+	copy(d.now[off:], p)
+	for i := off / sectorSize; i < (off+int64(len(p)))/sectorSize; i++ {
+		d.marks[i] = markAllocated
+	}
+}
+
+func (d *Disk) write(p []byte, off int64) {
+	for i := int64(0); i < int64(len(p)); i += sectorSize {
+		if n := (off + i) / sectorSize; d.savedAt[n] == 0 {
+			copy(d.saved.take(sectorSize), d.now[off+i:])
+			d.savedOf = append(d.savedOf, int32(n))
+			d.savedAt[n] = int32(len(d.savedOf))
+		}
+	}
+	d.put(p, off)
+	q := d.data.take(len(p))
+	copy(q, p)
+	d.volatile = append(d.volatile, diskWrite{off: off, data: q, seq: d.seq})
+}
+
+// discard makes the range read as zeroes and take no space.
+func (d *Disk) discard(off, n int64) {
+	d.write(zeroSectors(n), off)
+	for i := off / sectorSize; i < (off+n)/sectorSize; i++ {
+		d.marks[i] &^= markAllocated
+	}
+}
+
+// savedData is the durable content of the sector at that place of savedAt.
+func (d *Disk) savedData(at int32) []byte {
+	i, per := int(at-1), (256<<10)/sectorSize
+	chunk := d.saved.mem
+	if n := i / per; n < len(d.saved.old) {
+		chunk = d.saved.old[n]
+	}
+	return chunk[i%per*sectorSize:][:sectorSize]
 }
 
 // writeFUA is a write that is durable at once.
 func (d *Disk) writeFUA(p []byte, off int64) {
-	d.Writes++
-	d.now.write(p, off)
-	d.durable.write(p, off)
-	for i := range d.volatile {
-		w := &d.volatile[i]
-		lo, hi := max(off, w.off), min(off+int64(len(p)), w.off+int64(len(w.data)))
-		for at := lo; at < hi; at += sectorSize {
-			if w.lost == nil {
-				w.lost = map[int64]bool{}
-			}
-			w.lost[at] = true
+	d.put(p, off)
+	for i := int64(0); i < int64(len(p)); i += sectorSize {
+		n := (off + i) / sectorSize
+		d.fua[n] = d.seq
+		if at := d.savedAt[n]; at != 0 {
+			copy(d.savedData(at), p[i:])
 		}
 	}
 }
 
-// mark is what a flush submitted now covers.
-func (d *Disk) mark() int { return d.base + len(d.volatile) }
+// mark0 is what a flush submitted now covers.
+func (d *Disk) mark0() int { return d.base + len(d.volatile) }
 
 // flush makes durable what had completed at the mark.
 func (d *Disk) flush(mark int) {
 	d.Flushes++
 	n := max(0, mark-d.base)
-	for i := range n {
-		d.apply(&d.volatile[i], nil)
-	}
-	d.volatile = append([]diskWrite(nil), d.volatile[n:]...)
 	d.base += n
+	if n == len(d.volatile) {
+		d.settled()
+		return
+	}
+	for i := range n {
+		w := &d.volatile[i]
+		for j := int64(0); j < int64(len(w.data)); j += sectorSize {
+			if s := (w.off + j) / sectorSize; d.fua[s] < w.seq {
+				copy(d.savedData(d.savedAt[s]), w.data[j:])
+			}
+		}
+	}
+	d.volatile = append(d.volatile[:0], d.volatile[n:]...)
 }
 
-// apply makes a volatile write durable, or with rng some of its sectors.
-func (d *Disk) apply(w *diskWrite, rng *rand.Rand) {
-	for i := int64(0); i < int64(len(w.data)); i += sectorSize {
-		if w.lost[w.off+i] || (rng != nil && rng.IntN(2) == 0) {
-			continue
-		}
-		d.durable.write(w.data[i:i+sectorSize], w.off+i)
+// settled forgets the volatile cache: what reads return is durable.
+func (d *Disk) settled() {
+	for _, s := range d.savedOf {
+		d.savedAt[s] = 0
 	}
+	d.savedOf, d.volatile = d.savedOf[:0], d.volatile[:0]
+	d.saved.reset()
+	d.data.reset()
 }
 
 // powerCut loses what is not durable, but for a random part. inFlight are writes that had not
 // completed.
 func (d *Disk) powerCut(rng *rand.Rand, inFlight []diskWrite) {
-	keep := rng.IntN(3) // nearly nothing, half, nearly all
-	for _, set := range [][]diskWrite{d.volatile, inFlight} {
-		for i := range set {
-			switch x := rng.IntN(10); {
-			case x < 1+4*keep:
-				d.apply(&set[i], nil)
-			case x == 9:
-				d.apply(&set[i], rng) // torn
-			}
+	for _, s := range d.savedOf {
+		copy(d.now[int64(s)*sectorSize:], d.savedData(d.savedAt[s]))
+	}
+	keep := rng.IntN(4) // nearly nothing, half, nearly all; or each sector for itself
+	for i := range d.volatile {
+		switch x := rng.IntN(10); {
+		case keep == 3:
+			d.survive(&d.volatile[i], rng)
+		case x < 1+4*keep:
+			d.survive(&d.volatile[i], nil)
+		case x == 9:
+			d.survive(&d.volatile[i], rng) // torn
+		}
+	}
+	for i := range inFlight {
+		switch x := rng.IntN(3); {
+		case x == 1 || keep == 3:
+			d.survive(&inFlight[i], rng)
+		case x == 0:
+			d.survive(&inFlight[i], nil)
 		}
 	}
 	d.base += len(d.volatile)
-	d.volatile = nil
-	d.now = store{}
-	for i, p := range d.durable {
-		q := *p
-		d.now[i] = &q
+	d.settled()
+}
+
+// survive makes a write outlive a power cut, or with rng some of its sectors or pages.
+func (d *Disk) survive(w *diskWrite, rng *rand.Rand) {
+	unit, lost := int64(sectorSize), false
+	if rng != nil && rng.IntN(2) == 0 {
+		unit = pageBytes
+	}
+	for i := int64(0); i < int64(len(w.data)); i += sectorSize {
+		if rng != nil && i%unit == 0 {
+			lost = rng.IntN(2) == 0
+		}
+		n := (w.off + i) / sectorSize
+		if w.seq != 0 && d.fua[n] >= w.seq || lost {
+			continue
+		}
+		copy(d.now[w.off+i:], w.data[i:i+sectorSize])
+		if w.seq == 0 { // in flight
+			d.marks[n] = markAllocated
+		}
 	}
 }

@@ -10,22 +10,46 @@ import (
 // content is made of (0 for zeroes).
 type version struct{ number, stamp uint64 }
 
+// versions is a set that is never changed in place: copies of it stay what they are.
+type versions []version
+
+// with is the set and v.
+func (s versions) with(v version) versions { return append(s[:len(s):len(s)], v) }
+
+// without is the set without those that gone names.
+func (s versions) without(gone func(version) bool) versions {
+	i := slices.IndexFunc(s, gone)
+	if i < 0 {
+		return s
+	}
+	rest := append(make(versions, 0, len(s)-1), s[:i]...)
+	for _, v := range s[i+1:] {
+		if !gone(v) {
+			rest = append(rest, v)
+		}
+	}
+	return rest
+}
+
+func (s versions) has(v version) bool { return slices.Contains(s, v) }
+
 // sector is what the model knows of one sector of a cached device.
 type sector struct {
 	// legal are the versions that a read may return now. More than one, while writes are in
 	// flight, after concurrent ones, or after a crash until a read has shown which it is.
-	legal []version
+	legal versions
 	// durable are those it may return after a power cut.
-	durable []version
+	durable versions
 	flying  int    // writes in flight
+	listed  bool   // in model.touched
 	changed uint64 // clock of the last issue or acknowledgement of a write
 }
 
 // model is the content of one cached device.
 type model struct {
 	sectors []sector
-	touched map[int]struct{} // sectors with more than one durable version
-	acked   []uint64         // by version number: clock of the acknowledgement or the crash, 0 if in flight
+	touched []int    // sectors with more than one durable version, and perhaps others
+	acked   []uint64 // by version number: clock of the acknowledgement or the crash, 0 if in flight
 	reads   []*modelRead
 	clock   uint64
 	cut     uint64      // clock of the last power cut
@@ -35,28 +59,29 @@ type model struct {
 // modelRead is a read in flight: what each of its sectors may return.
 type modelRead struct {
 	first   int
-	allowed [][]version
+	allowed []versions
 	issued  uint64
 }
 
 // open reports whether the read may return different contents.
 func (r *modelRead) open() bool {
-	return slices.ContainsFunc(r.allowed, func(v []version) bool { return len(v) > 1 })
+	return slices.ContainsFunc(r.allowed, func(v versions) bool { return len(v) > 1 })
 }
 
 // modelFlush is a flush in flight: what was legal when it was issued.
 type modelFlush struct {
-	legal  map[int][]version
-	number uint64
-	order  uint64 // orderModel.clock of its issue
+	sectors []int
+	legal   []versions
+	number  uint64
+	order   uint64 // orderModel.clock of its issue
 }
 
 func newModel(size int64) *model {
-	m := &model{sectors: make([]sector, size/sectorSize), touched: map[int]struct{}{}, clock: 1}
+	m := &model{sectors: make([]sector, size/sectorSize), clock: 1}
 	m.acked = []uint64{1}
+	first := versions{{}}
 	for i := range m.sectors {
-		m.sectors[i].legal = []version{{}}
-		m.sectors[i].durable = []version{{}}
+		m.sectors[i].legal, m.sectors[i].durable = first, first
 	}
 	return m
 }
@@ -77,9 +102,20 @@ func fillSector(p []byte, n int, stamp uint64) {
 }
 
 func matches(p []byte, n int, stamp uint64) bool {
-	var want [sectorSize]byte
-	fillSector(want[:], n, stamp)
-	return string(p[:sectorSize]) == string(want[:])
+	p = p[:sectorSize]
+	v, first := stamp*0x9e3779b97f4a7c15+uint64(n), stamp
+	if stamp == 0 {
+		return string(p) == string(zeroes[:sectorSize])
+	}
+	if binary.LittleEndian.Uint64(p) != first {
+		return false
+	}
+	for i := 8; i < sectorSize; i += 8 {
+		if binary.LittleEndian.Uint64(p[i:]) != v+uint64(i) {
+			return false
+		}
+	}
+	return true
 }
 
 // write notes that a write was issued.
@@ -92,17 +128,19 @@ func (m *model) write(first, n int, zero bool) version {
 	}
 	for i := first; i < first+n; i++ {
 		s := &m.sectors[i]
-		s.legal = append(s.legal, v)
-		s.durable = append(s.durable, v)
+		s.legal, s.durable = s.legal.with(v), s.durable.with(v)
 		s.flying++
 		s.changed = m.clock
-		m.touched[i] = struct{}{}
+		if !s.listed {
+			s.listed = true
+			m.touched = append(m.touched, i)
+		}
 	}
 	m.order.write(v, first, n)
 	for _, r := range m.reads {
 		lo, hi := max(first, r.first), min(first+n, r.first+len(r.allowed))
 		for i := lo; i < hi; i++ {
-			r.allowed[i-r.first] = append(r.allowed[i-r.first], v)
+			r.allowed[i-r.first] = r.allowed[i-r.first].with(v)
 		}
 	}
 	return v
@@ -123,12 +161,12 @@ func (m *model) writeDone(first, n int, v version, issued uint64, maybe, fua boo
 		}
 		// What was acknowledged before this one was issued is gone; what was in flight beside it
 		// may have come later.
-		s.legal = slices.DeleteFunc(s.legal, func(o version) bool {
+		s.legal = s.legal.without(func(o version) bool {
 			return o != v && m.acked[o.number] != 0 && m.acked[o.number] < issued
 		})
 		if fua {
-			s.durable = slices.DeleteFunc(s.durable, func(o version) bool {
-				return o.number < v.number && !slices.Contains(s.legal, o)
+			s.durable = s.durable.without(func(o version) bool {
+				return o.number < v.number && !s.legal.has(o)
 			})
 		}
 	}
@@ -139,19 +177,16 @@ func (m *model) writeDone(first, n int, v version, issued uint64, maybe, fua boo
 func (m *model) writeUndone(first, n int, v version) {
 	m.writeDead(first, n, v)
 	m.order.undone(v)
+	same := func(o version) bool { return o == v }
 	for i := first; i < first+n; i++ {
 		s := &m.sectors[i]
-		s.legal, s.durable = without(s.legal, v), without(s.durable, v)
+		s.legal, s.durable = s.legal.without(same), s.durable.without(same)
 	}
 	for _, r := range m.reads {
 		for i := max(first, r.first); i < min(first+n, r.first+len(r.allowed)); i++ {
-			r.allowed[i-r.first] = without(r.allowed[i-r.first], v)
+			r.allowed[i-r.first] = r.allowed[i-r.first].without(same)
 		}
 	}
-}
-
-func without(all []version, v version) []version {
-	return slices.DeleteFunc(all, func(o version) bool { return o == v })
 }
 
 // writeDead notes that a write will never be acknowledged.
@@ -167,9 +202,9 @@ func (m *model) writeDead(first, n int, v version) {
 
 func (m *model) read(first, n int) *modelRead {
 	m.clock++
-	r := &modelRead{first: first, allowed: make([][]version, n), issued: m.clock}
+	r := &modelRead{first: first, allowed: make([]versions, n), issued: m.clock}
 	for i := range r.allowed {
-		r.allowed[i] = slices.Clone(m.sectors[first+i].legal)
+		r.allowed[i] = m.sectors[first+i].legal
 	}
 	m.reads = append(m.reads, r)
 	return r
@@ -193,38 +228,39 @@ func (m *model) readDone(r *modelRead, data []byte) error {
 		if s.flying > 0 || s.changed >= r.issued || len(s.legal) == 1 {
 			continue
 		}
-		keep := func(all []version) []version {
-			return slices.DeleteFunc(all, func(o version) bool { return !matches(p, n, o.stamp) })
-		}
-		s.legal = keep(s.legal)
+		other := func(o version) bool { return !matches(p, n, o.stamp) }
+		s.legal = s.legal.without(other)
 		if s.changed < m.cut {
 			// What a crash left and a read has shown, another crash does not change.
-			s.durable = keep(s.durable)
+			s.durable = s.durable.without(other)
 		}
 	}
 	return nil
 }
 
 func (m *model) flush() *modelFlush {
-	f := &modelFlush{legal: map[int][]version{}, number: uint64(len(m.acked)) - 1}
+	f := &modelFlush{number: uint64(len(m.acked)) - 1}
 	f.order = m.order.flush()
-	for i := range m.touched {
-		f.legal[i] = slices.Clone(m.sectors[i].legal)
+	keep := m.touched[:0]
+	for _, i := range m.touched {
+		s := &m.sectors[i]
+		if s.listed = len(s.durable) > 1; s.listed {
+			keep = append(keep, i)
+			f.sectors, f.legal = append(f.sectors, i), append(f.legal, s.legal)
+		}
 	}
+	m.touched = keep
 	return f
 }
 
 // flushDone notes that what was legal when the flush was issued, or newer, is durable.
 func (m *model) flushDone(f *modelFlush) {
 	m.order.flushDone(f.order)
-	for i, legal := range f.legal {
-		s := &m.sectors[i]
-		s.durable = slices.DeleteFunc(s.durable, func(o version) bool {
-			return o.number <= f.number && !slices.Contains(legal, o)
+	for i, n := range f.sectors {
+		s := &m.sectors[n]
+		s.durable = s.durable.without(func(o version) bool {
+			return o.number <= f.number && !f.legal[i].has(o)
 		})
-		if len(s.durable) == 1 {
-			delete(m.touched, i)
-		}
 	}
 }
 
@@ -234,7 +270,7 @@ func (m *model) powerCut() {
 	m.cut = m.clock
 	m.reads = nil
 	m.order.powerCut()
-	for i := range m.touched {
-		m.sectors[i].legal = slices.Clone(m.sectors[i].durable)
+	for _, i := range m.touched {
+		m.sectors[i].legal = m.sectors[i].durable
 	}
 }

@@ -3,7 +3,7 @@ package sim
 import (
 	"encoding/binary"
 	"fmt"
-	"maps"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -158,15 +158,15 @@ func (o *orderModel) old(i int, w *orderWrite, p promise) bool {
 }
 
 // check looks at an image. It returns how many blocks of it are older than what was acknowledged.
-func (o *orderModel) check(image store) (behind int64, err error) {
-	p := make([]byte, sectorSize)
+func (o *orderModel) check(image []byte) (behind int64, err error) {
+	sector := func(i int) []byte { return image[i*sectorSize : (i+1)*sectorSize] }
 	may := make([][]*orderWrite, 0, len(o.sectors)) // by sector that was ever written
 	at := make([]int, 0, len(o.sectors))
 	for i, all := range o.sectors {
 		if len(all) == 1 {
 			continue
 		}
-		image.read(p, int64(i)*sectorSize)
+		p := sector(i)
 		var c []*orderWrite
 		for _, w := range all {
 			if binary.LittleEndian.Uint64(p) == w.stamp && matches(p, i, w.stamp) {
@@ -186,10 +186,9 @@ func (o *orderModel) check(image store) (behind int64, err error) {
 		for j, c := range may {
 			c = slices.DeleteFunc(c, func(w *orderWrite) bool { return o.old(at[j], w, promised) })
 			if may[j] = c; len(c) == 0 {
-				image.read(p, int64(at[j])*sectorSize)
 				return 0, fmt.Errorf("sector %d has version %d, older than what was flushed by clock %d, "+
 					"while the image shows something newer than that flush: %d", at[j],
-					binary.LittleEndian.Uint64(p), promised.issued, promised.at)
+					binary.LittleEndian.Uint64(sector(at[j])), promised.issued, promised.at)
 			}
 			oldest := c[0].issued
 			for _, w := range c {
@@ -296,36 +295,34 @@ func (s *Sim) lookAtAllImages() {
 
 // afterPowerCut is what a power cut might leave on a disk: n 0 nothing that is not durable, else
 // some.
-func (s *Sim) afterPowerCut(d *Disk, n int) store {
+func (s *Sim) afterPowerCut(d *Disk, n int) []byte {
 	rng := s.orders.rng
-	if n == 0 {
-		return d.durable
-	}
-	c := &Disk{size: d.size, durable: maps.Clone(d.durable)}
-	own := map[int64]bool{}
-	apply := func(w *diskWrite, rng *rand.Rand) {
-		for i := w.off / pageBytes; i*pageBytes < w.off+int64(len(w.data)); i++ {
-			if p := c.durable[i]; p != nil && !own[i] {
-				q := *p
-				c.durable[i] = &q
-			}
-			own[i] = true
+	image := slices.Clone(d.now)
+	for _, i := range d.savedOf {
+		if at := d.savedAt[i]; at != 0 {
+			copy(image[int64(i)*sectorSize:], d.savedData(at))
 		}
-		c.apply(w, rng)
+	}
+	if n == 0 {
+		return image
+	}
+	apply := func(p []byte, off int64, seq uint32, torn bool) {
+		for i := int64(0); i < int64(len(p)); i += sectorSize {
+			if d.fua[(off+i)/sectorSize] < seq && (!torn || rng.IntN(2) == 0) {
+				copy(image[off+i:], p[i:i+sectorSize])
+			}
+		}
 	}
 	for i := range d.volatile {
-		switch rng.IntN(4) {
-		case 0:
-			apply(&d.volatile[i], nil)
-		case 1:
-			apply(&d.volatile[i], rng)
+		w := &d.volatile[i]
+		if x := rng.IntN(4); x < 2 {
+			apply(w.data, w.off, w.seq, x == 1)
 		}
 	}
 	for _, f := range s.ops {
-		if s.disk(f.op.Dev) != d || f.op.Kind != cache.OpWrite || rng.IntN(2) == 0 {
-			continue
+		if s.disk(f.op.Dev) == d && f.op.Kind == cache.OpWrite && rng.IntN(2) == 0 {
+			apply(s.mem(f.op), f.op.Off, math.MaxUint32, true)
 		}
-		apply(&diskWrite{off: f.op.Off, data: s.mem(f.op)}, rng)
 	}
-	return c.durable
+	return image
 }

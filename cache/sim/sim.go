@@ -1,79 +1,28 @@
 package sim
 
 import (
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"time"
 
 	"ubcache/attrs"
 	"ubcache/cache"
 )
 
-// Config is what a seed decides before the history begins.
-type Config struct {
-	Seed        uint64
-	Lanes       int
-	Depth       int
-	Steps       int
-	Checksums   bool
-	ZeroCopy    bool // requests without visible data
-	Devices     int
-	DeviceBytes int64
-	LBS         int
-	Discards    bool
-	Zeroes      bool
-	Crashes     int // per 10,000 steps
-	Trim        bool
-	ModeChanges bool
-	Flushes     int  // per 100 requests
-	Hot         int  // per cent of requests that go to a small part of the device
-	Large       bool // many requests fill the pending ring before it is committed
-	Attributes  bool // requests carry attributes
-	Ordered     bool // devices are ordered; see ordered.go
-}
-
-// NewConfig draws a configuration.
-func NewConfig(seed uint64) Config {
-	rng := rand.New(rand.NewPCG(seed, 1))
-	c := Config{
-		Seed: seed, Lanes: 1 + rng.IntN(3), Depth: 1 + rng.IntN(12), Steps: 3000,
-		Checksums: rng.IntN(3) > 0, Devices: 1 + rng.IntN(2),
-		DeviceBytes: int64(1+rng.IntN(4))<<20 + int64(rng.IntN(8))*4096,
-		LBS:         512, Discards: rng.IntN(2) == 0, Zeroes: rng.IntN(2) == 0,
-		Crashes: rng.IntN(20), Trim: rng.IntN(4) == 0, ModeChanges: rng.IntN(3) == 0,
-		Flushes: rng.IntN(20), Hot: rng.IntN(100),
-	}
-	if !c.Checksums {
-		c.ZeroCopy = rng.IntN(2) == 0
-	}
-	c.Large = rng.IntN(5) == 0
-	c.Attributes = seed%2 == 1
-	if rng.IntN(3) == 0 {
-		c.LBS = 4096
-	} else {
-		c.DeviceBytes += int64(rng.IntN(8)) * 512
-	}
-	return c
-}
-
-// Result counts what happened in a history.
-type Result struct {
-	Requests, PowerCuts, Kills, Warm int
-	Hits, Evicted, Checkpoints       int64
-	WrittenBack, Moved               int64
-	Pins, Evictions                  int   // that were handled
-	Refused, Mismatched, Late        int   // requests that failed for their attributes
-	Images, Behind, Batches          int64 // of ordered devices: looked at, older than what was acknowledged
-}
-
-const ssdBytes = 5 << 20
+// The SSD's size, also with big buckets.
+const (
+	ssdBytes    = 4 << 20
+	bigSSDBytes = 11 << 20
+)
 
 // Sim is one history.
 type Sim struct {
 	cfg    Config
-	rng    *rand.Rand
+	pcg    *rand.PCG
+	rng    *rand.Rand // anew for each step, so that steps can be left out
+	geo    cache.Geometry
 	ssd    *Disk
 	backs  []*Disk
 	models []*model
@@ -82,13 +31,25 @@ type Sim struct {
 	c      *cache.Cache
 	lanes  []*lane // the last one does the background work
 	ops    []*flyingOp
-	reqs   map[uint32]*request
-	tag    uint32
-	now    int64
-	res    Result
-	wishes wishes
-	orders orders
-	err    error
+	opID   uint64
+	armed  []armed
+	strike func(f *flyingOp) (Fault, bool) // replaces armed, if set
+	lossy  uint64                          // the devices that have failed a flush since the start
+	shaky  uint64                          // the journal has failed; operations up to that one may know
+	// Of scenarios: operations complete in order, and it crashes at one of them.
+	script   bool
+	count    int
+	crashAt  int
+	crashHow Crash
+	reqs     map[uint32]*request
+	tag      uint32
+	now      int64
+	res      Result
+	wishes   wishes
+	orders   orders
+	err      error
+	// Keep has the steps that are played; all if it is nil.
+	Keep []bool
 	// Trace, if set, is told every event.
 	Trace func(format string, args ...any)
 }
@@ -97,6 +58,7 @@ type flyingOp struct {
 	l    *lane
 	op   *cache.Op
 	mark int // of a flush
+	id   uint64
 }
 
 // lane is a cache.Driver.
@@ -123,24 +85,30 @@ type request struct {
 	written bool
 	wished  uint64 // wishes.clock of its issue
 	ends    bool   // it may end pins
+	excuse  excuse
+	hinted  bool // of a scenario, with attributes
 }
-
-var errCrash = errors.New("sim: crash")
 
 // New prepares a history: a formatted cache with its backing devices attached.
 func New(cfg Config) (*Sim, error) {
+	size, bucketBytes := int64(ssdBytes), int64(64<<10)
+	if cfg.BigBuckets {
+		size, bucketBytes = bigSSDBytes, 256<<10
+	}
 	s := &Sim{
-		cfg: cfg, rng: rand.New(rand.NewPCG(cfg.Seed, 2)), ssd: NewDisk(ssdBytes),
-		ring: make([]byte, cache.PendingBytes), reqs: map[uint32]*request{}, now: 1,
+		cfg: cfg, pcg: rand.NewPCG(cfg.Seed, 2), ssd: NewDisk(size),
+		ring: ringMemory(), reqs: map[uint32]*request{}, now: 1,
 		wishes: wishes{blocks: map[wishBlock]*wishState{}},
 	}
-	_, err := cache.Format(s.ssd, cache.FormatOptions{
-		BucketBytes: 64 << 10, NoChecksums: !cfg.Checksums, UUID: cache.UUID{1, byte(cfg.Seed)},
+	s.rng = rand.New(s.pcg)
+	sb, err := cache.Format(s.ssd, cache.FormatOptions{
+		BucketBytes: bucketBytes, NoChecksums: !cfg.Checksums, UUID: cache.UUID{1, byte(cfg.Seed)},
 		Now: time.Unix(1, 0),
 	})
 	if err != nil {
 		return nil, err
 	}
+	s.geo = sb.Geometry
 	for range cfg.Devices {
 		s.backs = append(s.backs, NewDisk(cfg.DeviceBytes))
 		s.models = append(s.models, newModel(cfg.DeviceBytes/int64(cfg.LBS)*int64(cfg.LBS)))
@@ -154,7 +122,10 @@ func New(cfg Config) (*Sim, error) {
 		t.DirtyTarget, t.DirtyMax = s.rng.IntN(30), 30+s.rng.IntN(60)
 		t.WritebackDelay = time.Duration(s.rng.IntN(5)) * time.Second
 		t.PinQuota = int(cfg.Seed % 51)
-		mode := s.orderTunables(&t, cache.Mode(s.rng.IntN(5)), s.models[i])
+		if cfg.Pinning {
+			t.PinQuota = 50
+		}
+		mode := s.orderTunables(&t, s.mode(), s.models[i])
 		b, err := s.c.Attach(cache.AttachOptions{
 			Name: fmt.Sprint("d", i), Mode: mode, LBS: cfg.LBS,
 			Identity: cache.Identity{Size: cfg.DeviceBytes}, Tunables: t,
@@ -167,6 +138,32 @@ func New(cfg Config) (*Sim, error) {
 		s.ids = append(s.ids, b.ID())
 	}
 	return s, nil
+}
+
+// mode draws a mode.
+func (s *Sim) mode() cache.Mode {
+	if s.cfg.Through {
+		return []cache.Mode{cache.Writethrough, cache.Writearound}[s.rng.IntN(2)]
+	}
+	return cache.Mode(s.rng.IntN(5))
+}
+
+var rings sync.Pool
+
+func ringMemory() []byte {
+	if p, _ := rings.Get().(*[]byte); p != nil {
+		return *p
+	}
+	return make([]byte, cache.PendingBytes)
+}
+
+// Close gives the memory of a history to others.
+func (s *Sim) Close() {
+	for _, d := range append(s.backs, s.ssd) {
+		d.recycle()
+	}
+	clear(s.ring[:pageBytes])
+	rings.Put(&s.ring)
 }
 
 func (s *Sim) trace(format string, args ...any) {
@@ -202,9 +199,10 @@ func (s *Sim) bg() *lane { return s.lanes[len(s.lanes)-1] }
 
 // Submit implements cache.Driver.
 func (l *lane) Submit(op *cache.Op) {
-	f := &flyingOp{l: l, op: op}
+	l.s.opID++
+	f := &flyingOp{l: l, op: op, id: l.s.opID}
 	if op.Kind == cache.OpFlush {
-		f.mark = l.s.disk(op.Dev).mark()
+		f.mark = l.s.disk(op.Dev).mark0()
 	}
 	l.s.ops = append(l.s.ops, f)
 }
@@ -242,7 +240,16 @@ func (s *Sim) disk(id cache.BackingID) *Disk {
 
 // Run plays the history and the final checks.
 func (s *Sim) Run() (Result, error) {
+	crashAt := s.cfg.Steps / 4 * 3 // if there was none before
 	for i := 0; i < s.cfg.Steps && s.err == nil; i++ {
+		if s.Keep != nil && !s.Keep[i] {
+			continue
+		}
+		s.pcg.Seed(s.cfg.Seed, 3+uint64(i))
+		if i == crashAt && s.res.Crashes == 0 && s.cfg.Crashes > 0 {
+			s.crash()
+			continue
+		}
 		s.step(true)
 		s.lookAtImages()
 		if i%100 == 0 {
@@ -250,6 +257,7 @@ func (s *Sim) Run() (Result, error) {
 		}
 	}
 	if s.err == nil {
+		s.pcg.Seed(s.cfg.Seed, 2)
 		s.err = s.epilogue()
 	}
 	return s.res, s.err
@@ -258,9 +266,15 @@ func (s *Sim) Run() (Result, error) {
 // step does one thing.
 func (s *Sim) step(requests bool) {
 	s.now += int64(s.rng.IntN(2_000_000))
-	if requests && s.rng.IntN(10_000) < s.cfg.Crashes {
-		s.crash()
-		return
+	if requests {
+		switch x := s.rng.IntN(10_000); {
+		case x < s.cfg.Crashes:
+			s.crash()
+			return
+		case x < s.cfg.Crashes+s.cfg.FaultRate:
+			s.arm()
+			return
+		}
 	}
 	switch x := s.rng.IntN(20); {
 	case requests && x < 7:
@@ -281,7 +295,7 @@ func (s *Sim) step(requests bool) {
 		s.bg().l.Tick()
 	case requests && s.cfg.ModeChanges && s.rng.IntN(20) == 0:
 		id := s.ids[s.rng.IntN(len(s.ids))]
-		if err := s.c.SetMode(id, cache.Mode(s.rng.IntN(5))); err != nil {
+		if err := s.c.SetMode(id, s.mode()); err != nil {
 			s.err = err
 		}
 	}
@@ -298,10 +312,12 @@ func (s *Sim) run(l *lane) {
 // complete ends an operation, whose effect it has only now.
 func (s *Sim) complete(i int) {
 	f := s.ops[i]
+	if s.disk(f.op.Dev).stalled > s.now {
+		return
+	}
 	s.ops[i] = s.ops[len(s.ops)-1]
 	s.ops = s.ops[:len(s.ops)-1]
-	s.effect(f)
-	f.l.l.Complete(f.op, nil)
+	f.l.l.Complete(f.op, s.outcome(f))
 }
 
 func (s *Sim) mem(op *cache.Op) []byte {
@@ -317,10 +333,9 @@ func (s *Sim) mem(op *cache.Op) []byte {
 
 func (s *Sim) effect(f *flyingOp) {
 	op, d := f.op, s.disk(f.op.Dev)
-	s.trace("  op %s dev=%d off=%d len=%d fua=%v", op.Kind, op.Dev, op.Off, op.Len, op.FUA)
 	switch op.Kind {
 	case cache.OpRead:
-		d.now.read(s.mem(op), op.Off)
+		copy(s.mem(op), d.now[op.Off:])
 	case cache.OpWrite:
 		if op.FUA {
 			d.writeFUA(s.mem(op), op.Off)
@@ -328,9 +343,13 @@ func (s *Sim) effect(f *flyingOp) {
 			d.write(s.mem(op), op.Off)
 		}
 	case cache.OpFlush:
-		d.flush(f.mark)
-	case cache.OpDiscard, cache.OpZero:
-		d.write(make([]byte, op.Len), op.Off)
+		if !s.cfg.LyingFlush || op.Dev != cache.SSD {
+			d.flush(f.mark)
+		}
+	case cache.OpDiscard:
+		d.discard(op.Off, op.Len)
+	case cache.OpZero:
+		d.write(zeroSectors(op.Len), op.Off)
 	}
 }
 
@@ -371,7 +390,6 @@ func (s *Sim) issue() {
 			s.fillData(r, r.v.stamp)
 		}
 	}
-	s.res.Requests++
 	s.submit(r)
 }
 
@@ -413,9 +431,14 @@ func (s *Sim) submit(r *request) {
 		r.Data = r.data
 	}
 	s.reqs[r.Tag] = r
+	s.res.Requests++
 	if s.cfg.Attributes {
 		s.attributes(r)
 	}
+	if r.hinted {
+		r.Attrs, r.Results = &r.attrs, &r.results
+	}
+	s.foresee(r)
 	l := s.lanes[s.rng.IntN(s.cfg.Lanes)]
 	s.trace("%d submit %s dev=%d sectors=%d+%d fua=%v version=%d %v", r.Tag, r.Op, r.dev, r.first, r.n,
 		r.FUA, r.v.number, &r.attrs)
@@ -429,6 +452,8 @@ func (s *Sim) finish(r *request) {
 	s.answered(r)
 	m := s.models[r.dev]
 	switch {
+	case r.Err != nil && !r.ofAttributes():
+		s.failed(r)
 	case s.cfg.Attributes && s.finishAttributes(r):
 	case r.Err != nil:
 		s.fail(fmt.Errorf("%s of sectors %d+%d failed: %w", r.Op, r.first, r.n, r.Err))

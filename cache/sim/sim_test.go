@@ -2,11 +2,7 @@ package sim
 
 import (
 	"flag"
-	"runtime"
-	"sync"
-	"sync/atomic"
 	"testing"
-	"time"
 )
 
 var (
@@ -14,81 +10,32 @@ var (
 	seedsFlag = flag.Uint64("seeds", 300, "play this many histories")
 	fromFlag  = flag.Uint64("from", 1, "the first seed")
 	timeFlag  = flag.Duration("for", 0, "go on for so long instead")
+	setFlag   = flag.String("set", "", "with -seed: fields of the configuration, name=value,…")
+	keepFlag  = flag.String("keep", "", "with -seed: play only these steps, such as 3-7,12")
 )
 
-func play(seed uint64, trace func(string, ...any)) (Result, error) {
-	s, err := New(NewConfig(seed))
-	if err != nil {
-		return Result{}, err
-	}
-	s.Trace = trace
-	return s.Run()
-}
-
-// TestHistories plays random histories. A failing seed is replayed, with a trace, by
-// go test ./cache/sim -run Histories -seed N.
+// TestHistories plays random histories. A failing one is shrunk, and printed as a command that
+// replays it with a trace.
 func TestHistories(t *testing.T) {
 	if *seedFlag != 0 {
-		t.Logf("config: %+v", NewConfig(*seedFlag))
-		if _, err := play(*seedFlag, t.Logf); err != nil {
+		h, err := newHistory(*seedFlag, *setFlag, *keepFlag)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("config: %+v", h.cfg)
+		if _, err := h.play(t.Logf); err != nil {
 			t.Fatal(err)
 		}
 		return
 	}
-	var next, done atomic.Uint64
-	next.Store(*fromFlag)
-	var mu sync.Mutex
-	var total Result
-	start := time.Now()
-	var wg sync.WaitGroup
-	for range runtime.GOMAXPROCS(0) {
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			for !t.Failed() {
-				seed := next.Add(1) - 1
-				if *timeFlag == 0 && seed >= *fromFlag+*seedsFlag ||
-					*timeFlag != 0 && time.Since(start) > *timeFlag {
-					return
-				}
-				r, err := play(seed, nil)
-				if err != nil {
-					t.Errorf("seed %d: %v", seed, err)
-					return
-				}
-				done.Add(1)
-				mu.Lock()
-				total.add(r)
-				mu.Unlock()
-			}
-		}()
+	r, err := playMany(*fromFlag, *seedsFlag, *timeFlag, t.Logf)
+	if err != nil {
+		t.Error(err)
 	}
-	wg.Wait()
-	t.Logf("%d histories in %v: %+v", done.Load(), time.Since(start).Round(time.Millisecond), total)
+	t.Logf("%v", &r)
 	if *seedsFlag >= 100 && !t.Failed() {
-		if total.PowerCuts == 0 || total.Kills == 0 || total.Evicted == 0 || total.Hits == 0 ||
-			total.WrittenBack == 0 || total.Checkpoints == 0 || total.Moved == 0 || total.Pins == 0 ||
-			total.Evictions == 0 {
-			t.Errorf("the histories miss a part of the engine: %+v", total)
-		}
-		if total.Refused == 0 || total.Mismatched == 0 || total.Late == 0 {
-			t.Errorf("the histories miss outcomes of attributes: %+v", total)
+		for _, problem := range r.missing() {
+			t.Error(problem)
 		}
 	}
-}
-
-func (r *Result) add(o Result) {
-	r.Requests += o.Requests
-	r.PowerCuts += o.PowerCuts
-	r.Kills += o.Kills
-	r.Hits += o.Hits
-	r.Evicted += o.Evicted
-	r.Checkpoints += o.Checkpoints
-	r.WrittenBack += o.WrittenBack
-	r.Moved += o.Moved
-	r.Pins += o.Pins
-	r.Evictions += o.Evictions
-	r.Refused += o.Refused
-	r.Mismatched += o.Mismatched
-	r.Late += o.Late
 }

@@ -47,6 +47,9 @@ func (s *Sim) wish(r *request) {
 	if s.rng.IntN(2) == 0 {
 		r.attrs.SetHint(attrs.Hint(s.rng.IntN(8)))
 	}
+	if s.cfg.Pinning && s.rng.IntN(3) == 0 {
+		r.attrs.SetHint(attrs.HintPin)
+	}
 	if s.rng.IntN(3) == 0 {
 		r.attrs.SetPriority(attrs.Priority{Class: attrs.Class(1 + s.rng.IntN(3)), Level: uint8(s.rng.IntN(8))})
 	}
@@ -152,8 +155,8 @@ func (s *Sim) checkWishes(when string) {
 	}
 }
 
-// powerCut forgets pins: they may not have been durable.
-func (a *wishes) powerCut() {
+// forget forgets pins, which may be gone.
+func (a *wishes) forget() {
 	for _, b := range a.blocks {
 		b.pinned = false
 	}

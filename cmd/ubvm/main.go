@@ -58,6 +58,6 @@ func newCommand() *cobra.Command {
 		SilenceErrors: true,
 	}
 	root.AddCommand(setupCommand(), kernelsCommand(), runCommand(), shellCommand(), testCommand(),
-		kublkCommand())
+		kublkCommand(), faultsCommand())
 	return root
 }

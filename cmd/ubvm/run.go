@@ -40,7 +40,7 @@ func (f *runFlags) add(fs *pflag.FlagSet, timeout time.Duration) {
 	fs.BoolVar(&f.prealloc, "prealloc", false,
 		"take the guest's memory at once: slow to start, no stalls afterwards")
 	fs.StringArrayVar(&f.disks, "disk", nil,
-		"add or change a disk: NAME[,size=4G][,sector=4096][,iops=N][,bps=100M][,nodiscard][,path=FILE]")
+		"add or change a disk: NAME[,size=4G][,sector=4096][,iops=N][,bps=100M][,nodiscard][,scsi][,path=FILE]")
 	fs.BoolVar(&f.bare, "bare", false, "no disks but those of --disk")
 	fs.StringArrayVar(&f.env, "env", nil, "set a variable for the command: NAME=VALUE")
 	fs.StringArrayVar(&f.bins, "bin", nil, "put a program on the guest's PATH: FILE[:NAME]")

@@ -98,6 +98,28 @@ func TestMakeTargets(t *testing.T) {
 	}
 }
 
+// TestNamedTests checks that the tests exist that docs/reliability.md says show something.
+func TestNamedTests(t *testing.T) {
+	have := map[string]bool{}
+	declared := regexp.MustCompile(`(?m)^func (Test\w+)\(`)
+	for _, f := range files(t) {
+		if strings.HasSuffix(f, "_test.go") {
+			for _, m := range declared.FindAllStringSubmatch(read(t, f), -1) {
+				have[m[1]] = true
+			}
+		}
+	}
+	named := regexp.MustCompile("`(Test\\w+)`").FindAllStringSubmatch(read(t, "docs/reliability.md"), -1)
+	if len(named) < 10 {
+		t.Errorf("docs/reliability.md names only %d tests", len(named))
+	}
+	for _, m := range named {
+		if !have[m[1]] {
+			t.Errorf("docs/reliability.md: there is no %s", m[1])
+		}
+	}
+}
+
 const cliIntro = `# The commands of ubcache
 
 Written by ` + "`make docs`" + ` from the help texts; a test fails if they differ.

@@ -35,8 +35,9 @@ var importRules = []importRule{
 	{"cmd", []string{"…"}},
 }
 
-// testsMay lists what tests may import besides: helpers of the integration VM.
-var testsMay = []string{"internal/vmtest"}
+// testsMay lists what tests may import besides: helpers of the integration VM, and the table of
+// faults that any test may add to.
+var testsMay = []string{"internal/vmtest", "internal/faulttable"}
 
 // wrongEdge says why a package must not import another, both relative to the module; it is empty
 // if it may.

@@ -50,6 +50,7 @@ type DeviceStatus struct {
 	CachedBytes   int64  `json:"cached_bytes"`
 	DirtyBytes    int64  `json:"dirty_bytes"`
 	PinnedBytes   int64  `json:"pinned_bytes"`
+	BadBytes      int64  `json:"bad_bytes"`
 	BackingDevice string `json:"backing_device"`
 	Path          string `json:"path"`
 	Service       string `json:"service"`

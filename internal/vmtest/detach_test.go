@@ -20,7 +20,7 @@ func TestDetach(t *testing.T) {
 	OnlyFull(t)
 	Limit(t, 4*time.Minute)
 	backing := Slice(t, "slow", 0, 512)
-	fileSystems[0].create(t, backing)
+	fileSystems[0].Create(t, backing)
 	src, first := newTree(t, 300, 6)
 	mounted(t, backing, func(dir string) { copyTree(t, src, dir) })
 
@@ -63,7 +63,7 @@ func TestDetach(t *testing.T) {
 	if n := len(c.Status(t).Devices); n != 0 {
 		t.Errorf("%d devices are left after detach", n)
 	}
-	fileSystems[0].verify(t, backing)
+	fileSystems[0].Verify(t, backing)
 	mounted(t, backing, func(dir string) {
 		for _, sub := range []string{"/more", "/again", "/third"} {
 			more.Compare(t, "backing device alone"+sub, ListTree(t, dir+sub))
@@ -114,7 +114,7 @@ func TestHeader(t *testing.T) {
 	if got, want := SizeBytes(t, dev), SizeBytes(t, backing)-reserved; got != want {
 		t.Errorf("cached device has %d bytes, expected %d", got, want)
 	}
-	fileSystems[0].create(t, dev)
+	fileSystems[0].Create(t, dev)
 	src, want := newTree(t, 200, 8)
 	mounted(t, dev, func(dir string) { copyTree(t, src, dir) })
 	Ubcache(t, "flush", "data")

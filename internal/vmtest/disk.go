@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -98,11 +99,14 @@ func DelayDevice(t testing.TB, dev string, d Delays) string {
 	return Mapper(t, "delay", table)
 }
 
+// notInMapperName is what the tools of the device mapper would write in another way.
+var notInMapperName = regexp.MustCompile(`[^A-Za-z0-9._-]+`)
+
 // Mapper makes a device-mapper device with this table and removes it at the end of the test. The
 // name is made unique with the test's.
 func Mapper(t testing.TB, name, table string) string {
 	t.Helper()
-	name += "-" + strings.NewReplacer("/", "-", " ", "-").Replace(t.Name())
+	name = notInMapperName.ReplaceAllString(name+"-"+t.Name(), "-")
 	Run(t, "dmsetup", "create", name, "--table", table)
 	t.Cleanup(func() {
 		t.Helper()
@@ -159,6 +163,7 @@ func Snapshot(t testing.TB, dev string) string {
 	Run(t, "truncate", "-s", "256M", file)
 	loop := Run(t, "losetup", "--show", "-f", file)
 	t.Cleanup(func() { Run(t, "losetup", "-d", loop) })
-	return Mapper(t, "snapshot", fmt.Sprintf("0 %d snapshot %s %s N 8",
+	// A test may have snapshots of several devices.
+	return Mapper(t, "snapshot-"+filepath.Base(loop), fmt.Sprintf("0 %d snapshot %s %s N 8",
 		SizeBytes(t, dev)/512, dev, loop))
 }

@@ -169,7 +169,7 @@ func checkTrim(t *testing.T, c *Cache, dev string) {
 	if d := c.Device(t, "data"); d.CachedBytes != 0 || d.DirtyBytes != 0 {
 		t.Errorf("after a discard of everything %d bytes are cached, %d dirty", d.CachedBytes, d.DirtyBytes)
 	}
-	fileSystems[0].create(t, dev)
+	fileSystems[0].Create(t, dev)
 	src, want := newTree(t, 100, 10)
 	mounted(t, dev, func(dir string) {
 		copyTree(t, src, dir)
@@ -181,5 +181,5 @@ func checkTrim(t *testing.T, c *Cache, dev string) {
 		}
 		want.Compare(t, "after fstrim", ListTree(t, dir))
 	})
-	fileSystems[0].verify(t, dev)
+	fileSystems[0].Verify(t, dev)
 }

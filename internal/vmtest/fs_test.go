@@ -9,30 +9,8 @@ import (
 	"time"
 )
 
-// fileSystem says how one is made, mounted and checked.
-type fileSystem struct {
-	name        string
-	make, check []string
-}
-
-var fileSystems = []fileSystem{
-	{"ext4", []string{"mkfs.ext4", "-q", "-F"}, []string{"e2fsck", "-fn"}},
-	{"xfs", []string{"mkfs.xfs", "-q", "-f"}, []string{"xfs_repair", "-n"}},
-	{"btrfs", []string{"mkfs.btrfs", "-q", "-f"}, []string{"btrfs", "check", "--readonly"}},
-}
-
 // writeback is how these tests attach. Without a bypass all of the data goes through the cache.
 var writeback = []string{"--mode=writeback", "--sequential-cutoff=0"}
-
-func (fs fileSystem) create(t testing.TB, dev string) {
-	t.Helper()
-	Run(t, fs.make[0], append(fs.make[1:], dev)...)
-}
-
-func (fs fileSystem) verify(t testing.TB, dev string) {
-	t.Helper()
-	Run(t, fs.check[0], append(fs.check[1:], dev)...)
-}
 
 // treeFiles is the size of the file tree; making it takes as long as copying it.
 func treeFiles(t testing.TB) int {
@@ -76,7 +54,7 @@ func TestFileSystem(t *testing.T) {
 			Limit(t, 4*time.Minute)
 			c := NewCache(t, Slice(t, "ssd", 0, 512))
 			dev := c.Attach(t, Slice(t, "slow", 0, 1024), "data", writeback...)
-			fs.create(t, dev)
+			fs.Create(t, dev)
 			src, want := newTree(t, treeFiles(t), 1)
 			mounted(t, dev, func(dir string) { copyTree(t, src, dir) })
 			c.Stop(t)
@@ -86,7 +64,7 @@ func TestFileSystem(t *testing.T) {
 			if c.Stats(t).Devices["data"].HitBlocks == 0 {
 				t.Error("nothing came from the cache")
 			}
-			fs.verify(t, dev)
+			fs.Verify(t, dev)
 		})
 	}
 }
@@ -105,7 +83,7 @@ func TestLVMOnTop(t *testing.T) {
 	deactivate := func() { _, _ = Try(t, "vgchange", append(lvm, "-q", "-an", "vgcached")...) }
 	t.Cleanup(deactivate)
 	run("lvcreate", "-q", "-y", "-W", "n", "-L", "600M", "-n", "one", "vgcached")
-	fileSystems[0].create(t, "/dev/vgcached/one")
+	fileSystems[0].Create(t, "/dev/vgcached/one")
 	src, want := newTree(t, 600, 2)
 	mounted(t, "/dev/vgcached/one", func(dir string) { copyTree(t, src, dir) })
 	Refused(t, 3, "vgcached-one", "stop")
@@ -114,7 +92,7 @@ func TestLVMOnTop(t *testing.T) {
 	c.Start(t)
 	run("vgchange", "-q", "-ay", "vgcached")
 	mounted(t, "/dev/vgcached/one", func(dir string) { want.Compare(t, "LV", ListTree(t, dir)) })
-	fileSystems[0].verify(t, "/dev/vgcached/one")
+	fileSystems[0].Verify(t, "/dev/vgcached/one")
 }
 
 // TestOnDeviceMapper has SSD and backing device on dm-linear, the latter of two pieces, and
@@ -126,12 +104,12 @@ func TestOnDeviceMapper(t *testing.T) {
 	backing := Mapper(t, "pieces", "0 1048576 linear "+raw+" 4194304\n1048576 524288 linear "+raw+" 2048\n")
 	c := NewCache(t, Slice(t, "ssd", 0, 256))
 	dev := c.Attach(t, backing, "data", writeback...)
-	fileSystems[0].create(t, dev)
+	fileSystems[0].Create(t, dev)
 	src, want := newTree(t, 600, 3)
 	mounted(t, dev, func(dir string) { copyTree(t, src, dir) })
 	Ubcache(t, "flush", "data")
 	c.Stop(t)
-	fileSystems[0].verify(t, backing)
+	fileSystems[0].Verify(t, backing)
 	// Mounting would change it behind the cache's back. The subtest's end removes the snapshot.
 	t.Run("alone", func(t *testing.T) {
 		mounted(t, Snapshot(t, backing), func(dir string) {
@@ -155,7 +133,7 @@ func TestPartitions(t *testing.T) {
 	parts := []string{dev + "p1", dev + "p2"}
 	for _, p := range parts {
 		waitForDevice(t, p)
-		fileSystems[0].create(t, p)
+		fileSystems[0].Create(t, p)
 		mounted(t, p, func(dir string) {
 			copyTree(t, src, dir)
 			// Partition 1 being mounted is the whole device being in use.
@@ -167,7 +145,7 @@ func TestPartitions(t *testing.T) {
 	for _, p := range parts {
 		waitForDevice(t, p)
 		mounted(t, p, func(dir string) { want.Compare(t, p, ListTree(t, dir)) })
-		fileSystems[0].verify(t, p)
+		fileSystems[0].Verify(t, p)
 	}
 }
 

@@ -56,9 +56,11 @@ func (r killRow) run(t *testing.T) {
 	load := startLoad(dev)
 	t.Cleanup(func() { load.over.Store(true) })
 	probe := startProbe(t, dev, (backingMiB-1)<<20)
+	y := Fault(t, "daemon killed (kill -9), "+r.name)
 	rnd := rand.New(rand.NewPCG(uint64(r.kills), 3))
 	var pauses []time.Duration
-	for range r.kills {
+	for range repeats(t, r.kills) {
+		y.Tried(1)
 		// Load and probe are well under way, and the moment is another one each time.
 		seen := c.Stats(t).Devices["data"].Writes
 		Wait(t, time.Minute, "writes", func() bool {
@@ -75,12 +77,14 @@ func (r killRow) run(t *testing.T) {
 		})
 		pauses = append(pauses, time.Duration(probe.longest.Load()))
 		if err := errors.Join(load.err(), probe.err()); err != nil {
-			t.Fatal(err)
+			y.Load(err)
+			return
 		}
 	}
 	rounds := load.stop()
 	if err := errors.Join(load.err(), probe.stop()); err != nil {
-		t.Fatal(err)
+		y.Load(err)
+		return
 	}
 	slices.Sort(pauses)
 	n := len(pauses)
@@ -167,7 +171,7 @@ func startProbe(t testing.TB, dev string, off int64) *probe {
 				p.timed(func() error { _, err := f.WriteAt(out, at); return err }),
 				p.timed(func() error { _, err := f.ReadAt(in, at); return err }))
 			if err == nil && !bytes.Equal(in, out) {
-				err = fmt.Errorf("probe read back something else than it wrote at %d", at)
+				err = fmt.Errorf("probe: read back %s at %d", errProbe, at)
 			}
 			if err != nil {
 				p.fault.Store(&err)
@@ -211,7 +215,8 @@ func TestKillUnderFileSystem(t *testing.T) {
 	Limit(t, 4*time.Minute)
 	c := NewCache(t, Slice(t, "ssd", 0, 256))
 	dev := c.Attach(t, Slice(t, "slow", 0, 1024), "data", writeback...)
-	fileSystems[0].create(t, dev)
+	y := Fault(t, "daemon killed under a filesystem")
+	fileSystems[0].Create(t, dev)
 	src, want := newTree(t, 800, 5)
 	mounted(t, dev, func(dir string) {
 		var copied atomic.Bool
@@ -235,12 +240,13 @@ func TestKillUnderFileSystem(t *testing.T) {
 			Wait(t, time.Minute, "writes", func() bool { return c.Stats(t).Devices["data"].Writes > seen+20 })
 			c.Kill(t)
 			c.Start(t)
+			y.Tried(1)
 		}
 		Wait(t, 2*time.Minute, "a whole copy", func() bool { return copied.Load() || t.Failed() })
 		cancel()
 		wg.Wait()
 	})
-	fileSystems[0].verify(t, dev)
+	fileSystems[0].Verify(t, dev)
 	mounted(t, dev, func(dir string) {
 		want.Compare(t, "first copy", ListTree(t, filepath.Join(dir, "copy-0")))
 	})

@@ -42,12 +42,12 @@ func TestManyDevices(t *testing.T) {
 			t.Errorf("status shows %d devices", n)
 		}
 		if i == 0 {
-			fileSystems[0].create(t, dev)
+			fileSystems[0].Create(t, dev)
 			mounted(t, dev, func(dir string) { copyTree(t, src, dir) })
 		}
 		mounted(t, dev, func(dir string) { want.Compare(t, "third device", ListTree(t, dir)) })
 		Ubcache(t, "detach", "three")
-		fileSystems[0].verify(t, third)
+		fileSystems[0].Verify(t, third)
 	}
 	over.Store(true)
 	wg.Wait()

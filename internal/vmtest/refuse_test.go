@@ -71,7 +71,7 @@ func headsAndTails(t *testing.T, devs []string) (parts [][]byte) {
 func refuseMounted(t *testing.T) {
 	dev, ssd := Slice(t, "slow", 0, 128), Slice(t, "ssd", 0, 128)
 	c := NewCache(t, ssd)
-	fileSystems[0].create(t, dev)
+	fileSystems[0].Create(t, dev)
 	mounted(t, dev, func(dir string) {
 		unchanged(t, []string{dev}, func() {
 			Refused(t, refused, "is mounted on "+dir, "format", dev, "--force", "--name=other")
@@ -111,11 +111,11 @@ func refuseContent(t *testing.T) {
 		if fs.name == "xfs" {
 			other = Slice(t, "ssd", 512, 320) // it does not make smaller ones
 		}
-		fs.create(t, other)
+		fs.Create(t, other)
 		unchanged(t, []string{other}, func() {
 			Refused(t, refused, fs.name+" filesystem", "format", other)
 		})
-		fs.verify(t, other)
+		fs.Verify(t, other)
 	}
 	c := NewCache(t, ssd)
 	c.Stop(t)

@@ -37,12 +37,12 @@ func TestRawUse(t *testing.T) {
 	}
 }
 
-func rawUse(t *testing.T, fs fileSystem) {
+func rawUse(t *testing.T, fs FS) {
 	c := NewCache(t, Slice(t, "ssd", 0, 256))
 	backing := Slice(t, "slow", 0, 320)
 	dev := c.Attach(t, backing, "data", "--mode=writeback", "--dirty-max=90", "--dirty-target=80",
 		"--writeback-delay=24h", "--sequential-cutoff=0")
-	fs.create(t, dev)
+	fs.Create(t, dev)
 	work := func(on, file string) {
 		t.Helper()
 		dir := t.TempDir()
@@ -99,7 +99,7 @@ func rawUse(t *testing.T, fs fileSystem) {
 	if !has("first") || !has("raw") || !has("again") || has("dirty") {
 		t.Error("after --drop the device is not what it was by itself")
 	}
-	fs.verify(t, dev)
+	fs.Verify(t, dev)
 }
 
 // TestScrub corrupts cached data under a running cache with load on it. The scrub finds exactly that.

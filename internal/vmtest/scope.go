@@ -13,24 +13,30 @@ import (
 	"time"
 )
 
-// EnvScope chooses the list of acceptance tests: full or short. Without it the newest kernels get
-// the full list and the older series of the matrix the short one.
+// EnvScope chooses the list of acceptance tests: full or short, or soak for long versions of the full
+// one. Without it the newest kernels get the full list and the older series of the matrix the short one.
 const EnvScope = "UBCACHE_VM_SCOPE"
 
 // Full reports whether the full list runs.
 func Full(t testing.TB) bool {
 	t.Helper()
 	switch scope := os.Getenv(EnvScope); scope {
-	case "full":
+	case "full", "soak":
 		return true
 	case "short":
 		return false
 	case "":
 		return KernelAtLeast(t, "7.0")
 	default:
-		t.Fatalf("%s=%s: want full or short", EnvScope, scope)
+		t.Fatalf("%s=%s: want full, short or soak", EnvScope, scope)
 		return false
 	}
+}
+
+// Soak reports whether the long versions of tests run: every crash point, many rounds.
+func Soak(t testing.TB) bool {
+	t.Helper()
+	return Full(t) && os.Getenv(EnvScope) == "soak"
 }
 
 // OnlyFull skips a test that is not on the short list, and says so.

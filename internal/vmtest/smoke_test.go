@@ -86,6 +86,24 @@ func checkDiscard(t *testing.T, dev string) {
 	}
 }
 
+// TestUnplug takes a disk away that a program has open, and brings it back.
+func TestUnplug(t *testing.T) {
+	Limit(t, 2*time.Minute)
+	p := OpenPlug(t, "plug0")
+	f := openDirect(t, p.Dev(t), unix.O_DSYNC)
+	page := alignedMemory(t, 4096)
+	writeAt(t, f, page, 1, 8192)
+	p.Out(t)
+	if _, err := f.ReadAt(page, 8192); err == nil {
+		t.Error("a disk that was unplugged can be read")
+	}
+	dev := p.In(t)
+	readBack(t, openDirect(t, dev, 0), page, 1, 8192)
+	if _, err := f.ReadAt(page, 8192); err == nil {
+		t.Error("the disk that has come back is the one that went")
+	}
+}
+
 // TestSlowDiskIsSlow reads small blocks one after the other. The slow disk allows 120 in a second;
 // even an emulated machine manages a multiple of that on the other.
 func TestSlowDiskIsSlow(t *testing.T) {

@@ -1,7 +1,7 @@
 # The integration VM; see testdata/vm/README.md. KERNEL is a series (6.12, 6.18, …) or newest.
 KERNEL ?= newest
 # Packages whose tests with the build tag vm run in the VM.
-VM_PKGS ?= ./internal/vmtest ./ublk ./internal/blkbpf
+VM_PKGS ?= ./internal/vmtest ./internal/vmtest/faults ./ublk ./internal/blkbpf
 # More flags for ubvm test, such as VM_FLAGS='-v --run TestLVM'.
 VM_FLAGS ?=
 

@@ -19,8 +19,9 @@ import (
 )
 
 const (
-	// bootTime is how long a guest may take until its init starts the job.
-	bootTime = 3 * time.Minute
+	// bootTime is how long a guest may take until its init starts the job: seconds, but on a host
+	// that is busy with others' guests.
+	bootTime = 6 * time.Minute
 	// offTime is how long a guest may take to power off once its results are safe.
 	offTime = 15 * time.Second
 	// dumpTime is how long it may take to show what is stuck when its time is up.
@@ -59,6 +60,12 @@ func (r *run) bootOnce(ctx context.Context, boot int) (done bool, err error) {
 		return false, fmt.Errorf("listen for guest: %w", err)
 	}
 	defer listener.Close()
+	os.Remove(r.path("qmp"))
+	plugs, err := newPlugger(r)
+	if err != nil {
+		return false, err
+	}
+	defer plugs.close()
 	s := &session{
 		run: r, console: con,
 		ended: make(chan struct{}), ready: make(chan struct{}),

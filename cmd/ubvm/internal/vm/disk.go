@@ -18,6 +18,7 @@ type Disk struct {
 	IOPS        int    // limit of requests per second; 0: none. The guest sees a rotating disk
 	BytesPerSec int64  // limit of the throughput; 0: none
 	NoDiscard   bool   // the guest sees a disk that cannot discard
+	SCSI        bool   // a SCSI disk, which the guest can have unplugged, and no virtio disk
 	Path        string // a file that stays; empty: a file that ends with the run
 }
 
@@ -27,7 +28,8 @@ const (
 	slowBytesPerSec = 120 << 20
 )
 
-// DefaultDisks are there in every run: an SSD and a slow disk with either sector size.
+// DefaultDisks are there in every run: an SSD and a slow disk with either sector size, and two disks
+// to unplug.
 func DefaultDisks() []Disk {
 	return []Disk{
 		{Name: "ssd", SizeBytes: 2 << 30, SectorBytes: 512},
@@ -40,13 +42,15 @@ func DefaultDisks() []Disk {
 			Name: "slow4k", SizeBytes: 4 << 30, SectorBytes: 4096,
 			IOPS: slowIOPS, BytesPerSec: slowBytesPerSec,
 		},
+		{Name: "plug0", SizeBytes: 512 << 20, SectorBytes: 512, SCSI: true},
+		{Name: "plug1", SizeBytes: 512 << 20, SectorBytes: 512, SCSI: true},
 	}
 }
 
 // Serial numbers of virtio disks hold 20 bytes, and ":slow" is appended to one.
 var diskName = regexp.MustCompile(`^[a-z][a-z0-9_]{0,13}$`)
 
-// ParseDisk reads NAME[,size=4G][,sector=512|4096][,iops=N][,bps=100M][,nodiscard][,path=FILE].
+// ParseDisk reads NAME[,size=4G][,sector=512|4096][,iops=N][,bps=100M][,nodiscard][,scsi][,path=FILE].
 func ParseDisk(spec string) (Disk, error) {
 	name, rest, _ := strings.Cut(spec, ",")
 	d := Disk{Name: name, SizeBytes: 2 << 30, SectorBytes: 512}
@@ -70,6 +74,9 @@ func ParseDisk(spec string) (Disk, error) {
 	if d.SizeBytes < 1<<20 || d.SizeBytes%4096 != 0 {
 		errs = append(errs, fmt.Errorf("size %d is not a multiple of 4096 from 1M up", d.SizeBytes))
 	}
+	if d.SCSI && (d.IOPS > 0 || d.BytesPerSec > 0) {
+		errs = append(errs, errors.New("a SCSI disk has no limits of speed"))
+	}
 	if err := errors.Join(errs...); err != nil {
 		return d, fmt.Errorf("disk %q: %s", spec, strings.ReplaceAll(err.Error(), "\n", "; "))
 	}
@@ -89,6 +96,8 @@ func (d *Disk) set(option string) (err error) {
 		d.BytesPerSec, err = parseBytes(value)
 	case "nodiscard":
 		d.NoDiscard = true
+	case "scsi":
+		d.SCSI = true
 	case "path":
 		d.Path, err = filepath.Abs(value)
 	default:
@@ -134,6 +143,9 @@ func (d *Disk) create(dir string) error {
 // args are QEMU's options for the disk. Writes go to the host's page cache and a flush of the
 // guest to the file: a reset of the guest loses only what the guest had not sent.
 func (d *Disk) args() []string {
+	if d.SCSI {
+		return d.scsiArgs()
+	}
 	drive := "if=none,format=raw,cache=writeback,aio=threads,id=" + d.Name
 	serial := d.Name
 	if d.NoDiscard {

@@ -13,6 +13,7 @@ func TestParseDisk(t *testing.T) {
 		"slow4k,iops=50,bps=0,nodiscard": {
 			Name: "slow4k", SizeBytes: 4 << 30, SectorBytes: 4096, IOPS: 50, NoDiscard: true,
 		},
+		"y,scsi":        {Name: "y", SizeBytes: 2 << 30, SectorBytes: 512, SCSI: true},
 		"x,path=/tmp/a": {Name: "x", SizeBytes: 2 << 30, SectorBytes: 512, Path: "/tmp/a"},
 	} {
 		if got, err := ParseDisk(spec); err != nil || got != want {
@@ -28,6 +29,7 @@ func TestParseDisk(t *testing.T) {
 		"a,size=1000":     "multiple of 4096",
 		"a,sector=1024":   "sector",
 		"a,colour=red":    "colour",
+		"a,scsi,iops=100": "limits",
 		"a,size=9999999T": "size",
 	} {
 		_, err := ParseDisk(spec)

@@ -51,8 +51,9 @@ func (r *run) qemuArgs(boot, step int) []string {
 	c := r.config
 	cmdline := []string{
 		"console=ttyS0", "loglevel=5", "panic=-1", "oops=panic", "sysrq_always_enabled",
-		// Emulated CPUs of a loaded host stand still for seconds.
-		"watchdog_thresh=60", "rcupdate.rcu_cpu_stall_timeout=120", "mitigations=off",
+		// Emulated CPUs of a loaded host stand still for seconds, even while the kernel counts the
+		// ticks of its timer.
+		"no_timer_check", "watchdog_thresh=60", "rcupdate.rcu_cpu_stall_timeout=120", "mitigations=off",
 		fmt.Sprintf("ubvm.hung=%d", c.Accel.hungSeconds()),
 		fmt.Sprintf("ubvm.boot=%d", boot), fmt.Sprintf("ubvm.step=%d", step),
 		"ubvm.accel=" + string(c.Accel),
@@ -66,6 +67,10 @@ func (r *run) qemuArgs(boot, step int) []string {
 		"-device", "virtio-serial-pci",
 		"-chardev", "socket,id=port,path=" + r.path("port"),
 		"-device", "virtserialport,chardev=port,name=" + frame.Port,
+		"-chardev", "socket,id=plug,path=" + r.path("plug"),
+		"-device", "virtserialport,chardev=plug,name=" + plugPort,
+		"-device", "virtio-scsi-pci,id=" + scsiBus,
+		"-qmp", "unix:" + r.path("qmp") + ",server=on,wait=off",
 	}
 	args = append(args, c.Accel.args()...)
 	if c.Prealloc {

@@ -1,0 +1,264 @@
+package cache
+
+import (
+	"bytes"
+	"errors"
+	"slices"
+	"testing"
+)
+
+// badStorage cannot read some pages.
+type badStorage struct {
+	memStorage
+	bad []int64 // their places
+}
+
+func (s *badStorage) ReadAt(p []byte, off int64) (int, error) {
+	for _, b := range s.bad {
+		if b < off+int64(len(p)) && off < b+pageSize {
+			return 0, errMedium
+		}
+	}
+	return s.memStorage.ReadAt(p, off)
+}
+
+// stopped is a harness whose cache holds 64 dirty blocks, settled and abandoned.
+func stopped(t *testing.T) (*harness, Geometry) {
+	dev := make(memStorage, 6<<20)
+	if _, err := Format(dev, FormatOptions{BucketBytes: 64 << 10}); err != nil {
+		t.Fatal(err)
+	}
+	h := newHarness(t, dev, 4<<20)
+	h.write(0, fill(1, 64))
+	h.settle()
+	geo := h.c.geo
+	h.c.Abandon()
+	return h, geo
+}
+
+// TestUnreadableMetadata: of superblocks and summaries one copy may be unreadable or damaged, any of
+// them, and the cache starts with all it had.
+func TestUnreadableMetadata(t *testing.T) {
+	h, geo := stopped(t)
+	pages := []int64{superOffA, superOffB}
+	for b := range BucketID(6) {
+		pages = append(pages, geo.summaryOff(0, b), geo.summaryOff(1, b))
+	}
+	for _, off := range pages {
+		for _, unreadable := range []bool{true, false} {
+			dev := &badStorage{memStorage: slices.Clone(h.ssd)}
+			if unreadable {
+				dev.bad = []int64{off}
+			} else {
+				dev.memStorage[off+100] ^= 1
+			}
+			c, err := Open(dev, Options{})
+			if err != nil {
+				t.Errorf("page at %d, unreadable %v: %v", off, unreadable, err)
+				continue
+			}
+			s := c.Status()
+			if s.DirtyBytes != 64*BlockSize || s.Epoch != h.c.epoch+1 || len(s.Backings) != 1 {
+				t.Errorf("page at %d, unreadable %v: %d dirty bytes, epoch %d after %d, %d backing devices",
+					off, unreadable, s.DirtyBytes, s.Epoch, h.c.epoch, len(s.Backings))
+			}
+			c.Abandon()
+		}
+	}
+}
+
+// TestUnreadableJournalPage: one that does not matter is as good as any, one that does is damage.
+func TestUnreadableJournalPage(t *testing.T) {
+	dev := make(memStorage, 6<<20)
+	if _, err := Format(dev, FormatOptions{BucketBytes: 64 << 10}); err != nil {
+		t.Fatal(err)
+	}
+	h := newHarness(t, dev, 4<<20)
+	for i := range 3 {
+		h.write(int64(i)*BlockSize, fill(1, 1))
+		h.flush()
+	}
+	geo := h.c.geo
+	h.c.Abandon()
+	open := func(seq uint64) error {
+		c, err := Open(&badStorage{slices.Clone(h.ssd), []int64{geo.journalPageOff(seq)}}, Options{})
+		if err == nil {
+			c.Abandon()
+		}
+		return err
+	}
+	if err := open(1); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("without the first page: %v", err)
+	}
+	if err := open(30); err != nil {
+		t.Errorf("without a page that was never written: %v", err)
+	}
+}
+
+// TestLostSummaryCopyIsWrittenAgain: a start that had one copy of a summary leaves two.
+func TestLostSummaryCopyIsWrittenAgain(t *testing.T) {
+	h, geo := stopped(t)
+	off := [2]int64{geo.summaryOff(0, 1), geo.summaryOff(1, 1)}
+	clear(h.ssd[off[1]+20 : off[1]+pageSize])
+	h.ops = nil
+	h.open()
+	h.b, _ = h.c.Backing(h.b.ID())
+	h.settle()
+	a, b := h.ssd[off[0]:][:pageSize], h.ssd[off[1]:][:pageSize]
+	if !bytes.Equal(a[summaryHeader:], b[summaryHeader:]) {
+		t.Error("the second copy is still damaged after the next settling")
+	}
+	h.c.Abandon()
+}
+
+// TestPendingCorruption: what was written through is on the backing device, so a bad copy on the SSD
+// is no error, whether it has been flushed there or not; and a write of part of it loses nothing.
+func TestPendingCorruption(t *testing.T) {
+	h := small(t)
+	if err := h.c.SetMode(h.b.ID(), Writethrough); err != nil {
+		t.Fatal(err)
+	}
+	h.write(0, fill(1, 4))
+	h.ssd[h.slotOf(0)+7] ^= 0xff
+	h.ssd[h.slotOf(1)+7] ^= 0xff
+	h.ssd[h.slotOf(2)+7] ^= 0xff
+	h.wantRead(0, fill(1, 2))
+	h.wantRead(2*BlockSize+512, fill(1, 1)[:512])
+	if h.slotOf(0) == -1 {
+		t.Error("the block was dropped before the backing device was flushed")
+	}
+	if err := h.c.SetMode(h.b.ID(), Writeback); err != nil {
+		t.Fatal(err)
+	}
+	h.write(BlockSize+512, fill(2, 1)[:512])
+	want := fill(1, 1)
+	copy(want[512:], fill(2, 1)[:512])
+	h.wantRead(BlockSize, want)
+	h.until("cleaning", func() bool { return len(h.b.mu.pending) == 0 })
+	if h.slotOf(0) != -1 || h.slotOf(1) == -1 {
+		t.Error("after the flush, block 0 is still cached, or block 1 is not")
+	}
+	h.drain()
+	if !bytes.Equal(h.back[BlockSize:2*BlockSize], want) || h.stats().BadBlocks != 0 {
+		t.Error("the merged block is not on the backing device")
+	}
+}
+
+// TestBadSectorSparesItsNeighbours: one bad sector fails the operation that reads a run of blocks, but
+// only its own block is lost: for a read, and for writeback.
+func TestBadSectorSparesItsNeighbours(t *testing.T) {
+	for _, drain := range []bool{false, true} {
+		h := small(t)
+		h.write(0, fill(1, 8))
+		bad := h.slotOf(3)
+		h.fail = func(op *Op) error {
+			if op.Dev == SSD && op.Kind == OpRead && op.Off <= bad && bad < op.Off+op.Len {
+				return errMedium
+			}
+			return nil
+		}
+		if drain {
+			h.drain()
+			if !bytes.Equal(h.back[4*BlockSize:8*BlockSize], fill(1, 4)) {
+				t.Error("the blocks after the bad one were not written back")
+			}
+		} else if _, err := h.read(0, 8*BlockSize); !errors.Is(err, ErrDirtyBad) {
+			t.Errorf("read over the bad block: %v", err)
+		}
+		if n := h.stats().BadBlocks; n != 1 {
+			t.Errorf("%d blocks are lost", n)
+		}
+		h.wantRead(0, fill(1, 3))
+		h.wantRead(4*BlockSize, fill(1, 4))
+	}
+}
+
+// TestBadBackingSectorBesideTheRead: a block that the SSD has in part is completed from the backing
+// device; a bad sector there that was not asked for is no error.
+func TestBadBackingSectorBesideTheRead(t *testing.T) {
+	h := small(t)
+	h.write(512, fill(1, 1)[:512])
+	h.fail = func(op *Op) error {
+		if op.Dev != SSD && op.Kind == OpRead && op.Off+op.Len > 7*512 {
+			return errMedium
+		}
+		return nil
+	}
+	h.wantRead(0, append(make([]byte, 512), fill(1, 1)[:512]...))
+	if _, err := h.read(0, BlockSize); !errors.Is(err, errMedium) {
+		t.Errorf("read of the bad sector: %v", err)
+	}
+}
+
+// TestLastBlockCanBeReplaced: the last block of a device may be short, and a write of all of it does
+// not need what was there.
+func TestLastBlockCanBeReplaced(t *testing.T) {
+	dev := make(memStorage, 6<<20)
+	if _, err := Format(dev, FormatOptions{BucketBytes: 64 << 10}); err != nil {
+		t.Fatal(err)
+	}
+	h := newHarness(t, dev, 1<<20+1024)
+	t.Cleanup(func() { h.c.Abandon() })
+	h.write(1<<20, fill(1, 1)[:1024])
+	h.ssd[h.slotOf(256)+7] ^= 0xff
+	if _, err := h.read(1<<20, 1024); !errors.Is(err, ErrDirtyBad) {
+		t.Fatalf("read of the damaged block: %v", err)
+	}
+	if err := h.do(&Request{Op: ReqWrite, Off: 1 << 20, Len: 512, Data: fill(2, 1)[:512]}); !errors.Is(err, ErrDirtyBad) {
+		t.Errorf("write of a part of it: %v", err)
+	}
+	h.write(1<<20, fill(2, 1)[:1024])
+	h.wantRead(1<<20, fill(2, 1)[:1024])
+}
+
+// TestWritebackSavesWhatIsLost: a block that the SSD loses while writeback has it in hand is on the
+// backing device in the end, and no error is left of it.
+func TestWritebackSavesWhatIsLost(t *testing.T) {
+	h := small(t)
+	h.write(0, fill(1, 1))
+	_ = h.c.SetDrain(h.b.ID(), true)
+	h.until("the write", func() bool {
+		return len(h.ops) > 0 && h.ops[0].Dev != SSD && h.ops[0].Kind == OpWrite
+	})
+	writing := h.ops
+	h.ops = nil
+	h.ssd[h.slotOf(0)+7] ^= 0xff
+	if _, err := h.read(0, BlockSize); !errors.Is(err, ErrDirtyBad) {
+		t.Fatalf("read of the damaged block: %v", err)
+	}
+	h.ops = append(writing, h.ops...)
+	h.drain()
+	h.wantRead(0, fill(1, 1))
+	if n := h.c.Status().Backings[0].BadBytes; n != 0 {
+		t.Errorf("%d bytes are bad", n)
+	}
+}
+
+// TestPendingUnderAChange: a pending block that a flush covers while its next change is under way stays
+// pending until that is over, so that a bad copy on the SSD is no error meanwhile.
+func TestPendingUnderAChange(t *testing.T) {
+	h := small(t)
+	if err := h.c.SetMode(h.b.ID(), Writethrough); err != nil {
+		t.Fatal(err)
+	}
+	h.write(0, fill(1, 1))
+	change := &Request{Op: ReqWrite, Backing: h.b.ID(), Len: BlockSize, Data: fill(2, 1)}
+	h.l.Submit(change)
+	writing := h.ops
+	h.ops = nil
+	if len(writing) != 2 {
+		t.Fatalf("%d operations, want the writes of both devices", len(writing))
+	}
+	wrote := h.b.mu.pending[0].wrote
+	h.until("the flush", func() bool { return h.b.flushed.Load() >= wrote })
+	h.tick()
+	h.ssd[h.slotOf(0)+7] ^= 0xff
+	h.wantRead(0, fill(1, 1))
+	h.ops = append(writing, h.ops...)
+	h.until("the change", func() bool { return len(h.ops) == 0 })
+	h.wantRead(0, fill(2, 1))
+	h.until("cleaning", func() bool { return len(h.b.mu.pending) == 0 })
+	if h.b.dirty.Load() != 0 {
+		t.Errorf("%d blocks are dirty", h.b.dirty.Load())
+	}
+}

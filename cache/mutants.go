@@ -1,0 +1,49 @@
+package cache
+
+// mutant is a way to break the engine on purpose, so that it can be shown that the simulator notices.
+// Each is one condition in the code, which is constant and false unless the program is built with the
+// tag mutants.
+type mutant uint8
+
+const (
+	noMutant mutant = iota
+	mutNoFlush
+	mutPageBeforeFlush
+	mutKeepClean
+	mutRemovalVolatile
+	mutRecordBeforeData
+	mutNoVerify
+	mutStaleEpoch
+	mutSkipRecord
+	mutDiscardUnrecorded
+	mutOneSummaryCopy
+	mutSummaryUnflushed
+	mutSummaryAhead
+	mutTailAhead
+	mutBucketReused
+	mutCleanUnflushed
+	mutFillNotCancelled
+	mutTornPage
+	mutFullMask
+	mutRewrittenClean
+	mutPinForgotten
+	mutPendingIsClean
+	mutStaleDroppedEarly
+	mutFillUnflushed
+	mutRingUnpublished
+	mutBackingUnflushed
+	mutOneSuper
+	mutEpochKept
+	mutDirtyHealed
+	mutCleanLost
+	mutMergesRace
+	mutGroupLost
+	mutUnmapUnrecorded
+	mutBadKept
+	numMutants
+)
+
+// ignored is for operations of mutants whose outcome nobody waits for.
+type ignored struct{}
+
+func (ignored) opDone(*Lane, *Op, error) {}

@@ -1,0 +1,66 @@
+//go:build mutants
+
+package cache
+
+// mutants says what each of them does. Some matter only together with a fault or in a race.
+var mutants = [numMutants]struct{ name, what string }{
+	noMutant:             {"none", "nothing is broken"},
+	mutNoFlush:           {"flush-not-sent", "a commit does not flush the SSD before it writes its pages"},
+	mutPageBeforeFlush:   {"page-before-flush", "a commit writes its pages beside the flush, not after it"},
+	mutKeepClean:         {"invalidate-forgotten", "a write past the cache leaves the clean copy"},
+	mutRemovalVolatile:   {"invalidate-volatile", "it does not wait until the removal is durable"},
+	mutRecordBeforeData:  {"record-before-data", "the index changes before the data is written"},
+	mutNoVerify:          {"checksum-not-verified", "what the SSD returns is taken as it is"},
+	mutStaleEpoch:        {"stale-epoch-accepted", "journal pages of an earlier epoch are replayed after later ones"},
+	mutSkipRecord:        {"recovery-off-by-one", "the last record of a journal page is not replayed"},
+	mutDiscardUnrecorded: {"discard-resurrected", "what a change removes is not recorded as removed"},
+	mutOneSummaryCopy:    {"summary-copy-b-skipped", "a checkpoint writes one copy of the summaries"},
+	mutSummaryUnflushed:  {"summary-copies-unflushed", "a checkpoint does not flush between the copies"},
+	mutSummaryAhead:      {"summary-lsn-wrong", "a summary claims records that it has not"},
+	mutTailAhead:         {"tail-too-early", "replay starts after records that no summary has"},
+	mutBucketReused:      {"bucket-reused-early", "a bucket is reused before its free record is durable"},
+	mutCleanUnflushed:    {"clean-without-flush", "pending blocks become clean without a backing flush"},
+	mutFillNotCancelled:  {"fill-not-cancelled", "a write does not cancel the fill that it overtakes"},
+	mutTornPage:          {"torn-page-accepted", "a journal page is not checked"},
+	mutFullMask:          {"mask-wrong", "a block that is written in part counts as whole"},
+	mutRewrittenClean:    {"rewritten-clean", "writeback cleans a block that was rewritten meanwhile"},
+	mutPinForgotten:      {"pin-forgotten", "recovery forgets pins"},
+	mutPendingIsClean:    {"pending-recorded-clean", "a written-through copy is clean on record at once"},
+	mutStaleDroppedEarly: {"stale-dropped-early", "an obsolete dirty copy is removed before the backing flush"},
+	mutFillUnflushed:     {"fill-unflushed-clean", "what is read near unflushed writes is clean on record"},
+	mutRingUnpublished:   {"ring-unpublished", "records are not published in the pending ring"},
+	mutBackingUnflushed:  {"backing-flush-forgotten", "FLUSH does not flush the backing device"},
+	mutOneSuper:          {"one-superblock", "only one copy of the superblock is brought up to date"},
+	mutEpochKept:         {"epoch-kept", "a start does not begin a new epoch"},
+	mutDirtyHealed:       {"dirty-healed", "a dirty block that the SSD lost is read from the backing device"},
+	mutCleanLost:         {"clean-lost", "a clean block that the SSD lost is an error"},
+	mutMergesRace:        {"merges-race", "two writes of parts of a block do not exclude each other"},
+	mutGroupLost:         {"neighbours-lost", "a bad sector takes along what was read with it"},
+	mutUnmapUnrecorded:   {"heal-unrecorded", "the removal of a damaged clean copy is not recorded"},
+	mutBadKept:           {"bad-and-clean", "a block stays bad when writeback has saved it"},
+}
+
+// broken is how all caches of the process are broken.
+var broken mutant
+
+func mutated(m mutant) bool { return m == broken }
+
+// Mutants lists the names of the mutants, and what each does.
+func Mutants() (names, what []string) {
+	for _, m := range mutants[1:] {
+		names, what = append(names, m.name), append(what, m.what)
+	}
+	return names, what
+}
+
+// Mutate breaks the engine in that way, or with "none" in none, and reports whether there is such a
+// mutant. No cache may be in use meanwhile.
+func Mutate(name string) bool {
+	for i, m := range mutants {
+		if m.name == name {
+			broken = mutant(i)
+			return true
+		}
+	}
+	return false
+}

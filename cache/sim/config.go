@@ -1,0 +1,92 @@
+package sim
+
+import (
+	"math/rand/v2"
+	"time"
+)
+
+// Config is what a seed decides before the history begins.
+type Config struct {
+	Seed        uint64
+	Lanes       int
+	Depth       int
+	Steps       int
+	Checksums   bool
+	ZeroCopy    bool // requests without visible data
+	Devices     int
+	DeviceBytes int64
+	LBS         int
+	BigBuckets  bool // whose summaries are more than a sector, so that they can be torn
+	Discards    bool
+	Zeroes      bool
+	Crashes     int // per 10,000 steps
+	Trim        bool
+	ModeChanges bool
+	Flushes     int  // per 100 requests
+	Hot         int  // per cent of requests that go to a small part of the device
+	Large       bool // many requests fill the pending ring before it is committed
+	Attributes  bool // requests carry attributes
+	Ordered     bool // devices are ordered; see ordered.go
+	Pinning     bool // many of them pin
+	Through     bool // nothing is written back: the modes are writethrough and writearound
+	Faults      faultSet
+	FaultRate   int // per 10,000 steps
+	// LyingFlush makes every flush of the SSD a lie, for tests of the checker.
+	LyingFlush bool
+}
+
+// NewConfig draws a configuration.
+func NewConfig(seed uint64) Config {
+	rng := rand.New(rand.NewPCG(seed, 1))
+	c := Config{
+		Seed: seed, Lanes: 1 + rng.IntN(3), Depth: 1 + rng.IntN(12), Steps: 1500,
+		Checksums: rng.IntN(3) > 0, Devices: 1 + rng.IntN(2),
+		DeviceBytes: int64(1+rng.IntN(3))<<20 + int64(rng.IntN(8))*4096,
+		LBS:         512, Discards: rng.IntN(2) == 0, Zeroes: rng.IntN(2) == 0,
+		Crashes: 5 + rng.IntN(30), Trim: rng.IntN(4) == 0, ModeChanges: rng.IntN(3) == 0,
+		Flushes: rng.IntN(20), Hot: rng.IntN(100),
+	}
+	if !c.Checksums {
+		c.ZeroCopy = rng.IntN(2) == 0
+	}
+	c.Large = rng.IntN(5) == 0
+	c.Attributes = seed%2 == 1
+	if rng.IntN(3) == 0 {
+		c.LBS = 4096
+	} else {
+		c.DeviceBytes += int64(rng.IntN(8)) * 512
+	}
+	if rng.IntN(8) == 0 {
+		c.Through, c.ModeChanges, c.Attributes = true, false, false
+	}
+	c.BigBuckets = rng.IntN(20) == 0
+	c.Pinning = c.Attributes && rng.IntN(4) == 0
+	if seed%3 != 0 { // a third of the histories has crashes only
+		c.FaultRate = 20 + rng.IntN(400)
+		c.Faults = faultSet(rng.Uint32()) & (1<<numFaults - 1)
+		if rng.IntN(2) == 0 {
+			c.Faults |= faultSet(rng.Uint32()) & (1<<numFaults - 1)
+		}
+		if !c.Checksums {
+			c.Faults &^= silent
+		}
+	}
+	return c
+}
+
+// Result counts what happened in a history, or in many.
+type Result struct {
+	Histories, Crashed           int // of many: how many, and how many of them with crashes
+	Took                         time.Duration
+	Requests, Crashes            int
+	Cuts                         [numCrashes]int
+	CrashedStarts, RefusedStarts int
+	Faults                       [numFaults]int // that had an effect
+	Failed                       int            // requests that failed for them, as they may
+	Lost                         int            // dirty blocks at the end
+	Hits, Evicted, Checkpoints   int64
+	WrittenBack, Moved, Healed   int64
+	Pins, Evictions              int   // that were handled
+	Refused, Mismatched, Late    int   // requests that failed for their attributes
+	Images, Behind, Batches      int64 // of ordered devices: looked at, older than what was acknowledged
+}

@@ -1,0 +1,128 @@
+package sim
+
+import (
+	"errors"
+	"fmt"
+
+	"ubcache/attrs"
+	"ubcache/cache"
+)
+
+// excuse says why a request may fail.
+type excuse uint8
+
+const (
+	excuseLost    excuse = 1 << iota // a dirty block of it cannot be read from the SSD
+	excuseBacking                    // the backing device failed an operation on its sectors
+	excuseJournal                    // the journal could not be written
+)
+
+// excuse notes which requests in flight may fail for an operation that completes, with err or with
+// data that is not what was written. It is told before the engine.
+func (s *Sim) excuse(op *cache.Op, err error) {
+	if op.Dev == cache.SSD {
+		switch {
+		case op.Kind == cache.OpRead && (err != nil || s.ssd.marked(op.Off, op.Len, markWrong)):
+			s.wishes.forget() // a copy that the SSD fails loses its pin
+			for _, r := range s.reqs {
+				if s.losing(r, op) {
+					r.excuse |= excuseLost
+				}
+			}
+		case err != nil && (op.Kind == cache.OpFlush || s.isMeta(op)):
+			s.shaky = s.opID
+			for _, r := range s.reqs {
+				r.excuse |= excuseJournal
+			}
+		}
+		return
+	}
+	if err == nil {
+		return
+	}
+	if op.Kind == cache.OpFlush {
+		s.lossy |= 1 << op.Dev
+	}
+	for _, r := range s.reqs {
+		over := r.Off < op.Off+op.Len && op.Off < r.Off+r.Len
+		if r.Backing == op.Dev && (op.Kind == cache.OpFlush && r.Op != cache.ReqRead ||
+			over && (op.Kind == cache.OpRead) == (r.Op == cache.ReqRead)) {
+			r.excuse |= excuseBacking
+		}
+	}
+}
+
+// foresee notes what a request that is about to be submitted may fail for already.
+func (s *Sim) foresee(r *request) {
+	for _, f := range s.ops {
+		if f.id <= s.shaky && f.op.Dev == cache.SSD {
+			r.excuse |= excuseJournal // it may join a commit that has failed
+		}
+	}
+	if s.losing(r, nil) {
+		r.excuse |= excuseLost
+	}
+}
+
+// losing reports whether a request needs a dirty block that the SSD cannot return: one in the slots
+// that op reads, or one that the engine knows of, and rightly so.
+func (s *Sim) losing(r *request, op *cache.Op) bool {
+	for at := r.Off / cache.BlockSize * cache.BlockSize; at < r.Off+r.Len; at += cache.BlockSize {
+		whole := r.Off <= at && at+cache.BlockSize <= r.Off+r.Len
+		if r.Op > cache.ReqWrite || r.Op == cache.ReqWrite && whole {
+			continue // it does not matter what was there
+		}
+		p, ok := s.c.Locate(r.Backing, at)
+		switch {
+		case !ok || !p.Dirty:
+		case op != nil && !p.Pending && op.Off <= p.Off && p.Off < op.Off+op.Len &&
+			(op.Len <= cache.BlockSize || s.ssd.marked(p.Off, cache.BlockSize, markUnreadable|markWrong)):
+			return true
+		case p.Bad && s.ssd.marked(p.Off, cache.BlockSize, markUnreadable|markWrong|markDoubted):
+			return true
+		}
+	}
+	return false
+}
+
+// may reports whether the request may fail with its error.
+func (s *Sim) may(r *request) bool {
+	switch err := r.Err; {
+	case errors.Is(err, cache.ErrLost): // a later flush says what an earlier one may have lost
+		return s.lossy>>r.Backing&1 != 0 && r.Op != cache.ReqRead
+	case errors.Is(err, cache.ErrDirtyBad):
+		return r.excuse&excuseLost != 0
+	case r.excuse&excuseBacking != 0:
+		return true
+	}
+	return r.excuse&excuseJournal != 0 && (r.Op != cache.ReqRead)
+}
+
+// failed is for a request that failed, but not for its attributes.
+func (s *Sim) failed(r *request) {
+	if s.losing(r, nil) {
+		r.excuse |= excuseLost
+	}
+	// Without writeback nothing is dirty, but for what a crash or a failed change has left in doubt.
+	clean := s.cfg.Through && s.res.Crashes == 0 && !s.backingFaults()
+	if !s.may(r) || clean && errors.Is(r.Err, cache.ErrDirtyBad) {
+		s.fail(fmt.Errorf("%s of sectors %d+%d failed, but nothing excuses it: %w",
+			r.Op, r.first, r.n, r.Err))
+		return
+	}
+	s.res.Failed++
+	m := s.models[r.dev]
+	switch {
+	case r.read != nil:
+		m.forget(r.read)
+	case r.written:
+		// Each of its sectors may have the old content or the new one, until a read shows it.
+		m.writeDead(r.first, r.n, r.v)
+	}
+}
+
+// ofAttributes reports whether the request failed for what its attributes ask.
+func (r *request) ofAttributes() bool {
+	return errors.Is(r.Err, attrs.ErrnoRefused) || errors.Is(r.Err, attrs.ErrnoMismatch) ||
+		errors.Is(r.Err, attrs.ErrnoDeadline)
+}

@@ -1,0 +1,265 @@
+package sim
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"ubcache/attrs"
+	"ubcache/cache"
+)
+
+// Scenario is a small history in words: one line, or part of one up to a semicolon, is one step.
+//
+//	write F N      write N sectors from sector F on and wait for it; write! is with FUA; likewise
+//	               read, discard, zero, and flush without numbers
+//	begin …        the same without waiting; wait waits for all of them
+//	pin, evict F N a read with that hint
+//	dev D          the device of the following steps
+//	mode M         switch the mode
+//	drain on|off   write everything back
+//	detach, attach begin to detach, or go back
+//	drained        wait until everything is written back
+//	ops N          complete N operations
+//	pass N         let N milliseconds pass
+//	summaries      write here and there until summaries are being written
+//	crash C        crash, of the kind with that number, and start again
+//	restart        stop in order and start again
+//	N times {…}    repeat; {…} may not contain another one
+type Scenario struct {
+	Name   string
+	Script string
+	Config func(*Config)
+	// Alone is for one that has crashes enough of its own: it is played with different seeds, as often as
+	// that says, and not swept.
+	Alone int
+}
+
+// scripted makes a Sim for a scenario, on which operations complete in order.
+func (sc *Scenario) sim(checksums bool) (*Sim, error) {
+	cfg := Config{
+		Seed: 3, Lanes: 1, Depth: 64, Checksums: checksums, Devices: 1, DeviceBytes: 1 << 20,
+		LBS: sectorSize, Discards: true, Zeroes: true,
+	}
+	if sc.Config != nil {
+		sc.Config(&cfg)
+	}
+	s, err := New(cfg)
+	if err != nil {
+		return nil, err
+	}
+	s.script = true
+	t := cache.DefaultTunables()
+	t.SequentialCutoff, t.WritebackDelay = 256<<10, time.Hour
+	for _, id := range s.ids {
+		if err := s.c.SetTunables(id, t); err != nil {
+			return nil, err
+		}
+		if err := s.c.SetMode(id, cache.Writeback); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// play plays the scenario; the end of it and the final checks are the caller's.
+func (sc *Scenario) play(s *Sim) error {
+	p := player{s: s}
+	for _, line := range strings.Split(sc.Script, "\n") {
+		if n, body, ok := strings.Cut(line, " times {"); ok {
+			count, err := strconv.Atoi(strings.TrimSpace(n))
+			if err != nil {
+				return err
+			}
+			for range count {
+				if err := p.steps(strings.TrimSuffix(strings.TrimSpace(body), "}")); err != nil {
+					return err
+				}
+			}
+			continue
+		}
+		if err := p.steps(line); err != nil {
+			return err
+		}
+	}
+	return p.step("wait")
+}
+
+type player struct {
+	s   *Sim
+	dev int
+}
+
+func (p *player) steps(line string) error {
+	for _, step := range strings.Split(line, ";") {
+		if step = strings.TrimSpace(step); step == "" {
+			continue
+		}
+		if err := p.step(step); err != nil {
+			return fmt.Errorf("%s: %w", step, err)
+		}
+	}
+	return p.s.err
+}
+
+func (p *player) step(step string) error {
+	s := p.s
+	s.trace("— %s", step)
+	word, rest, _ := strings.Cut(step, " ")
+	id := s.ids[p.dev]
+	switch word {
+	case "begin":
+		_, err := p.submit(rest)
+		return err
+	case "wait":
+		return s.idle(step, func() bool { return len(s.reqs) == 0 })
+	case "dev":
+		p.dev, _ = strconv.Atoi(rest)
+	case "mode":
+		m, err := cache.ParseMode(rest)
+		if err != nil {
+			return err
+		}
+		return s.c.SetMode(id, m)
+	case "drain":
+		return s.c.SetDrain(id, rest == "on")
+	case "detach":
+		return s.c.BeginDetach(id)
+	case "attach":
+		return s.c.CancelDetach(id)
+	case "drained":
+		// After a crash nobody remembers that the device was to be drained.
+		return s.idle(step, func() bool { return s.c.SetDrain(id, true) != nil || s.drained(id) })
+	case "ops":
+		n, _ := strconv.Atoi(rest)
+		for ; n > 0 && len(s.ops) > 0; n-- {
+			s.next()
+		}
+	case "pass":
+		n, _ := strconv.Atoi(rest)
+		for until := s.now + int64(n)*int64(time.Millisecond); s.now < until; {
+			s.next()
+		}
+	case "summaries":
+		for i := range 5000 {
+			if s.summaryFlies() || s.err != nil {
+				break
+			}
+			if len(s.reqs) == 0 {
+				where := fmt.Sprintf("write! %d 112", i%18*112)
+				if _, err := p.submit(where); err != nil {
+					return err
+				}
+			}
+			s.next()
+		}
+	case "crash":
+		n, _ := strconv.Atoi(rest)
+		s.crashNow(Crash(n))
+	case "restart":
+		if err := p.step("wait"); err != nil {
+			return err
+		}
+		_, err := s.restart()
+		return err
+	default:
+		r, err := p.submit(step)
+		if err != nil {
+			return err
+		}
+		return s.idle(step, func() bool { return s.reqs[r.Tag] == nil })
+	}
+	return nil
+}
+
+// summaryFlies reports whether the next operation writes a summary.
+func (s *Sim) summaryFlies() bool {
+	if len(s.ops) == 0 {
+		return false
+	}
+	op := s.ops[0].op
+	return op.Dev == cache.SSD && op.Kind == cache.OpWrite && s.isMeta(op) && !op.FUA
+}
+
+// drained reports whether the device has nothing to write back that can be.
+func (s *Sim) drained(id cache.BackingID) bool {
+	b, err := s.c.Backing(id)
+	return err != nil || b.Remaining() == 0
+}
+
+// submit sends the request of a step.
+func (p *player) submit(step string) (*request, error) {
+	f := strings.Fields(step)
+	op, fua := strings.CutSuffix(f[0], "!")
+	kinds := map[string]cache.ReqOp{
+		"read": cache.ReqRead, "write": cache.ReqWrite, "flush": cache.ReqFlush,
+		"discard": cache.ReqDiscard, "zero": cache.ReqWriteZeroes,
+		"pin": cache.ReqRead, "evict": cache.ReqRead,
+	}
+	kind, ok := kinds[op]
+	first, n := 0, 0
+	if ok && kind != cache.ReqFlush {
+		ok = len(f) == 3
+		if ok {
+			first, _ = strconv.Atoi(f[1])
+			n, _ = strconv.Atoi(f[2])
+		}
+	}
+	if !ok {
+		return nil, fmt.Errorf("step %q is none", step)
+	}
+	r := p.s.newRequest(p.dev, kind, first, n)
+	r.FUA = fua
+	switch op {
+	case "pin":
+		r.hinted = true
+		r.attrs.SetHint(attrs.HintPin)
+	case "evict":
+		r.hinted = true
+		r.attrs.SetHint(attrs.HintEvict)
+	}
+	p.s.submit(r)
+	return r, nil
+}
+
+// next does what comes next in a scenario: all that is woken, then the oldest operation; without one,
+// time passes.
+func (s *Sim) next() {
+	for again := s.err == nil; again; {
+		again = false
+		for _, l := range s.lanes {
+			if l.woken {
+				s.run(l)
+				again = true
+			}
+		}
+	}
+	if s.err != nil {
+		return
+	}
+	s.now += int64(time.Millisecond)
+	if len(s.ops) == 0 {
+		s.now += int64(100 * time.Millisecond)
+		s.bg().l.Tick()
+		return
+	}
+	if s.crashAt != 0 && s.count+1 == s.crashAt {
+		s.crashAt = 0
+		s.crashNow(s.crashHow)
+		return
+	}
+	s.count++
+	f := s.ops[0]
+	s.ops = s.ops[1:]
+	f.l.l.Complete(f.op, s.outcome(f))
+}
+
+// crashNow crashes in that way and starts again.
+func (s *Sim) crashNow(how Crash) {
+	s.countStats()
+	s.die(how)
+	s.c.Abandon()
+	s.lanes = nil
+	s.restartAfter(how)
+}
