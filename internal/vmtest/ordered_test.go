@@ -40,12 +40,12 @@ func TestOrdered(t *testing.T) {
 	}
 }
 
-func (fs fileSystem) ordered(t *testing.T) {
+func (fs FS) ordered(t *testing.T) {
 	c := NewCache(t, Slice(t, "ssd", 0, 160))
 	disk := Slice(t, "slow", 0, orderedMiB)
 	dev := c.Attach(t, disk, "data", "--mode=writeback", "--ordered=on",
 		"--ordered-age="+orderedAge.String(), "--ordered-max=64M")
-	fs.create(t, dev)
+	fs.Create(t, dev)
 	Ubcache(t, "flush", "data")
 	Wait(t, time.Minute, "the order", func() bool { return c.Device(t, "data").Ordered == "on" })
 	dir := t.TempDir()
@@ -102,11 +102,11 @@ func (fs fileSystem) ordered(t *testing.T) {
 		t.Error("no image was behind, so the order was not tried")
 	}
 	Ubcache(t, "flush", "data")
-	fs.verify(t, disk)
+	fs.Verify(t, disk)
 }
 
 // checkImage looks at the filesystem that is on the disk alone, and returns how many files it lacks.
-func (fs fileSystem) checkImage(t *testing.T, w *orderedWriter) (behind int) {
+func (fs FS) checkImage(t *testing.T, w *orderedWriter) (behind int) {
 	now, done := time.Now(), w.done.Load()
 	snap := Snapshot(t, RawSlice(t, "slow", 0, orderedMiB))
 	options := "defaults"
@@ -120,7 +120,7 @@ func (fs fileSystem) checkImage(t *testing.T, w *orderedWriter) (behind int) {
 	if err != nil {
 		t.Error(err)
 	}
-	fs.verify(t, snap)
+	fs.Verify(t, snap)
 	return int(done) - n
 }
 
