@@ -7,7 +7,7 @@ import (
 
 var (
 	seedFlag  = flag.Uint64("seed", 0, "replay the history of this seed, with a trace")
-	seedsFlag = flag.Uint64("seeds", 300, "play this many histories")
+	seedsFlag = flag.Uint64("seeds", 320/fewer, "play this many histories")
 	fromFlag  = flag.Uint64("from", 1, "the first seed")
 	timeFlag  = flag.Duration("for", 0, "go on for so long instead")
 	setFlag   = flag.String("set", "", "with -seed: fields of the configuration, name=value,…")

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-var everyFlag = flag.Int("every", 25, "of the operations of a sweep, take each n-th")
+var everyFlag = flag.Int("every", 25*fewer, "of the operations of a sweep, take each n-th")
 
 var sweepFlag = flag.String("sweep", "", "replay this attempt of a sweep, with a trace: scenario/attempt/operation")
 
