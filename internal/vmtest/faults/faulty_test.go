@@ -129,11 +129,12 @@ func newStageOn(t *testing.T, fault, ssd, backing string, flags ...string) *stag
 // once instead of waiting.
 var alwaysFlags = []string{"--sequential-cutoff=0", "--backing-loss=fail"}
 
-// served waits until the cache has found its backing device again.
+// served waits until the device is served and the cache has its backing device.
 func (s *stage) served() {
 	s.t.Helper()
-	vmtest.Wait(s.t, time.Minute, "the backing device to be served", func() bool {
-		return s.c.Device(s.t, "data").Service == "served"
+	vmtest.Wait(s.t, time.Minute, "return of the backing device", func() bool {
+		d := s.c.Device(s.t, "data")
+		return d.Service == "served" && d.Presence == "present"
 	})
 }
 

@@ -49,6 +49,7 @@ func TestUnplugBacking(t *testing.T) {
 			s.c.Stop(t)
 			disk.In(t)
 			s.c.Start(t)
+			s.served()
 			for _, o := range s.oracles {
 				o.Reopen(t, s.c.Device(t, "data").Path)
 			}
