@@ -122,7 +122,7 @@ func (g *edge) opDone(l *Lane, _ *Op, err error) {
 	case edgeSlot:
 		l.c.unpin(g.e.slot)
 		if err != nil {
-			l.io[g.b.id].SSDErrors.Add(1)
+			l.ssdReadFailed(g.b, g.e.slot, 1)
 		}
 		if err != nil || (l.c.checksums && !mutated(mutNoVerify) && dataSum(g.page, uint64(g.key())) != g.e.sum) {
 			g.untrusted(l)

@@ -96,6 +96,9 @@ func TestSSDReadErrors(t *testing.T) {
 	if s := h.stats(); s.SSDErrors == 0 {
 		t.Error("no error was counted")
 	}
+	if e, ok := h.c.index.find(makeKey(h.b.ID(), 4)); !ok || !h.c.buckets[h.c.bucketOf(e.slot)].failed.Load() {
+		t.Error("the bucket with the bad block will be written to again")
+	}
 }
 
 // TestPendingBlocksComeFromTheBackingDevice: what was written through, or back, is dirty on record until the

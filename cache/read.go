@@ -295,7 +295,7 @@ func (p *readPiece) verify(l *Lane, op *Op, i, n int, err error) {
 		}
 	}
 	if err != nil {
-		l.io[p.r.b.id].SSDErrors.Add(1)
+		l.ssdReadFailed(p.r.b, p.slots[i], n)
 	}
 	c.buckets[c.bucketOf(p.slots[i])].pins.Add(-int32(n))
 }
@@ -536,5 +536,14 @@ func (l *Lane) ssdWriteFailed(b *Backing, runs []slotRun) {
 	l.io[b.id].SSDErrors.Add(1)
 	for _, r := range runs {
 		l.c.buckets[l.c.bucketOf(r.first)].failed.Store(true)
+	}
+}
+
+// ssdReadFailed notes a failed read of n slots. The bucket of one that fails by itself is used no more once
+// it is empty: what is written there next would be the only copy.
+func (l *Lane) ssdReadFailed(b *Backing, s Slot, n int) {
+	l.io[b.id].SSDErrors.Add(1)
+	if n == 1 {
+		l.c.buckets[l.c.bucketOf(s)].failed.Store(true)
 	}
 }
