@@ -31,7 +31,7 @@ const (
 func TestOrdered(t *testing.T) {
 	for _, fs := range fileSystems[:2] {
 		t.Run(fs.name, func(t *testing.T) {
-			if fs.name != "ext4" {
+			if OnlyFull(t); fs.name != "ext4" {
 				OnlyLong(t)
 			}
 			Limit(t, 8*time.Minute)
