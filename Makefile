@@ -78,7 +78,9 @@ unit: bin ## unit and simulation tests, with the race detector; benchmarks once
 	$(STAGE) "unit tests, race detector" env CGO_ENABLED=1 go test -race -timeout 20m ./...
 	$(STAGE) "unit tests, one CPU" env GOMAXPROCS=1 go test -timeout 10m ./ublk/... ./internal/uring
 	$(STAGE) "simulator, $(SIM_SEEDS) histories" \
-		go test ./cache/sim -run Histories -timeout 30m -v -seeds $(SIM_SEEDS)
+		go test ./cache/sim -run 'TestHistories$$' -timeout 30m -v -seeds $(SIM_SEEDS)
+	$(STAGE) "simulator, ordered devices" \
+		go test ./cache/sim -run OrderedHistories -timeout 30m -v -seeds 400
 	$(STAGE) "simulator, a fault at every step" \
 		go test ./cache/sim -run Sweeps -timeout 30m -v -every 1
 	$(STAGE) "simulator, broken engines" \
