@@ -165,8 +165,10 @@ func (m *model) writeDone(first, n int, v version, issued uint64, maybe, fua boo
 			return o != v && m.acked[o.number] != 0 && m.acked[o.number] < issued
 		})
 		if fua {
+			// Not by what is legal now: something newer, not durable itself, may have replaced one
+			// that was in flight beside this write and came after it.
 			s.durable = s.durable.without(func(o version) bool {
-				return o.number < v.number && !s.legal.has(o)
+				return o != v && m.acked[o.number] != 0 && m.acked[o.number] < issued
 			})
 		}
 	}
