@@ -2,8 +2,10 @@ package cache
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Options are for Open. The zero value is usable.
@@ -14,6 +16,20 @@ type Options struct {
 	Pending []byte
 	// Discard tells the SSD about every bucket that becomes free.
 	Discard bool
+	// StallLimit is how long an operation on the SSD may take until the cache does without it as far
+	// as it can, and LossLimit after what time the SSD counts as lost. 0 is the default, less means
+	// never.
+	StallLimit time.Duration
+	LossLimit  time.Duration
+	// Missed is asked to put a marker in a durable place that is not the SSD, before the first change
+	// of a backing device that a lost SSD misses. It must not block; done may be called by any thread,
+	// within it or later. Where it is nil such changes fail.
+	Missed func(m Missed, done func(error))
+	// Drop names backing devices that have changed without the SSD's knowledge: what it has of them is
+	// dropped, dirty data included.
+	Drop []UUID
+	// Health is told, on the background's thread, that the SSD's health has changed. It must not block.
+	Health func(HealthEvent)
 	// Progress is told how much of the index has been loaded, from 0 to 1.
 	Progress func(share float64)
 }
@@ -21,7 +37,8 @@ type Options struct {
 // Cache is a running cache: an SSD and the backing devices it serves.
 //
 // Lock order: stripe.mu, then pins.mu, then journal.mu. allocator.mu, Lane.mail and Backing.mu are
-// leaves. None is held across I/O. control orders the operations of the control path and may be.
+// leaves, and so are roll and health.mu. None is held across I/O. control orders the operations of the
+// control path and may be.
 type Cache struct {
 	geo       Geometry
 	checksums bool
@@ -43,11 +60,16 @@ type Cache struct {
 	tenants  tenants
 	busy     busy
 
+	ssdHealth             health
+	stallLimit, lossLimit int64 // nanoseconds; 0: never
+
 	closing atomic.Bool // everything is to be written: the cache stops
 
-	control sync.Mutex // guards sb and past, and changes of lanes and backings
+	control sync.Mutex // guards sb and changes of backings, and is held while sb is written
 	sb      *Superblock
-	past    Stats // of lanes that were closed
+	super   atomic.Pointer[Superblock] // a copy of sb that is not changed
+	roll    sync.Mutex                 // guards past and changes of lanes
+	past    Stats                      // of lanes that were closed
 	tasks   struct {
 		sync.Mutex
 		list []*task // for the background lane
@@ -59,6 +81,7 @@ type Cache struct {
 type Backing struct {
 	id        BackingID
 	name      string
+	uuid      UUID
 	size      int64 // bytes of the cached device
 	dataOff   int64 // where they begin on the backing device
 	lbs       int64
@@ -92,9 +115,17 @@ type Backing struct {
 	direct  atomic.Uint64
 	recent  [1024]atomic.Uint64
 
+	// What becomes of it without the SSD: see lost.go.
+	lossKind atomic.Uint32
+	lossHold atomic.Int64  // nanoseconds
+	marker   atomic.Uint32 // markerNone …
+	torn     atomic.Bool   // the SSD may lack records that a FLUSH has to make durable
+	unsafe   atomic.Int64  // blocks in health.unsafe
+
 	mu struct {
 		sync.Mutex
-		pending []pendingSlot // a queue: the oldest first
+		pending   []pendingSlot // a queue: the oldest first
+		markerErr error
 	}
 }
 
@@ -163,6 +194,16 @@ func (b *Backing) changed(first, last Block) uint64 {
 		b.recent[mix(uint64(r))%uint64(len(b.recent))].Store(n)
 	}
 	return n
+}
+
+// relyOn makes a FLUSH cover the changes up to n, though the SSD had a copy of them.
+func (b *Backing) relyOn(n uint64) {
+	for {
+		old := b.direct.Load()
+		if old >= n || b.direct.CompareAndSwap(old, n) {
+			return
+		}
+	}
 }
 
 // earlierLife is the change, as Backing.wrote counts, that stands for all that an earlier process
@@ -290,14 +331,33 @@ func (c *Cache) pokeBackground() {
 }
 
 // saveSuper writes the superblock. c.control is held.
-func (c *Cache) saveSuper() error { return writeSuper(c.ssd, c.sb) }
+func (c *Cache) saveSuper() error {
+	switch c.health() {
+	case HealthLost:
+		return c.lostError()
+	case HealthSlow:
+		return fmt.Errorf("the SSD does not answer (%s)", c.healthWhy())
+	}
+	if err := writeSuper(c.ssd, c.sb); err != nil {
+		c.sb.Seq-- // the next try goes over the same copy: the other one is good
+		c.ssdFailed(err)
+		return err
+	}
+	c.publishSuper()
+	return nil
+}
 
-// Super is a copy of the superblock as it is on the SSD.
-func (c *Cache) Super() Superblock {
-	c.control.Lock()
-	defer c.control.Unlock()
+// publishSuper has Super return what the SSD has. c.control is held.
+func (c *Cache) publishSuper() {
 	sb := *c.sb
-	sb.Backings = append([]BackingRecord(nil), sb.Backings...)
+	sb.Backings = slices.Clone(sb.Backings)
+	c.super.Store(&sb)
+}
+
+// Super is a copy of the superblock as it is on the SSD. It waits for no I/O.
+func (c *Cache) Super() Superblock {
+	sb := *c.super.Load()
+	sb.Backings = slices.Clone(sb.Backings)
 	return sb
 }
 

@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -180,14 +181,20 @@ func (c *Cache) FinishDetach(ctx context.Context, id BackingID, force bool) erro
 	all := *c.backings.Load()
 	all[id] = nil
 	c.backings.Store(&all)
+	c.roll.Lock()
 	delete(c.past.Backings, id) // the number may be another device's later
+	c.roll.Unlock()
 	return nil
 }
 
 // dropBacking takes all blocks of a backing device out of the index under one record.
 func (c *Cache) dropBacking(ctx context.Context, b *Backing) (LSN, error) {
 	var lsn LSN
+	var lost error
 	err := c.onBackground(ctx, func(l *Lane) bool {
+		if lost = c.lostError(); lost != nil {
+			return true
+		}
 		if !c.journal.reserve(1) {
 			c.journal.kick(l)
 			return false
@@ -217,7 +224,7 @@ func (c *Cache) dropBacking(ctx context.Context, b *Backing) (LSN, error) {
 		b.mu.Unlock()
 		return true
 	})
-	return lsn, err
+	return lsn, cmp.Or(err, lost)
 }
 
 // task is work of the control path for the background lane; it runs at every Tick until it
@@ -261,13 +268,18 @@ func (l *Lane) runTasks() (more bool) {
 
 // waitControl waits until a record is durable.
 func (c *Cache) waitControl(ctx context.Context, lsn LSN) error {
-	return c.onBackground(ctx, func(l *Lane) bool {
+	var lost error
+	err := c.onBackground(ctx, func(l *Lane) bool {
 		if c.journal.isDurable(lsn) {
+			return true
+		}
+		if lost = c.lostError(); lost != nil {
 			return true
 		}
 		c.journal.kick(l)
 		return false
 	})
+	return cmp.Or(err, lost)
 }
 
 // Sync makes everything acknowledged so far durable on the SSD.
@@ -279,7 +291,12 @@ func (c *Cache) Sync(ctx context.Context) error {
 // any more. It needs the background lane, which goes on running.
 func (c *Cache) Settle(ctx context.Context) error {
 	c.StartSettle()
-	return c.onBackground(ctx, (*Lane).Settled)
+	var lost error
+	err := c.onBackground(ctx, func(l *Lane) bool {
+		lost = c.lostError()
+		return lost != nil || l.Settled()
+	})
+	return cmp.Or(err, lost)
 }
 
 // StartSettle makes the background lane write all metadata; Lane.Settled says when it is done.

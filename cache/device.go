@@ -47,6 +47,9 @@ type Op struct {
 
 	done  completer
 	next  *Op
+	prev  *Op
+	at    int64 // Driver.Now of its submission to the SSD
+	probe bool  // of the SSD: goes to a lost one, too
 	arg   uint32
 	track *track // of the request that it is for, if its times are wanted
 	begun int64  // Driver.Now, of reads that are measured

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"ubcache/policy"
 )
@@ -45,6 +46,10 @@ type Lane struct {
 
 	sched policy.Scheduler
 
+	ssdOps  onSSD         // under way
+	refused *Op           // operations that a lost SSD does not get
+	heard   atomic.Uint64 // the newest change of the SSD's health that it acts by
+
 	bg *background // of the one lane that does the background work
 }
 
@@ -54,8 +59,9 @@ func (c *Cache) NewLane(d Driver) *Lane {
 	for i := range l.open {
 		l.open[i].id = noBucket
 	}
-	c.control.Lock()
-	defer c.control.Unlock()
+	c.roll.Lock()
+	defer c.roll.Unlock()
+	l.heard.Store(c.ssdHealth.turns.Load())
 	old := *c.lanes.Load()
 	lanes := append(old[:len(old):len(old)], l)
 	c.lanes.Store(&lanes)
@@ -70,8 +76,8 @@ func (l *Lane) Close() {
 	}
 	l.freePools()
 	c := l.c
-	c.control.Lock()
-	defer c.control.Unlock()
+	c.roll.Lock()
+	defer c.roll.Unlock()
 	c.past.addLane(l, *c.backings.Load())
 	lanes := slices.DeleteFunc(slices.Clone(*c.lanes.Load()), func(o *Lane) bool { return o == l })
 	c.lanes.Store(&lanes)
@@ -98,6 +104,10 @@ func (l *Lane) post(w *waiter) {
 
 // Run continues what has been woken. The loop calls it after Driver.Wake.
 func (l *Lane) Run() {
+	if n := l.c.ssdHealth.turns.Load(); n != l.heard.Load() {
+		l.heard.Store(n)
+	}
+	l.refuseOps()
 	l.mail.Lock()
 	list := l.mail.list.takeAll()
 	l.mail.woken = false
@@ -110,6 +120,18 @@ func (l *Lane) Run() {
 
 // Complete takes the outcome of an operation from the driver.
 func (l *Lane) Complete(op *Op, err error) {
+	if op.Dev == SSD {
+		l.ssdOps.remove(op)
+		if err != nil {
+			l.c.ssdFailed(err)
+		}
+	}
+	l.conclude(op, err)
+	l.dispatch()
+}
+
+// conclude gives an operation back to what began it.
+func (l *Lane) conclude(op *Op, err error) {
 	if err != nil {
 		err = l.deviceError(op, err)
 	} else if op.Kind == OpRead || op.Kind == OpWrite {
@@ -124,7 +146,6 @@ func (l *Lane) Complete(op *Op, err error) {
 	op.done.opDone(l, op, err)
 	*op = Op{next: l.freeOps}
 	l.freeOps = op
-	l.dispatch()
 }
 
 func (l *Lane) countTransfer(op *Op) {

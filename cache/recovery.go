@@ -16,6 +16,7 @@ type recovery struct {
 	next    LSN        // of the next record to replay
 	pages   map[uint64]journalPage
 	pending int // records that came from the pending ring
+	lost    int // dirty blocks of them that the SSD does not have
 	// readOnly leaves the SSD as it is.
 	readOnly bool
 }
@@ -40,7 +41,10 @@ func (r *recovery) run() error {
 	if err := r.replay(); err != nil {
 		return err
 	}
-	return r.replayPending()
+	if err := r.replayPending(); err != nil {
+		return err
+	}
+	return r.dropMissed()
 }
 
 // loadSummaries reads both copies side by side, and of each page the newer valid one.
@@ -408,10 +412,11 @@ func (r *recovery) applyMap(l LSN, rec *record) error {
 func (r *recovery) replayPending() error {
 	c := r.c
 	j := &c.journal
-	first, recs, err := loadPending(c.opts.Pending, c.sb.UUID, c.sb.Epoch)
+	left, err := loadPending(c.opts.Pending, c.sb.UUID, c.sb.Epoch)
 	if err != nil {
 		return err
 	}
+	first, recs := left.first, left.list
 	if len(recs) > 0 && first > r.next {
 		return fmt.Errorf("%w: pending ring begins at record %d, the journal ends at %d",
 			ErrCorrupt, first, r.next)
@@ -432,7 +437,13 @@ func (r *recovery) replayPending() error {
 	if r.readOnly {
 		return nil
 	}
-	return c.commitBlocking(j, from, recs)
+	if err := c.commitBlocking(j, from, recs); err != nil {
+		return err
+	}
+	if left.lost {
+		return r.verifyPending(recs)
+	}
+	return nil
 }
 
 // commitBlocking is a commit before there are lanes.

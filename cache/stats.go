@@ -103,8 +103,8 @@ type Stats struct {
 
 // Stats adds up the counters of all lanes.
 func (c *Cache) Stats() Stats {
-	c.control.Lock()
-	defer c.control.Unlock()
+	c.roll.Lock()
+	defer c.roll.Unlock()
 	s := c.past
 	s.Backings = maps.Clone(c.past.Backings)
 	s.Attributes = c.past.Attributes.clone()

@@ -117,6 +117,11 @@ func (l *Lane) submitWrite(r *Request) {
 	io.WriteBytes.Add(r.Len)
 	admit := l.admits(r)
 	s := span{r.Off, r.Len}
+	if h := l.c.health(); h == HealthLost || h == HealthSlow && !l.anyDirty(b, s) {
+		r.notCached()
+		l.startThrough(r, s, false)
+		return
+	}
 	if b.pinned.Load() != 0 && (r.way.back || r.way.fill) && l.anyPinned(b, s) {
 		admit = true // a pin outlives a write
 		r.way.through = r.way.through || !r.way.back || l.full(b)
@@ -198,7 +203,6 @@ func (l *Lane) served(r *Request) {
 		if r.touched&touchedBacking != 0 {
 			scope |= flushBacking | flushSSD
 		}
-		r.touched = 0
 		l.startFlush(r, scope)
 		return
 	}

@@ -192,6 +192,8 @@ const (
 	bakFSType  = 320
 	bakFSUUID  = 352
 	bakEnd     = 416
+	bakLoss    = 448 // kind of the loss policy, and its hold in ms and 1; 0 is the default
+	bakHold    = 452
 )
 
 func (r *BackingRecord) encode(p []byte) {
@@ -210,6 +212,8 @@ func (r *BackingRecord) encode(p []byte) {
 	p[bakPins] = byte(r.Tunables.PinQuota + 1)
 	le.PutUint64(p[bakDelay:], uint64(r.Tunables.WritebackDelay))
 	le.PutUint64(p[bakIDSize:], uint64(r.Identity.Size))
+	p[bakLoss] = byte(r.Tunables.Loss.Kind)
+	le.PutUint32(p[bakHold:], uint32(r.Tunables.Loss.Hold/time.Millisecond)+1)
 	putString(p[bakName:bakSerial], r.Name)
 	putString(p[bakSerial:bakFSType], r.Identity.Serial)
 	putString(p[bakFSType:bakFSUUID], r.Identity.FSType)
@@ -235,6 +239,13 @@ func decodeBacking(p []byte) (r BackingRecord, ok bool) {
 			DirtyTarget:      int(p[bakTarget]), DirtyMax: int(p[bakMax]),
 			WritebackDelay: time.Duration(le.Uint64(p[bakDelay:])), PinQuota: int(p[bakPins]) - 1,
 		},
+	}
+	r.Tunables.Loss = LossPolicy{Kind: LossKind(p[bakLoss]), Hold: DefaultLossHold}
+	if int(r.Tunables.Loss.Kind) >= len(lossNames) {
+		r.Tunables.Loss.Kind = LossStop
+	}
+	if ms := le.Uint32(p[bakHold:]); ms != 0 {
+		r.Tunables.Loss.Hold = time.Duration(ms-1) * time.Millisecond
 	}
 	if r.Tunables.PinQuota < 0 {
 		r.Tunables.PinQuota = defaultPinQuota

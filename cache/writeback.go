@@ -25,6 +25,7 @@ type writeback struct {
 	only    [MaxBackings + 1]bool  // write back just what is to leave the cache
 	last    int64
 	pause   [MaxBackings + 1]int64 // after an error, until then
+	want    uint64                 // the probe that says whether reads that failed were of bad blocks
 }
 
 type dirtyKey struct {
@@ -183,6 +184,20 @@ func (wb *writeback) scan() bool {
 	return true
 }
 
+// sure reports whether the SSD is there but for the blocks that it has failed to return. If that is not
+// known, writeback pauses until a probe says so; it finds the blocks again.
+func (wb *writeback) sure(l *Lane, b *Backing) bool {
+	h := &l.c.ssdHealth
+	if wb.want != 0 && h.good.Load() >= wb.want {
+		return true
+	}
+	if wb.want == 0 {
+		wb.want = h.begun.Load() + 1
+	}
+	wb.pause[b.id] = l.d.Now() + probePause
+	return false
+}
+
 // batch writes dirty blocks of one region.
 type batch struct {
 	wb    *writeback
@@ -293,6 +308,9 @@ func (t *batch) run(l *Lane, err error) {
 
 func (t *batch) opDone(l *Lane, op *Op, err error) {
 	if t.step == batchRead {
+		if err == nil {
+			t.wb.want = 0
+		}
 		t.verify(l, int(op.arg>>16), int(op.arg&0xffff), err)
 	} else if err != nil {
 		t.err = err
@@ -302,6 +320,7 @@ func (t *batch) opDone(l *Lane, op *Op, err error) {
 
 func (t *batch) verify(l *Lane, i, n int, err error) {
 	c := l.c
+	failed := err != nil && !t.wb.sure(l, t.b)
 	for j := i; j < i+n; j++ {
 		c.unpin(t.keys[j].slot)
 		bad := err != nil
@@ -310,7 +329,7 @@ func (t *batch) verify(l *Lane, i, n int, err error) {
 		}
 		if bad {
 			t.live[j] = false
-			l.distrust(t.b, t.keys[j].k, t.keys[j].slot)
+			l.distrust(t.b, t.keys[j].k, t.keys[j].slot, failed)
 		}
 	}
 }
@@ -377,6 +396,7 @@ func (t *batch) finish(l *Lane) {
 		if ok && e.slot == d.slot && e.st&(stDirty|stPending) == stDirty &&
 			t.b.addPending(pendingSlot{d.k, d.slot, wrote}) {
 			c.setState(t.b, e, e.st|stPending)
+			c.madeSafe(t.b, d.k)
 		}
 	}
 	s.release(&t.lock)
