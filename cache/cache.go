@@ -119,8 +119,10 @@ type Backing struct {
 	lossKind atomic.Uint32
 	lossHold atomic.Int64  // nanoseconds
 	marker   atomic.Uint32 // markerNone …
-	torn     atomic.Bool   // the SSD may lack records that a FLUSH has to make durable
-	unsafe   atomic.Int64  // blocks in health.unsafe
+	// markedDirty is the number of dirty blocks that the marker tells of.
+	markedDirty atomic.Int64
+	torn        atomic.Bool  // the SSD may lack records that a FLUSH has to make durable
+	unsafe      atomic.Int64 // blocks in health.unsafe
 
 	mu struct {
 		sync.Mutex

@@ -359,6 +359,9 @@ type BackingStatus struct {
 	HasHeader     bool      `json:"has_header"`
 	LBS           int       `json:"logical_block_bytes"`
 	SequentialCut int64     `json:"sequential_cutoff_bytes"`
+	// Missed: the lost SSD has missed changes of this device, so that its copies will not be used
+	// again.
+	Missed bool `json:"missed,omitempty"`
 }
 
 // Status is the present state of a cache.
@@ -377,6 +380,9 @@ type Status struct {
 	JournalUsed  int             `json:"journal_used_pages"`
 	Pending      int             `json:"pending_records"`
 	MemoryBytes  int64           `json:"memory_bytes"` // of index and metadata
+	SSDState     string          `json:"ssd_state"`    // ok, slow, lost
+	SSDProblem   string          `json:"ssd_problem,omitempty"`
+	SSDSince     time.Duration   `json:"ssd_since_ns,omitempty"` // how long it has been slow or lost
 	Backings     []BackingStatus `json:"backings"`
 }
 
@@ -390,6 +396,13 @@ func (c *Cache) Status() Status {
 		Buckets: int(c.geo.Buckets), FreeBuckets: int(c.alloc.freeCount.Load()),
 		DirtyBytes: c.dirty.Load() * BlockSize, JournalPages: int(c.geo.JournalPages),
 		JournalUsed: int(c.journal.usedPages()), Pending: int(pending), MemoryBytes: c.MemoryBytes(),
+		SSDState: c.health().String(),
+	}
+	if h := c.health(); h != HealthOK {
+		s.SSDProblem = c.healthWhy()
+		if l := c.bgLane.Load(); l != nil {
+			s.SSDSince = time.Duration(l.d.Clock() - c.ssdHealth.since.Load())
+		}
 	}
 	for i := range sb.Backings {
 		r := &sb.Backings[i]
@@ -415,6 +428,7 @@ func (c *Cache) Status() Status {
 		case t.DirtyBytes > 0:
 			t.State = "dirty"
 		}
+		t.Missed = b.marker.Load() != markerNone
 		s.CachedBytes += t.CachedBytes
 		s.Backings = append(s.Backings, t)
 	}

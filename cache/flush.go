@@ -15,8 +15,8 @@ type flush struct {
 	r       *Request
 	w       waiter
 	pending int
-	parked  bool // it waits for news of the SSD, not for a commit
-	again   bool // the write of the request has to be made again
+	parked  bool   // it waits for news of the SSD, not for a commit
+	again   bool   // the write of the request has to be made again
 	covers  uint64 // changes of the backing device
 	later   uint64 // those of the second flush of it, without the SSD
 	err     error

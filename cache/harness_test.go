@@ -23,7 +23,7 @@ type harness struct {
 	fail  func(op *Op) error // decides the outcome of an operation, if set
 	stuck func(op *Op) bool  // says which operations do not end, if set
 	opts  Options
-	count map[OpKind]int     // of completed SSD operations
+	count map[OpKind]int // of completed SSD operations
 
 	finish func(r *Request) // called by Driver.Finish, if set
 	hidden []byte           // memory of requests without visible data

@@ -276,3 +276,33 @@ func (c *Cache) healthWhy() string {
 	defer h.mu.Unlock()
 	return h.mu.why
 }
+
+// Loss is what somebody has to know who would take a lost SSD back by starting anew.
+type Loss struct {
+	Why     string
+	Stalled bool   // by the time it took, without an error: it is taken back in place, if nothing is missed
+	Missed  []UUID // backing devices that have changed without it
+	// DirtyMissed are those of them, by name, that have dirty data on the SSD: it is refused then.
+	DirtyMissed []string
+}
+
+// Loss describes the loss of the SSD; ok is false if it is not lost.
+func (c *Cache) Loss() (l Loss, ok bool) {
+	if !c.lost() {
+		return l, false
+	}
+	h := &c.ssdHealth
+	h.mu.Lock()
+	l.Why, l.Stalled = h.mu.why, h.mu.stalled && !h.mu.missed
+	h.mu.Unlock()
+	for _, b := range c.backings.Load() {
+		if b == nil || b.marker.Load() == markerNone {
+			continue
+		}
+		l.Missed = append(l.Missed, b.uuid)
+		if b.markedDirty.Load() > 0 {
+			l.DirtyMissed = append(l.DirtyMissed, b.name)
+		}
+	}
+	return l, true
+}

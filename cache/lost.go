@@ -254,6 +254,7 @@ func (m *marker) opDone(l *Lane, _ *Op, err error) {
 		}
 		c.pokeBackground()
 	}
+	b.markedDirty.Store(dirty)
 	if c.opts.Missed == nil {
 		done(fmt.Errorf("there is no place for it"))
 		return

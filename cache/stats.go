@@ -96,6 +96,10 @@ type Stats struct {
 	EvictedBlocks     int64 `json:"evicted_blocks"`
 	MovedBlocks       int64 `json:"moved_blocks"`
 	Checkpoints       int64 `json:"checkpoints"`
+	// How often the SSD became slow, was lost, and came back in place.
+	SSDSlows   int64 `json:"ssd_slows"`
+	SSDLosses  int64 `json:"ssd_losses"`
+	SSDReturns int64 `json:"ssd_returns"`
 
 	Backings   map[BackingID]BackingStats `json:"backings"`
 	Attributes AttributesStats            `json:"attributes"`
@@ -112,6 +116,8 @@ func (c *Cache) Stats() Stats {
 		s.addLane(l, *c.backings.Load())
 	}
 	s.Attributes.finish()
+	h := &c.ssdHealth
+	s.SSDSlows, s.SSDLosses, s.SSDReturns = h.slows.Load(), h.losses.Load(), h.returns.Load()
 	return s
 }
 

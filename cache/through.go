@@ -30,17 +30,17 @@ type through struct {
 	room  int         // journal room not used yet
 	waits int
 	err   error
-	stale bool   // dirty copies are left
+	stale bool // dirty copies are left
 	// bare says that the change is made without the SSD, see lost.go; late that it had been made
 	// when the SSD was lost.
 	bare, late bool
-	wrote uint64 // the change, as Backing.wrote counts
-	need  LSN
-	whole blockRange // blocks of the window that are written in full
-	runs  []slotRun
-	sums  []uint32
-	pins  []uint64 // bits of the window's blocks that were pinned and clean
-	next  *through
+	wrote      uint64 // the change, as Backing.wrote counts
+	need       LSN
+	whole      blockRange // blocks of the window that are written in full
+	runs       []slotRun
+	sums       []uint32
+	pins       []uint64 // bits of the window's blocks that were pinned and clean
+	next       *through
 }
 
 type throughStep uint8
