@@ -144,6 +144,9 @@ const maxPendingSlots = 64 << 10
 // ID is the number of the backing device in its cache.
 func (b *Backing) ID() BackingID { return b.id }
 
+// UUID identifies the backing device.
+func (b *Backing) UUID() UUID { return b.uuid }
+
 // Size is the size of the cached device in bytes.
 func (b *Backing) Size() int64 { return b.size }
 

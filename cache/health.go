@@ -281,6 +281,7 @@ func (c *Cache) healthWhy() string {
 type Loss struct {
 	Why     string
 	Stalled bool   // by the time it took, without an error: it is taken back in place, if nothing is missed
+	Busy    bool   // operations on it are still under way
 	Missed  []UUID // backing devices that have changed without it
 	// DirtyMissed are those of them, by name, that have dirty data on the SSD: it is refused then.
 	DirtyMissed []string
@@ -295,6 +296,9 @@ func (c *Cache) Loss() (l Loss, ok bool) {
 	h.mu.Lock()
 	l.Why, l.Stalled = h.mu.why, h.mu.stalled && !h.mu.missed
 	h.mu.Unlock()
+	for _, lane := range *c.lanes.Load() {
+		l.Busy = l.Busy || lane.ssdOps.oldest.Load() != 0
+	}
 	for _, b := range c.backings.Load() {
 		if b == nil || b.marker.Load() == markerNone {
 			continue

@@ -21,7 +21,10 @@ func setCommand(g *globals) *cobra.Command {
   dirty-target       share of the cache in percent that writeback lets stay dirty
   dirty-max          share at which writes go past the cache instead of making more dirty data
   writeback-delay    age that dirty data may reach on an idle device
-  pin-quota          share of the cache in percent that requests with hint=pin may take; at most 50`,
+  pin-quota          share of the cache in percent that requests with hint=pin may take; at most 50
+  ssd-loss           if the SSD is lost with dirty data of the device: error (requests for that data
+                     fail), read-only (changes, too) or stop (everything fails)
+  ssd-loss-hold      how long I/O that needs a lost SSD waits for it before that`,
 		Example: "  ubcache set data mode=writeback dirty-target=20",
 		Args:    args(cobra.MinimumNArgs(2)),
 		RunE: func(cmd *cobra.Command, a []string) error {

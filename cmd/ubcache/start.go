@@ -20,6 +20,7 @@ type startFlags struct {
 	wait       time.Duration
 	anyDir     bool
 	noUblk     bool
+	dropDirty  []string
 	readyFD    int
 }
 
@@ -36,7 +37,11 @@ journal, and takes the block devices over, so that mounted filesystems go on.
 
 Each cache has a daemon of its own. In the background it logs to NAME.log in the runtime folder
 (/run/ubcache, or /dev/shm/ubcache if /run is not on tmpfs). SIGTERM stops a daemon as ubcache
-stop does; if a device is in use, its I/O waits instead for the next start, and nothing is lost.`,
+stop does; if a device is in use, its I/O waits instead for the next start, and nothing is lost.
+
+If a backing device was changed while the cache was without its SSD, what the SSD has of it is not
+used again: clean copies are dropped, and with dirty ones start refuses, until --drop-dirty gives
+them up.`,
 		RunE: func(cmd *cobra.Command, a []string) error {
 			file, err := g.load()
 			if err != nil {
@@ -62,6 +67,8 @@ stop does; if a device is in use, its I/O waits instead for the next start, and 
 		"allow a runtime folder that is not on tmpfs: kill -9 is still safe, but slow")
 	fs.BoolVar(&f.noUblk, "no-ublk", false, "run without block devices, for tests")
 	fs.IntVar(&f.readyFD, "ready-fd", -1, "report to the command that waits for the start")
+	fs.StringSliceVar(&f.dropDirty, "drop-dirty", nil, "give up the SSD's dirty data of this backing "+
+		"device, which was changed without it")
 	_ = fs.MarkHidden("no-ublk")
 	_ = fs.MarkHidden("ready-fd")
 	return cmd
@@ -78,12 +85,16 @@ func (f *startFlags) arguments(g *globals, name string) []string {
 	if f.noUblk {
 		list = append(list, "--no-ublk")
 	}
+	for _, n := range f.dropDirty {
+		list = append(list, "--drop-dirty="+n)
+	}
 	return list
 }
 
 func (f *startFlags) options(g *globals, name string) daemon.Options {
 	return daemon.Options{
 		Name: name, ConfigPath: g.config, Wait: f.wait, AnyRuntimeDir: f.anyDir, NoUblk: f.noUblk,
+		DropDirty: f.dropDirty, Anew: daemon.ExecAgain,
 	}
 }
 

@@ -87,7 +87,7 @@ type DetachArgs struct {
 }
 
 // SetArgs change settings: mode, sequential-cutoff, dirty-target, dirty-max, writeback-delay,
-// pin-quota.
+// pin-quota, ssd-loss, ssd-loss-hold.
 type SetArgs struct {
 	Name     string            `json:"name"`
 	Settings map[string]string `json:"settings"`

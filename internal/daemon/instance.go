@@ -29,6 +29,7 @@ import (
 	"ubcache/internal/blockdev"
 	"ubcache/internal/config"
 	"ubcache/internal/control"
+	"ubcache/internal/missed"
 	"ubcache/internal/report"
 	"ubcache/ublk"
 )
@@ -46,6 +47,11 @@ type Options struct {
 	Direct DirectOptions
 	// Wait bounds how long the devices of a dying daemon are waited for.
 	Wait time.Duration
+	// DropDirty names backing devices whose dirty data on the SSD is given up, after they have changed
+	// without it.
+	DropDirty []string
+	// Anew executes the program again, to take a lost SSD back; nil: that is not possible.
+	Anew func() error
 	// Note is told in a few words what takes time.
 	Note func(string)
 }
@@ -55,6 +61,10 @@ type Instance struct {
 	opts    Options
 	log     *slog.Logger
 	dir     string // runtime folder
+	// stateDir is for what outlives a reboot; drop has the backing devices that the SSD missed changes of.
+	stateDir string
+	drop     []cache.UUID
+	lost     bool // it ends without its SSD
 	conf    *config.Cache
 	started time.Time
 
@@ -124,6 +134,7 @@ func Start(ctx context.Context, o Options) (*Instance, error) {
 	}
 	in := &Instance{
 		opts: o, conf: conf, dir: control.RuntimeDir(file.RuntimeDir), started: time.Now(),
+		stateDir: missed.Dir(file.StateDir),
 		log: slog.With("cache", o.Name), done: make(chan struct{}), rules: newRuleSet(),
 	}
 	in.traced.log = in.log
@@ -162,6 +173,9 @@ func (in *Instance) start(ctx context.Context) error {
 		return err
 	}
 	if err := in.applyConfig(); err != nil {
+		return err
+	}
+	if err := in.forgetMissed(); err != nil {
 		return err
 	}
 	if err := in.startBackground(); err != nil {
@@ -264,8 +278,10 @@ func (in *Instance) openCache() error {
 	if !sb.Clean {
 		in.opts.Note("the cache was not stopped in order: replaying its journal")
 	}
+	stall, loss := ssdLimits(in.conf)
 	in.cache, err = cache.Open(in.ssd, cache.Options{
 		Pending: in.pending.mem, Discard: in.conf.Discard && in.ssdInfo.Discard,
+		StallLimit: stall, LossLimit: loss, Missed: in.markMissed, Drop: in.drop, Health: in.ssdHealth,
 	})
 	if err != nil {
 		return CacheError("open cache on "+in.ssdInfo.Path, err)

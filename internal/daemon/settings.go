@@ -71,6 +71,23 @@ var settingTable = []setting{
 		},
 		func(_ cache.Mode, t *cache.Tunables) string { return strconv.Itoa(t.PinQuota) },
 	},
+	{
+		"ssd-loss", func(v string, _ *cache.Mode, t *cache.Tunables) (err error) {
+			t.Loss.Kind, err = cache.ParseLossKind(v)
+			return err
+		},
+		func(_ cache.Mode, t *cache.Tunables) string { return t.Loss.Kind.String() },
+	},
+	{
+		"ssd-loss-hold", func(v string, _ *cache.Mode, t *cache.Tunables) (err error) {
+			t.Loss.Hold, err = time.ParseDuration(v)
+			return err
+		},
+		func(_ cache.Mode, t *cache.Tunables) string {
+			b, _ := config.Duration(t.Loss.Hold).MarshalText()
+			return string(b)
+		},
+	},
 }
 
 func percent(v string) (int, error) {
@@ -122,6 +139,14 @@ func putSettings(b *config.Backing, m cache.Mode, t cache.Tunables) {
 	b.WritebackDelay = config.Duration(t.WritebackDelay)
 	if b.PinQuota = nil; t.PinQuota != cache.DefaultTunables().PinQuota {
 		b.PinQuota = &t.PinQuota
+	}
+	def := cache.DefaultTunables().Loss
+	if b.SSDLoss = ""; t.Loss.Kind != def.Kind {
+		b.SSDLoss = t.Loss.Kind.String()
+	}
+	if b.SSDLossHold = nil; t.Loss.Hold != def.Hold {
+		hold := config.Duration(t.Loss.Hold)
+		b.SSDLossHold = &hold
 	}
 }
 
