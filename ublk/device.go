@@ -121,7 +121,9 @@ func (d *Device) setParams() error {
 
 // Recover takes over device id from a server that has died or quiesced it. As long as the old
 // server's last reference to the device exists, I/O of its rings included, it waits; ctx bounds
-// that. Queues, Depth, MaxIOBytes, Mode, Recovery and Params come from the kernel, the rest from o.
+// that. Queues, Depth, MaxIOBytes, Mode, Recovery and Params come from the kernel, the rest from o;
+// a device in mode AutoZeroCopy, which to the kernel is the same, is served
+// in mode RingCopy unless o.Mode is AutoZeroCopy.
 // The device serves again after Start, or can be given to Recover again if the process dies before.
 func Recover(ctx context.Context, id int, o Options) (*Device, error) {
 	c, err := openControl()
@@ -142,7 +144,12 @@ func Recover(ctx context.Context, id int, o Options) (*Device, error) {
 	if err := c.startRecovery(ctx, id); err != nil {
 		return nil, err
 	}
-	o.Mode, o.Recovery = modeOf(Features(info.Flags)), recoveryOf(Features(info.Flags))
+	if mode := modeOf(Features(info.Flags)); mode != AutoZeroCopy {
+		o.Mode = mode
+	} else if o.Mode != AutoZeroCopy {
+		o.Mode = RingCopy
+	}
+	o.Recovery = recoveryOf(Features(info.Flags))
 	o.Params = fromKernelParams(&params)
 	o.Tag = info.SrvFlags
 	o = o.withDefaults()

@@ -57,7 +57,11 @@ func (q *Queue) release(free bool) {
 	}
 	_ = q.descs.Unmap()
 	if free {
-		_ = q.mem.Free()
+		if q.memFile != nil {
+			_ = q.memFile.Free()
+		} else {
+			_ = q.mem.Free()
+		}
 	}
 	q.wakeMu.Lock()
 	if q.wakeFD >= 0 {

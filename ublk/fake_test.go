@@ -21,6 +21,7 @@ type fakeKernel struct {
 	t    *testing.T
 	q    *Queue
 	end  chan error
+	sqe  SQE          // what commands are put into
 	edge atomic.Int64 // deliveries; see ordered
 
 	mu struct {
@@ -136,7 +137,12 @@ func (k *fakeKernel) fault(format string, args ...any) {
 }
 
 // command is what ublk_ch_uring_cmd does.
-func (k *fakeKernel) command(q *Queue, op uint32, tag uint16, res int32, addr uint64) {
+func (k *fakeKernel) command(q *Queue, op uint32, tag uint16, res int32, addr uint64) *SQE {
+	k.take(q, op, tag, res, addr)
+	return &k.sqe
+}
+
+func (k *fakeKernel) take(q *Queue, op uint32, tag uint16, res int32, addr uint64) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.mu.target = q.ring.FD()

@@ -215,6 +215,10 @@ func (q *Queue) driverEvent(userData uint64, res int32, flags uint32) {
 		q.tagEvent(&q.reqs[tag], res)
 	case kindBuffer:
 		q.bufferEvent(&q.reqs[tag], res)
+	case kindCopyOut:
+		q.copiedOut(&q.reqs[tag], res)
+	case kindCopyIn:
+		q.copyInFailed(&q.reqs[tag], res)
 	}
 }
 
@@ -247,10 +251,19 @@ func (q *Queue) tagEvent(r *Request, res int32) {
 	q.handle(r)
 }
 
+// handle gives a request to the handler, in mode RingCopy after a write's data has been copied.
 func (q *Queue) handle(r *Request) {
+	if q.mode == RingCopy && r.Op == OpWrite && r.Flags&InShared == 0 {
+		q.copyOut(r)
+		return
+	}
+	q.deliver(r)
+}
+
+func (q *Queue) deliver(r *Request) {
 	r.state = tagOwned
-	if q.mode == Copy && r.HasData() && r.Flags&InShared == 0 {
-		r.Data = q.buffer(r, r.Bytes())
+	if q.mode.buffered() && r.HasData() && r.Flags&InShared == 0 {
+		r.Data = q.Buffer(r)
 	}
 	q.current = int(r.Tag)
 	q.h.Handle(q, r)

@@ -82,7 +82,7 @@ func modeFeatures(m ublk.CopyMode) ublk.Features {
 	switch m {
 	case ublk.UserCopy:
 		return ublk.FeatureUserCopy
-	case ublk.AutoZeroCopy:
+	case ublk.AutoZeroCopy, ublk.RingCopy:
 		return ublk.FeatureAutoBuffers
 	}
 	return 0

@@ -16,7 +16,7 @@ import (
 	"ubcache/ublk"
 )
 
-var allModes = []ublk.CopyMode{ublk.Copy, ublk.UserCopy, ublk.AutoZeroCopy}
+var allModes = []ublk.CopyMode{ublk.Copy, ublk.UserCopy, ublk.AutoZeroCopy, ublk.RingCopy}
 
 func eachMode(t *testing.T, f func(t *testing.T, mode ublk.CopyMode)) {
 	for _, mode := range allModes {

@@ -29,6 +29,10 @@ const (
 	// Request.BufIndex, for PrepReadFixed and PrepWriteFixed. CopyOut and CopyIn work too
 	// (Linux 6.16).
 	AutoZeroCopy
+	// RingCopy is Copy done by the queue's ring instead of the driver, from the request's
+	// registered pages to Request.Data and back: for large requests the cheaper copy
+	// (Linux 6.16).
+	RingCopy
 )
 
 func (m CopyMode) String() string {
@@ -39,9 +43,17 @@ func (m CopyMode) String() string {
 		return "user-copy"
 	case AutoZeroCopy:
 		return "zero-copy"
+	case RingCopy:
+		return "ring-copy"
 	}
 	return fmt.Sprintf("CopyMode(%d)", uint8(m))
 }
+
+// buffered reports whether Request.Data is memory of the queue.
+func (m CopyMode) buffered() bool { return m == Copy || m == RingCopy }
+
+// registers reports whether the driver registers the pages of requests with the ring.
+func (m CopyMode) registers() bool { return m == AutoZeroCopy || m == RingCopy }
 
 // Recovery says what happens to the device when its server dies.
 type Recovery uint8
@@ -227,7 +239,7 @@ func (o Options) Validate() error {
 		sys.MaxQueueDepth)
 	bad(o.MaxIOBytes < int(page) || o.MaxIOBytes > 1<<sys.IOBufBits,
 		"MaxIOBytes %d: want %d … %d", o.MaxIOBytes, page, 1<<sys.IOBufBits)
-	bad(o.Mode > AutoZeroCopy, "Mode %d", o.Mode)
+	bad(o.Mode > RingCopy, "Mode %d", o.Mode)
 	bad(o.Recovery > RecoveryFailIO, "Recovery %d", o.Recovery)
 	bad(o.Extra&unserved != 0, "Extra %v: this package does not serve that", o.Extra&unserved)
 	bad(o.Files < 0 || o.Files > 1<<15-1, "Files %d: want at most %d", o.Files, 1<<15-1)
@@ -246,7 +258,7 @@ func (o Options) Validate() error {
 	bad(p.FUA && !p.VolatileCache, "FUA without VolatileCache")
 	bad(p.DMAAlign != 0 && (!pow2(p.DMAAlign) || p.DMAAlign > page),
 		"DMAAlign %d: want a power of two up to %d", p.DMAAlign, page)
-	bad(p.Integrity != nil && o.Mode == Copy, "Integrity with Mode copy: want user-copy")
+	bad(p.Integrity != nil && o.Mode.buffered(), "Integrity with Mode %v: want user-copy", o.Mode)
 	if s := p.Segment; s != nil {
 		bad(s.BoundaryMask+1 < sys.MinSegmentSize || s.BoundaryMask&(s.BoundaryMask+1) != 0,
 			"Segment.BoundaryMask %#x: want a power of two, at least 4096, minus 1", s.BoundaryMask)
@@ -262,7 +274,7 @@ func (o *Options) flags() Features {
 	switch o.Mode {
 	case UserCopy:
 		f |= FeatureUserCopy
-	case AutoZeroCopy:
+	case AutoZeroCopy, RingCopy:
 		f |= FeatureAutoBuffers | FeatureZeroCopy | FeatureUserCopy
 	}
 	switch o.Recovery {

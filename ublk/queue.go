@@ -24,15 +24,20 @@ type (
 // server had submitted through this ring is over.
 const charSlot = 0
 
+// memSlot is the slot of the queue's memory in mode RingCopy. The handler's files follow.
+const memSlot = charSlot + 1
+
 // ownUserData marks submissions of this package. Below it come the kind and the tag.
 const (
 	ownUserData = 1 << 63
 	kindShift   = 32
 
-	kindTag    = iota - 2 // fetch or commit
-	kindWake              // poll of the eventfd
-	kindIgnore            // a command whose result does not matter
-	kindBuffer            // registration of a request's buffer by command
+	kindTag     = iota - 2 // fetch or commit
+	kindWake               // poll of the eventfd
+	kindIgnore             // a command whose result does not matter
+	kindBuffer             // registration of a request's buffer by command
+	kindCopyOut            // mode RingCopy: a write's data has been copied
+	kindCopyIn             // mode RingCopy: a read's data could not be copied
 )
 
 // Queue is one queue of a device: a ring, a thread and the tags. All methods but Wake, ID and
@@ -47,9 +52,11 @@ type Queue struct {
 	h     Handler
 	descs *sys.Descriptors
 	reqs  []Request
-	mem   *uring.Arena // mode Copy: one buffer of bufBytes a tag
+	mem   *uring.Arena // one buffer of bufBytes a tag, if mode.buffered
 	aff   affinity
 	fake  fakeDriver // tests only
+
+	memFile *uring.FileArena // mode RingCopy: it holds mem
 
 	owned    int // tags that the server has
 	fetched  int // tags that the driver has
@@ -109,7 +116,7 @@ func (q *Queue) AddFile(fd int) (File, error) {
 		if used {
 			continue
 		}
-		slot := charSlot + 1 + i
+		slot := memSlot + 1 + i
 		if err := q.ring.RegisterFile(slot, fd); err != nil {
 			return File{}, err
 		}
@@ -123,7 +130,7 @@ func (q *Queue) AddFile(fd int) (File, error) {
 // RemoveFile gives back a file of AddFile.
 func (q *Queue) RemoveFile(f File) error {
 	slot, ok := f.Slot()
-	i := slot - charSlot - 1
+	i := slot - memSlot - 1
 	if !ok || i < 0 || i >= len(q.files) || !q.files[i] {
 		return fmt.Errorf("unregister file: not from AddFile")
 	}
@@ -197,9 +204,15 @@ func (q *Queue) Complete(tag uint16, res int32) {
 			res = -int32(unix.EIO)
 		}
 	}
+	copied := q.mode == RingCopy && res > 0 && r.Op == OpRead && r.Data != nil
+	if copied {
+		q.copyIn(r)
+	}
 	if r.manual {
-		r.manual = false
-		q.command(sys.IOUnregisterBuf, tag, 0, uint64(r.BufIndex), kindIgnore)
+		s := q.command(sys.IOUnregisterBuf, tag, 0, uint64(r.BufIndex), kindIgnore)
+		if copied {
+			s.Link()
+		}
 	}
 	r.state = tagFetched
 	r.Data = nil
@@ -229,22 +242,22 @@ func (q *Queue) CompleteErr(tag uint16, errno syscall.Errno) {
 }
 
 // command sends an I/O command to the driver at the next enter.
-func (q *Queue) command(op uint32, tag uint16, res int32, addr uint64, kind uint64) {
+func (q *Queue) command(op uint32, tag uint16, res int32, addr uint64, kind uint64) *SQE {
 	if q.fake != nil {
-		q.fake.command(q, op, tag, res, addr)
-		return
+		return q.fake.command(q, op, tag, res, addr)
 	}
 	s := q.ring.NextSQE()
 	s.PrepUringCmd(uring.Fixed(charSlot), op)
 	s.UserData = ownUserData | kind<<kindShift | uint64(tag)
 	sys.PutIOCmd(s.Cmd(), sys.IOCmd{QueueID: uint16(q.id), Tag: tag, Result: res, Addr: addr})
-	if q.mode == AutoZeroCopy && kind == kindTag {
+	if q.mode.registers() && kind == kindTag {
 		// struct ublk_auto_buf_reg travels in the submission's addr: buffer index, flags.
 		s.Addr = uint64(tag) | sys.AutoBufRegFallback<<16
 	}
+	return s
 }
 
 // fakeDriver stands in for the driver's side of the I/O commands.
 type fakeDriver interface {
-	command(q *Queue, op uint32, tag uint16, res int32, addr uint64)
+	command(q *Queue, op uint32, tag uint16, res int32, addr uint64) *SQE
 }

@@ -96,10 +96,10 @@ type Request struct {
 	Flags   Flags
 	Sectors uint32 // of 512 bytes, whatever the block size
 	Sector  uint64 // position, in units of 512 bytes
-	// Data is the request's memory in mode Copy: filled for a write, to be filled for a read. It is
-	// nil in other modes and for requests without data.
+	// Data is the request's memory if the queue is Buffered: filled for a write, to be filled for a
+	// read. It is nil in other modes and for requests without data.
 	Data []byte
-	// BufIndex is the registered buffer in mode AutoZeroCopy, for reads and writes.
+	// BufIndex is the registered buffer in modes AutoZeroCopy and RingCopy, for reads and writes.
 	BufIndex uint16
 	// User is the handler's; it keeps its value from one request of this tag to the next.
 	User uint64
@@ -108,6 +108,7 @@ type Request struct {
 	manual bool   // the buffer was registered by command, since the driver could not by itself
 	addr   uint64 // what the driver wants as the tag's buffer: an address in mode Copy, or 0
 	desc   uint64 // the descriptor's addr
+	mem    int    // where the tag's memory begins in the queue's
 }
 
 // States of a tag. The driver's own are ACTIVE and OWNED_BY_SRV of struct ublk_io.
@@ -115,6 +116,7 @@ const (
 	tagIdle        = iota // not fetched yet, or gone for good
 	tagFetched            // the driver has it
 	tagRegistering        // the server has it and waits for its buffer
+	tagCopying            // the server has it and waits for a write's data
 	tagOwned              // the handler has it
 )
 
@@ -147,5 +149,5 @@ func (r *Request) load(d *sys.IODesc) {
 	r.Sector = d.StartSector
 	r.Sectors = d.NrSectors
 	r.desc = d.Addr
-	r.Data = nil
+	r.Data, r.manual = nil, false
 }

@@ -13,14 +13,17 @@ import (
 // init makes everything that the queue needs, on its thread.
 func (q *Queue) init(charFD int, o *Options, info *sys.DevInfo) (err error) {
 	q.wakeFD, q.current = -1, -1
-	cq := uint32(2 * (q.depth + o.Entries + 8))
-	q.ring, err = uring.New(uint32(q.depth+o.Entries+8), uring.Options{
-		SingleIssuer: true, Hold: true, CQEntries: cq,
+	entries := uint32(q.depth + o.Entries + 8)
+	if q.mode == RingCopy {
+		entries += uint32(q.depth)
+	}
+	q.ring, err = uring.New(entries, uring.Options{
+		SingleIssuer: true, Hold: true, CQEntries: 2 * entries,
 	})
 	if err != nil {
 		return err
 	}
-	if err := q.ring.RegisterFileTable(charSlot + 1 + o.Files); err != nil {
+	if err := q.ring.RegisterFileTable(memSlot + 1 + o.Files); err != nil {
 		return err
 	}
 	if err := q.ring.RegisterBufferTable(q.depth + max(o.Buffers, 1)); err != nil {
@@ -41,8 +44,17 @@ func (q *Queue) init(charFD int, o *Options, info *sys.DevInfo) (err error) {
 func (q *Queue) initTags(bufBytes int) (err error) {
 	page := os.Getpagesize()
 	bufBytes = (bufBytes + page - 1) &^ (page - 1)
-	if q.mode == Copy {
+	switch q.mode {
+	case Copy:
 		if q.mem, err = uring.NewArena(q.depth * bufBytes); err != nil {
+			return err
+		}
+	case RingCopy:
+		if q.memFile, err = uring.NewFileArena(q.depth * bufBytes); err != nil {
+			return err
+		}
+		q.mem = &q.memFile.Arena
+		if err := q.ring.RegisterFile(memSlot, q.memFile.FD()); err != nil {
 			return err
 		}
 	}
@@ -50,23 +62,24 @@ func (q *Queue) initTags(bufBytes int) (err error) {
 	for i := range q.reqs {
 		r := &q.reqs[i]
 		r.Tag, r.BufIndex = uint16(i), uint16(i)
+		r.mem = i * bufBytes
 		if q.mode == Copy {
-			r.addr = uint64(q.mem.Addr()) + uint64(i*bufBytes)
+			r.addr = uint64(q.mem.Addr()) + uint64(r.mem)
 		}
 	}
 	return nil
 }
 
-// Buffer is the tag's own memory in mode Copy, as long as the request. The driver leaves it alone
-// if the data lies in shared memory (flag InShared), and a handler can use it then for what must
+// Buffered reports whether the queue has memory for the data of each request, Request.Data: in modes
+// Copy and RingCopy.
+func (q *Queue) Buffered() bool { return q.mode.buffered() }
+
+// Buffer is the tag's own memory if the queue is Buffered, as long as the request. It is not used
+// for data that lies in shared memory (flag InShared), and a handler can use it then for what must
 // not change while it is looked at.
 func (q *Queue) Buffer(r *Request) []byte { return q.buffer(r, r.Bytes()) }
 
-// buffer is the tag's memory in mode Copy.
-func (q *Queue) buffer(r *Request, n int64) []byte {
-	off := int(r.addr - uint64(q.mem.Addr()))
-	return q.mem.Slice(off, int(n))
-}
+func (q *Queue) buffer(r *Request, n int64) []byte { return q.mem.Slice(r.mem, int(n)) }
 
 // descSize is the stride of descriptors; before Linux 7.3 the field is 0.
 func descSize(info *sys.DevInfo) int {

@@ -67,7 +67,7 @@ func (b *bench) ubcache(ctx context.Context, t *target, name string, format ...s
 	if err := json.Unmarshal([]byte(out), &d); err != nil || d.Path == "" {
 		return fmt.Errorf("ubcache attach: %w in %s", err, out)
 	}
-	want := "copy"
+	want := "ring-copy"
 	if len(format) > 0 {
 		want = "zero-copy"
 	}

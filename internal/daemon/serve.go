@@ -100,10 +100,6 @@ func (in *Instance) takeOver(ctx context.Context, s *served, old *ublk.Info, o u
 			"it has %d bytes and %s has %d", old.Params.SizeBytes, s.name, s.b.Size()),
 			fmt.Sprintf("remove it with: ubcache stop --force, or ublk del -n %d", old.ID))
 	}
-	if old.Mode() == ublk.AutoZeroCopy && in.cache.Checksums() {
-		return nil, report.Refuse("take over "+old.Path(), "it was made for zero copy, and the "+
-			"cache has data checksums", "remove it with ublk del")
-	}
 	ctx, cancel := context.WithTimeout(ctx, recoverTime)
 	defer cancel()
 	return ublk.Recover(ctx, old.ID, o)
@@ -261,12 +257,12 @@ func orDefault(v, def int) int {
 // copyMode chooses how request data is reached. Data that is checked or summed has to be visible;
 // without checksums requests can pass through without a copy.
 func (in *Instance) copyMode() ublk.CopyMode {
-	want := in.conf.Copy
-	if in.cache.Checksums() || want == "copy" {
+	switch {
+	case in.conf.Copy == "copy",
+		!in.kernel.Has(ublk.FeatureAutoBuffers | ublk.FeatureZeroCopy | ublk.FeatureUserCopy):
 		return ublk.Copy
+	case in.cache.Checksums():
+		return ublk.RingCopy
 	}
-	if in.kernel.Has(ublk.FeatureAutoBuffers | ublk.FeatureZeroCopy | ublk.FeatureUserCopy) {
-		return ublk.AutoZeroCopy
-	}
-	return ublk.Copy
+	return ublk.AutoZeroCopy
 }

@@ -134,7 +134,7 @@ func (h *queue) startPart(r *request, p *part, n int64) syscall.Errno {
 	c := &p.req
 	c.Backing, c.Op, c.FUA = h.backing, reqOps[r.Op], r.Flags&ublk.FUA != 0
 	c.Off, c.Len, c.Data = r.Offset()+p.off, n, nil
-	if h.q.Mode() == ublk.Copy {
+	if h.q.Buffered() {
 		c.Data = h.q.Buffer(r.Request)[p.off : p.off+n : p.off+n]
 		if at, _ := p.said.Place(); r.Op == ublk.OpWrite {
 			if err := p.view.CopyOut(c.Data, at); err != nil {

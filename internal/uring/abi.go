@@ -124,6 +124,7 @@ const (
 	SQEFixedFile  = 1 << 0
 	SQEDrain      = 1 << 1
 	SQELink       = 1 << 2
+	SQEQuiet      = 1 << 6
 	SQEHardLink   = 1 << 3
 	SQEAsync      = 1 << 4
 	SQESkipNormal = 1 << 6 // IOSQE_CQE_SKIP_SUCCESS

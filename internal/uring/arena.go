@@ -1,6 +1,7 @@
 package uring
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"unsafe"
@@ -28,6 +29,61 @@ func NewArena(size int) (*Arena, error) {
 	// under pinned I/O at the first write.
 	_ = unix.Madvise(b, unix.MADV_DONTFORK)
 	return &Arena{b: b}, nil
+}
+
+// FileArena is an arena that is also a file, so that a submission can copy between it and memory
+// that is not mapped here, such as a registered buffer of the kernel's.
+type FileArena struct {
+	Arena
+	fd int
+}
+
+// NewFileArena is NewArena with a file in memory behind it. Reads and writes of the file are done
+// by whoever submits them, not by a worker thread.
+func NewFileArena(size int) (*FileArena, error) {
+	page := os.Getpagesize()
+	if size <= 0 || size > 1<<46 {
+		return nil, fmt.Errorf("make file arena: invalid size %d", size)
+	}
+	size = (size + page - 1) &^ (page - 1)
+	a := &FileArena{fd: -1}
+	memfd, err := unix.MemfdCreate("uring-arena", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("make file arena: %w", err)
+	}
+	defer func() { _ = unix.Close(memfd) }()
+	if err := unix.Ftruncate(memfd, int64(size)); err != nil {
+		return nil, fmt.Errorf("make file arena of %d bytes: %w", size, err)
+	}
+	// io_uring sends reads of a file that cannot do without waiting to a worker thread, and tmpfs does
+	// not say that it can. O_NONBLOCK lets reads be tried at once, O_DIRECT writes; tmpfs, which
+	// only copies, ignores both. O_DIRECT can only be had by opening the file by its name.
+	name := fmt.Sprintf("/proc/self/fd/%d", memfd)
+	a.fd, err = unix.Open(name, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_DIRECT, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open file arena: %w", err)
+	}
+	a.b, err = unix.Mmap(a.fd, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("map file arena of %d bytes: %w", size, err), a.Free())
+	}
+	return a, nil
+}
+
+// FD is the file; byte 0 of it is the arena's first. It is closed by Free.
+func (a *FileArena) FD() int { return a.fd }
+
+// Free unmaps the arena and closes the file. Calling it twice is harmless.
+func (a *FileArena) Free() error {
+	if a == nil {
+		return nil
+	}
+	err := a.Arena.Free()
+	if a.fd >= 0 {
+		err = errors.Join(err, unix.Close(a.fd))
+		a.fd = -1
+	}
+	return err
 }
 
 // Bytes is the whole arena.

@@ -31,6 +31,9 @@ func (s *SQE) SetUserData(v uint64) { s.UserData = v }
 // Link makes the next submission wait for this one's success (IOSQE_IO_LINK).
 func (s *SQE) Link() { s.Flags |= SQELink }
 
+// Quiet leaves out the completion unless the submission fails (IOSQE_CQE_SKIP_SUCCESS).
+func (s *SQE) Quiet() { s.Flags |= SQEQuiet }
+
 // PrepNop does nothing, successfully.
 func (s *SQE) PrepNop() { s.Opcode = OpNop; s.FD = -1 }
 

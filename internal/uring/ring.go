@@ -20,7 +20,7 @@ const (
 // submits first, which may run completion work but consumes no completion.
 func (r *Ring) NextSQE() *SQE {
 	if r.sqTail-atomic.LoadUint32(r.sqHeadK) >= r.sqEntries {
-		r.makeRoom()
+		r.makeRoom(1)
 	}
 	s := (*SQE)(unsafe.Add(r.sqes, uintptr(r.sqTail&r.sqMask)<<r.sqeShift))
 	*s = SQE{}
@@ -31,14 +31,22 @@ func (r *Ring) NextSQE() *SQE {
 	return s
 }
 
-// makeRoom submits until a slot is free. The kernel takes every entry unless it is out of memory,
+// Room makes sure that the next n submissions enter the kernel together, as a chain of linked ones
+// has to.
+func (r *Ring) Room(n uint32) {
+	if r.sqEntries-(r.sqTail-atomic.LoadUint32(r.sqHeadK)) < n {
+		r.makeRoom(n)
+	}
+}
+
+// makeRoom submits until n slots are free. The kernel takes every entry unless it is out of memory,
 // which passes; a queue that stays full is a broken ring.
-func (r *Ring) makeRoom() {
+func (r *Ring) makeRoom(n uint32) {
 	for range 100_000 {
 		if err := r.Submit(); err != nil {
 			panic(err)
 		}
-		if r.sqTail-atomic.LoadUint32(r.sqHeadK) < r.sqEntries {
+		if r.sqEntries-(r.sqTail-atomic.LoadUint32(r.sqHeadK)) >= n {
 			return
 		}
 		runtime.Gosched()
