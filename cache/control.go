@@ -74,6 +74,23 @@ func (c *Cache) Backing(id BackingID) (*Backing, error) {
 	return nil, fmt.Errorf("%w: %d", ErrNoBacking, id)
 }
 
+// setting is change for what is a setting: without the SSD it is one in memory, and the caller's to keep.
+func (c *Cache) setting(id BackingID, edit func(*BackingRecord), apply func(*Backing)) error {
+	if !c.lost() {
+		return c.change(id, edit, apply)
+	}
+	c.control.Lock()
+	defer c.control.Unlock()
+	r, err := c.record(id)
+	if err != nil {
+		return err
+	}
+	edit(r)
+	c.publishSuper()
+	apply(c.backing(id))
+	return nil
+}
+
 // change alters the record of a backing device on the SSD, and then in memory with apply.
 func (c *Cache) change(id BackingID, edit func(*BackingRecord), apply func(*Backing)) error {
 	c.control.Lock()
@@ -94,21 +111,21 @@ func (c *Cache) change(id BackingID, edit func(*BackingRecord), apply func(*Back
 }
 
 // SetMode switches the mode of a backing device, under load if need be. Dirty data that the new
-// mode would not have made is written back at full speed.
+// mode would not have made is written back at full speed. While the SSD is lost it is not recorded there.
 func (c *Cache) SetMode(id BackingID, m Mode) error {
-	return c.change(id, func(r *BackingRecord) { r.Mode = m }, func(b *Backing) {
+	return c.setting(id, func(r *BackingRecord) { r.Mode = m }, func(b *Backing) {
 		if !b.detaching.Load() {
 			b.mode.Store(uint32(m))
 		}
 	})
 }
 
-// SetTunables replaces the tunables of a backing device.
+// SetTunables replaces the tunables of a backing device. While the SSD is lost they are not recorded there.
 func (c *Cache) SetTunables(id BackingID, t Tunables) error {
 	if err := t.Validate(); err != nil {
 		return err
 	}
-	return c.change(id, func(r *BackingRecord) { r.Tunables = t },
+	return c.setting(id, func(r *BackingRecord) { r.Tunables = t },
 		func(b *Backing) { c.applyTunables(b, t) })
 }
 
