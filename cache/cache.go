@@ -283,6 +283,9 @@ func mapRecord(k key, e entry) record {
 	if e.st&stPinned != 0 {
 		r.flags |= recPinned
 	}
+	if e.st&stPending != 0 {
+		r.flags |= recPending
+	}
 	return r
 }
 

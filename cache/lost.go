@@ -379,15 +379,19 @@ func (d *doctor) cleanLost(b *Backing, now int64) {
 	c := d.bg.l.c
 	f := d.bg.flushes[b.id]
 	covered := b.flushed.Load()
-	slots := map[Slot]key{}
+	var slots map[Slot]key
+	var again []pendingSlot
 	b.mu.Lock()
 	left := b.mu.pending[:0]
 	for _, p := range b.mu.pending {
-		if p.wrote <= covered {
-			slots[p.slot] = p.k
-		} else {
+		if p.wrote > covered {
 			left = append(left, p)
+			continue
 		}
+		if slots == nil {
+			slots = map[Slot]key{}
+		}
+		slots[p.slot] = p.k
 	}
 	b.mu.pending = left
 	b.mu.Unlock()
@@ -405,8 +409,9 @@ func (d *doctor) cleanLost(b *Backing, now int64) {
 		case !ok || e.slot != slot || e.st&stPending == 0:
 			delete(slots, slot)
 		case s.locked(b.id, k.block(), lockThrough):
+			// Being changed: it goes, or is clean when that has failed.
 			delete(slots, slot)
-			c.setState(b, e, e.st&^stPending)
+			again = append(again, pendingSlot{k, slot, covered})
 		default:
 			c.setState(b, e, e.st&^(stDirty|stPending))
 		}
@@ -414,5 +419,10 @@ func (d *doctor) cleanLost(b *Backing, now int64) {
 	}
 	if len(slots) > 0 {
 		c.journal.cleanPending(slots)
+	}
+	if len(again) > 0 {
+		b.mu.Lock()
+		b.mu.pending = append(again, b.mu.pending...)
+		b.mu.Unlock()
 	}
 }

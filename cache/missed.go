@@ -6,8 +6,8 @@ import (
 )
 
 // verifyPending looks at the data that records of the pending ring speak of, after the SSD was lost and
-// came back: it may have lost what it had not been flushed for. A clean block that is not what it was is
-// dropped, a dirty one is bad: an error until it is overwritten, not something older. Without
+// came back: it may have lost what it had not been flushed for. A block that is not what it was is
+// dropped if the backing device has it; else it is bad: an error until it is overwritten, not something older. Without
 // checksums nothing can be known of any of them.
 func (r *recovery) verifyPending(recs []record) error {
 	c := r.c
@@ -31,10 +31,8 @@ func (r *recovery) verifyPending(recs []record) error {
 				continue
 			}
 		}
-		if e.st&stDirty == 0 {
-			drop = append(drop, record{
-				kind: recUnmap, flags: recCleanOnly, backing: m.backing, block: m.block, sum: 1,
-			})
+		if e.st&stDirty == 0 || m.flags&recPending != 0 {
+			drop = append(drop, record{kind: recUnmap, backing: m.backing, block: m.block, sum: 1})
 			continue
 		}
 		c.setState(b, e, e.st|stBad)

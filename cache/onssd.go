@@ -63,10 +63,12 @@ func (l *Lane) send(op *Op) {
 	l.d.Submit(op)
 }
 
-// refuse ends the operations that were not sent.
+// refuseOps ends the operations that were not sent, but for those that come of that.
 func (l *Lane) refuseOps() {
-	for op := l.refused; op != nil; op = l.refused {
-		l.refused, op.next = op.next, nil
+	list := l.refused
+	l.refused = nil
+	for op := list; op != nil; op = list {
+		list, op.next = op.next, nil
 		l.conclude(op, ErrSSDLost)
 	}
 }

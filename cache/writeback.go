@@ -71,7 +71,7 @@ func (wb *writeback) tick(now int64) {
 
 // fill keeps that many batches flying. A batch that finds nothing left to do ends in here.
 func (wb *writeback) fill(now int64, parallel int) {
-	if wb.filling {
+	if wb.filling || wb.bg.l.c.lost() {
 		return
 	}
 	wb.filling = true
@@ -194,7 +194,7 @@ func (wb *writeback) sure(l *Lane, b *Backing) bool {
 	if wb.want == 0 {
 		wb.want = h.begun.Load() + 1
 	}
-	wb.pause[b.id] = l.d.Now() + probePause
+	wb.pause[b.id], wb.rates[b.id] = l.d.Now()+probePause, 0
 	return false
 }
 

@@ -10,6 +10,10 @@ import (
 
 // crash ends the process, or the power, and starts again; sometimes it crashes while starting.
 func (s *Sim) crash() {
+	if s.ssd.gone != nil {
+		s.comeBack() // it cannot start without
+		return
+	}
 	power := s.rng.IntN(2) == 0
 	s.countStats()
 	s.die(power)
@@ -153,6 +157,12 @@ func (s *Sim) idle(what string, done func() bool) error {
 // epilogue reads everything back, stops in order, checks the format, starts again warm, writes
 // everything back and compares the backing devices.
 func (s *Sim) epilogue() error {
+	if s.ssd.gone != nil {
+		if s.comeBack(); s.van.over {
+			s.c.Abandon()
+			return nil
+		}
+	}
 	if err := s.idle("the last request", func() bool { return len(s.reqs) == 0 }); err != nil {
 		return err
 	}
@@ -221,7 +231,7 @@ func (s *Sim) restart() (cached int64, err error) {
 	if err := s.c.Close(); err != nil {
 		return 0, err
 	}
-	rep, err := cache.Check(context.Background(), s.ssd, cache.CheckOptions{Data: true})
+	rep, err := cache.Check(context.Background(), s.ssd, cache.CheckOptions{Data: s.res.FailedBad == 0})
 	if err != nil {
 		return 0, err
 	}
@@ -256,6 +266,9 @@ func (s *Sim) compareBackings() error {
 	for dev, m := range s.models {
 		p := make([]byte, sectorSize)
 		for i := range m.sectors {
+			if s.van.bad[dev][i/blockSectors] {
+				continue // it may not have been written back
+			}
 			s.backs[dev].now.read(p, int64(i)*sectorSize)
 			legal := m.sectors[i].legal
 			if !slices.ContainsFunc(legal, func(v version) bool { return matches(p, i, v.stamp) }) {

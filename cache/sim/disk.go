@@ -68,7 +68,8 @@ type Disk struct {
 	now      store // what reads return
 	durable  store
 	volatile []diskWrite
-	base     int // writes that left volatile, so that base+len(volatile) counts all
+	base     int   // writes that left volatile, so that base+len(volatile) counts all
+	gone     error // what the control path gets of a device that has vanished
 	// Writes counts completed writes, Flushes completed flushes.
 	Writes, Flushes int
 }
@@ -83,18 +84,27 @@ func (d *Disk) Size() int64 { return d.size }
 
 // ReadAt implements cache.Storage.
 func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
+	if d.gone != nil {
+		return 0, d.gone
+	}
 	d.now.read(p, off)
 	return len(p), nil
 }
 
 // WriteAt implements cache.Storage.
 func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
+	if d.gone != nil {
+		return 0, d.gone
+	}
 	d.write(p, off)
 	return len(p), nil
 }
 
 // Sync implements cache.Storage.
 func (d *Disk) Sync() error {
+	if d.gone != nil {
+		return d.gone
+	}
 	d.flush(d.mark())
 	return nil
 }

@@ -31,6 +31,8 @@ type Config struct {
 	Hot         int  // per cent of requests that go to a small part of the device
 	Large       bool // many requests fill the pending ring before it is committed
 	Attributes  bool // requests carry attributes
+	Vanish      int  // how often the SSD vanishes or comes back, per 10,000 steps
+	LossHold    time.Duration
 }
 
 // NewConfig draws a configuration.
@@ -64,6 +66,10 @@ type Result struct {
 	WrittenBack, Moved               int64
 	Pins, Evictions                  int // that were handled
 	Refused, Mismatched, Late        int // requests that failed for their attributes
+	// How often the SSD vanished, came back, and came back having missed nothing; requests that failed for
+	// lack of it, and for what it had lost.
+	Vanished, Returned, ReturnedWarm int
+	FailedLost, FailedBad            int
 }
 
 const ssdBytes = 5 << 20
@@ -85,6 +91,8 @@ type Sim struct {
 	now    int64
 	res    Result
 	wishes wishes
+	van    vanishing
+	drop   []cache.UUID
 	err    error
 	// Trace, if set, is told every event.
 	Trace func(format string, args ...any)
@@ -128,6 +136,7 @@ var errCrash = errors.New("sim: crash")
 func New(cfg Config) (*Sim, error) {
 	s := &Sim{
 		cfg: cfg, rng: rand.New(rand.NewPCG(cfg.Seed, 2)), ssd: NewDisk(ssdBytes),
+		van:  vanishing{markers: map[cache.UUID]cache.Missed{}},
 		ring: make([]byte, cache.PendingBytes), reqs: map[uint32]*request{}, now: 1,
 		wishes: wishes{blocks: map[wishBlock]*wishState{}},
 	}
@@ -141,6 +150,7 @@ func New(cfg Config) (*Sim, error) {
 	for range cfg.Devices {
 		s.backs = append(s.backs, NewDisk(cfg.DeviceBytes))
 		s.models = append(s.models, newModel(cfg.DeviceBytes/int64(cfg.LBS)*int64(cfg.LBS)))
+		s.van.bad = append(s.van.bad, map[int]bool{})
 	}
 	if err := s.open(); err != nil {
 		return nil, err
@@ -151,6 +161,7 @@ func New(cfg Config) (*Sim, error) {
 		t.DirtyTarget, t.DirtyMax = s.rng.IntN(30), 30+s.rng.IntN(60)
 		t.WritebackDelay = time.Duration(s.rng.IntN(5)) * time.Second
 		t.PinQuota = int(cfg.Seed % 51)
+		t.Loss = s.loss()
 		b, err := s.c.Attach(cache.AttachOptions{
 			Name: fmt.Sprint("d", i), Mode: cache.Mode(s.rng.IntN(5)), LBS: cfg.LBS,
 			Identity: cache.Identity{Size: cfg.DeviceBytes}, Tunables: t,
@@ -173,7 +184,9 @@ func (s *Sim) trace(format string, args ...any) {
 
 // open starts the cache as a new process would.
 func (s *Sim) open() error {
-	c, err := cache.Open(s.ssd, cache.Options{Pending: s.ring, Discard: s.cfg.Trim})
+	c, err := cache.Open(s.ssd, cache.Options{
+		Pending: s.ring, Discard: s.cfg.Trim, Missed: s.mark, Drop: s.drop,
+	})
 	if err != nil {
 		return err
 	}
@@ -238,13 +251,17 @@ func (s *Sim) disk(id cache.BackingID) *Disk {
 
 // Run plays the history and the final checks.
 func (s *Sim) Run() (Result, error) {
-	for i := 0; i < s.cfg.Steps && s.err == nil; i++ {
+	for i := 0; i < s.cfg.Steps && s.err == nil && !s.van.over; i++ {
 		s.step(true)
 		if i%100 == 0 {
 			s.checkWishes("while running")
 		}
 	}
-	if s.err == nil {
+	switch {
+	case s.err != nil:
+	case s.van.over:
+		s.c.Abandon()
+	default:
 		s.err = s.epilogue()
 	}
 	return s.res, s.err
@@ -255,6 +272,10 @@ func (s *Sim) step(requests bool) {
 	s.now += int64(s.rng.IntN(2_000_000))
 	if requests && s.rng.IntN(10_000) < s.cfg.Crashes {
 		s.crash()
+		return
+	}
+	if requests && s.cfg.Vanish > 0 && s.rng.IntN(10_000) < s.cfg.Vanish {
+		s.vanishStep()
 		return
 	}
 	switch x := s.rng.IntN(20); {
@@ -272,9 +293,10 @@ func (s *Sim) step(requests bool) {
 			s.run(l)
 		}
 	case x < 19:
+		s.finishMarker()
 		s.now += int64(s.rng.IntN(100)) * int64(time.Millisecond)
 		s.bg().l.Tick()
-	case requests && s.cfg.ModeChanges && s.rng.IntN(20) == 0:
+	case requests && s.cfg.ModeChanges && s.ssd.gone == nil && s.rng.IntN(20) == 0:
 		id := s.ids[s.rng.IntN(len(s.ids))]
 		if err := s.c.SetMode(id, cache.Mode(s.rng.IntN(5))); err != nil {
 			s.err = err
@@ -295,6 +317,9 @@ func (s *Sim) complete(i int) {
 	f := s.ops[i]
 	s.ops[i] = s.ops[len(s.ops)-1]
 	s.ops = s.ops[:len(s.ops)-1]
+	if s.vanished(f) {
+		return
+	}
 	s.effect(f)
 	f.l.l.Complete(f.op, nil)
 }
@@ -425,6 +450,7 @@ func (s *Sim) finish(r *request) {
 	m := s.models[r.dev]
 	switch {
 	case s.cfg.Attributes && s.finishAttributes(r):
+	case r.Err != nil && s.excused(r):
 	case r.Err != nil:
 		s.fail(fmt.Errorf("%s of sectors %d+%d failed: %w", r.Op, r.first, r.n, r.Err))
 	case r.Op == cache.ReqRead:

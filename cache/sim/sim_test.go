@@ -35,10 +35,24 @@ func TestHistories(t *testing.T) {
 		}
 		return
 	}
+	total := playAll(t, play)
+	if *seedsFlag >= 100 && !t.Failed() {
+		if total.PowerCuts == 0 || total.Kills == 0 || total.Evicted == 0 || total.Hits == 0 ||
+			total.WrittenBack == 0 || total.Checkpoints == 0 || total.Moved == 0 || total.Pins == 0 ||
+			total.Evictions == 0 {
+			t.Errorf("the histories miss a part of the engine: %+v", total)
+		}
+		if total.Refused == 0 || total.Mismatched == 0 || total.Late == 0 {
+			t.Errorf("the histories miss outcomes of attributes: %+v", total)
+		}
+	}
+}
+
+// playAll plays the histories that the flags ask for.
+func playAll(t *testing.T, play func(uint64, func(string, ...any)) (Result, error)) (total Result) {
 	var next, done atomic.Uint64
 	next.Store(*fromFlag)
 	var mu sync.Mutex
-	var total Result
 	start := time.Now()
 	var wg sync.WaitGroup
 	for range runtime.GOMAXPROCS(0) {
@@ -65,16 +79,7 @@ func TestHistories(t *testing.T) {
 	}
 	wg.Wait()
 	t.Logf("%d histories in %v: %+v", done.Load(), time.Since(start).Round(time.Millisecond), total)
-	if *seedsFlag >= 100 && !t.Failed() {
-		if total.PowerCuts == 0 || total.Kills == 0 || total.Evicted == 0 || total.Hits == 0 ||
-			total.WrittenBack == 0 || total.Checkpoints == 0 || total.Moved == 0 || total.Pins == 0 ||
-			total.Evictions == 0 {
-			t.Errorf("the histories miss a part of the engine: %+v", total)
-		}
-		if total.Refused == 0 || total.Mismatched == 0 || total.Late == 0 {
-			t.Errorf("the histories miss outcomes of attributes: %+v", total)
-		}
-	}
+	return total
 }
 
 func (r *Result) add(o Result) {
@@ -91,4 +96,9 @@ func (r *Result) add(o Result) {
 	r.Refused += o.Refused
 	r.Mismatched += o.Mismatched
 	r.Late += o.Late
+	r.Vanished += o.Vanished
+	r.Returned += o.Returned
+	r.ReturnedWarm += o.ReturnedWarm
+	r.FailedLost += o.FailedLost
+	r.FailedBad += o.FailedBad
 }
