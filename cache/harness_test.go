@@ -23,7 +23,10 @@ type harness struct {
 	fail  func(op *Op) error // decides the outcome of an operation, if set
 	stuck func(op *Op) bool  // says which operations do not end, if set
 	opts  Options
-	count map[OpKind]int // of completed SSD operations
+
+	noSwap             bool
+	swapped, reclaimed int
+	count              map[OpKind]int // of completed SSD operations
 
 	finish func(r *Request) // called by Driver.Finish, if set
 	hidden []byte           // memory of requests without visible data
@@ -72,7 +75,19 @@ func (h *harness) Finish(r *Request) {
 	h.done = true
 }
 
-func (h *harness) Wake()        {}
+func (h *harness) Wake() {}
+
+// Swap and Reclaim make it a Swapper.
+func (h *harness) Swap(r *Request) (int, bool) {
+	if h.noSwap {
+		return 0, false
+	}
+	h.swapped++
+	r.Data = bytes.Clone(r.Data)
+	return h.swapped, true
+}
+
+func (h *harness) Reclaim(int)  { h.reclaimed++ }
 func (h *harness) Now() int64   { return h.now }
 func (h *harness) Clock() int64 { return h.now + h.ahead }
 

@@ -178,6 +178,9 @@ func (d *doctor) tick(now int64) (busy bool) {
 	if suspect && !d.probing && now >= d.next {
 		d.probe()
 	}
+	if c.health() == HealthSlow {
+		d.wakeLanes() // they may have more to abandon
+	}
 	return suspect || d.probing || commits != 0 || d.ckptFailing != 0 || c.health() != HealthOK
 }
 
@@ -205,11 +208,15 @@ func (d *doctor) turn(now int64, to Health, why string) {
 	h.mu.Unlock()
 	h.turns.Add(1)
 	d.bg.l.heard.Store(h.turns.Load())
-	for _, l := range *c.lanes.Load() {
-		l.d.Wake()
-	}
+	d.wakeLanes()
 	if c.opts.Health != nil {
 		c.opts.Health(HealthEvent{Health: to, Was: was, Why: why})
+	}
+}
+
+func (d *doctor) wakeLanes() {
+	for _, l := range *d.bg.l.c.lanes.Load() {
+		l.d.Wake()
 	}
 }
 

@@ -108,6 +108,9 @@ func (l *Lane) Run() {
 		l.heard.Store(n)
 	}
 	l.refuseOps()
+	if l.c.health() != HealthOK {
+		l.abandonStuck()
+	}
 	l.mail.Lock()
 	list := l.mail.list.takeAll()
 	l.mail.woken = false
@@ -142,6 +145,9 @@ func (l *Lane) conclude(op *Op, err error) {
 	}
 	if op.begun != 0 {
 		l.latency.end(op, l.d.Now(), err)
+	}
+	if op.from != nil {
+		op.from.flying--
 	}
 	op.done.opDone(l, op, err)
 	*op = Op{next: l.freeOps}
@@ -197,6 +203,10 @@ func (l *Lane) transfer(done completer, kind OpKind, dev BackingID, devOff int64
 	op.Kind, op.Dev, op.Off, op.Len, op.arg = kind, dev, devOff, int64(n), arg
 	if r.Data != nil {
 		op.Mem = r.Data[reqOff : reqOff+n : reqOff+n]
+		if kind == OpRead {
+			op.from = r
+			r.flying++
+		}
 	} else {
 		op.Req, op.ReqOff = r, reqOff
 	}

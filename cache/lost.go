@@ -123,6 +123,7 @@ func (d *doctor) tickLost(now int64) {
 			d.cleanLost(b, now)
 		}
 	}
+	d.wakeLanes()
 	h.mu.Lock()
 	hope := h.mu.stalled && !h.mu.missed
 	h.mu.Unlock()

@@ -394,7 +394,7 @@ func (l *Lane) distrust(b *Backing, k key, slot Slot, failed bool) distrustResul
 	result := distrustChanged
 	switch {
 	case !ok || e.slot != slot:
-	case e.st.onBacking() && (e.st&stPending != 0 || c.lost()):
+	case e.st.onBacking() && (e.st&stPending != 0 || c.health() != HealthOK):
 		// As far as this read goes. The backing device has the only copy now, so a FLUSH is to it.
 		result = distrustDropped
 		b.relyOn(b.wrote.Load())

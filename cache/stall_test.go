@@ -208,3 +208,123 @@ func TestBadSectorIsNotLoss(t *testing.T) {
 		t.Errorf("%d blocks count as bad", v.b.bad.Load())
 	}
 }
+
+// TestStuckReads: reads that the SSD had begun when it stalled are answered from the backing device, and what
+// the SSD then writes to their old memory harms nobody. Where memory cannot be replaced they wait.
+func TestStuckReads(t *testing.T) {
+	for _, noSwap := range []bool{false, true} {
+		v := newLossy(t, FormatOptions{}, Writeback)
+		v.noSwap = noSwap
+		v.write(0, fill(1, 4))
+		v.write(8*BlockSize, fill(2, 1)) // between hits there are misses, and several runs of slots
+		v.drain()
+		v.flush()
+		var answered []*Request
+		v.finish = func(r *Request) { answered = append(answered, r) }
+		v.stall()
+		old := make([]byte, 16*BlockSize)
+		reads := []*Request{
+			v.start(&Request{Op: ReqRead, Len: 16 * BlockSize, Data: old}),
+			v.start(&Request{Op: ReqRead, Off: BlockSize + 512, Len: 512, Data: make([]byte, 512)}), // by an edge
+		}
+		v.pass(defaultStallLimit + 2*time.Second)
+		if noSwap {
+			if len(answered) != 1 || answered[0] != reads[1] {
+				t.Fatalf("%d reads were answered", len(answered))
+			}
+			v.stuck = nil
+			v.until("the end of the stall", func() bool { return len(answered) == 2 })
+			continue
+		}
+		if len(answered) != 2 || v.swapped != 1 || v.reclaimed != 0 {
+			t.Fatalf("%d reads were answered, memory replaced %d times", len(answered), v.swapped)
+		}
+		want := append(append(append(fill(1, 4), fill(0, 4)...), fill(2, 1)...), fill(0, 7)...)
+		check := func() {
+			t.Helper()
+			if !bytes.Equal(reads[0].Data, want) || !bytes.Equal(reads[1].Data, want[:512]) {
+				t.Error("the data is wrong")
+			}
+		}
+		check()
+		for _, op := range v.ops { // the SSD writes something to the old memory
+			if op.Kind == OpRead && op.Mem != nil {
+				for i := range op.Mem {
+					op.Mem[i] = 0xee
+				}
+			}
+		}
+		check()
+		v.stuck = nil
+		v.until("the end of the stall", func() bool { return v.c.health() == HealthOK })
+		if v.reclaimed != 1 {
+			t.Error("the memory was not given back")
+		}
+		if n := v.b.cached.Load(); n < 5 {
+			t.Errorf("%d blocks are cached: the stall took some", n)
+		}
+		v.wantRead(0, want)
+	}
+}
+
+// TestStuckWrites: writes that hang are made on the backing device when the SSD is lost; the slots that
+// they were given are not used again before they end.
+func TestStuckWrites(t *testing.T) {
+	v := newLossy(t, FormatOptions{}, Writeback)
+	copy(v.back, fill(7, 32))
+	var answered []*Request
+	v.finish = func(r *Request) { answered = append(answered, r) }
+	v.stall()
+	v.start(&Request{Op: ReqWrite, Len: 2 * BlockSize, Data: fill(1, 2)})
+	v.start(&Request{Op: ReqWrite, Off: 4*BlockSize + 512, Len: 512, Data: fill(2, 1)[:512]})
+	v.pass(defaultLossLimit / 2)
+	if len(answered) != 0 {
+		t.Fatal("a write was answered before it was anywhere")
+	}
+	v.pass(defaultLossLimit)
+	if len(answered) != 2 || answered[0].Err != nil || answered[1].Err != nil {
+		t.Fatalf("%d writes were answered", len(answered))
+	}
+	want := fill(7, 1)
+	copy(want[512:], fill(2, 1)[:512])
+	if !bytes.Equal(v.back[:2*BlockSize], fill(1, 2)) || !bytes.Equal(v.back[4*BlockSize:5*BlockSize], want) {
+		t.Error("the writes are not on the backing device")
+	}
+	if len(v.markers) != 0 {
+		t.Error("the SSD has missed something")
+	}
+	writing := func() (n int32) {
+		for i := range v.c.buckets {
+			n += v.c.buckets[i].writing.Load()
+		}
+		return n
+	}
+	held := writing()
+	v.stuck = nil
+	v.until("the return", func() bool { return v.c.health() == HealthOK })
+	if now := writing(); now != held-2 {
+		t.Errorf("%d slots are being written after the operations ended, %d before", now, held)
+	}
+	v.wantRead(0, fill(1, 2))
+	v.wantRead(4*BlockSize, want)
+	v.write(0, fill(3, 2))
+	v.flush()
+	v.wantRead(0, fill(3, 2))
+}
+
+// TestStuckCopies: a write to both does not wait for its copy.
+func TestStuckCopies(t *testing.T) {
+	v := newLossy(t, FormatOptions{}, Writethrough)
+	v.stall()
+	w := v.start(&Request{Op: ReqWrite, Len: 2 * BlockSize, Data: fill(1, 2)})
+	done := false
+	v.finish = func(*Request) { done = true }
+	v.pass(defaultStallLimit + time.Second)
+	if !done || w.Err != nil || v.c.health() != HealthSlow {
+		t.Fatalf("the write waits: %v, the SSD is %v", w.Err, v.c.health())
+	}
+	v.wantRead(0, fill(1, 2))
+	v.stuck = nil
+	v.until("the end of the stall", func() bool { return v.c.health() == HealthOK })
+	v.wantRead(0, fill(1, 2))
+}

@@ -32,6 +32,7 @@ type laneStats struct {
 	EvictedBuckets, EvictedBlocks       counter
 	MovedBlocks                         counter // pinned ones, out of the way of eviction
 	Checkpoints                         counter
+	Abandoned                           counter // operations on the SSD that took too long
 }
 
 func (l *Lane) count(c *counter, n int64) { c.Add(n) }
@@ -100,6 +101,8 @@ type Stats struct {
 	SSDSlows   int64 `json:"ssd_slows"`
 	SSDLosses  int64 `json:"ssd_losses"`
 	SSDReturns int64 `json:"ssd_returns"`
+	// Abandoned are operations on the SSD that requests did not wait for any more.
+	Abandoned int64 `json:"ssd_abandoned"`
 
 	Backings   map[BackingID]BackingStats `json:"backings"`
 	Attributes AttributesStats            `json:"attributes"`
@@ -134,6 +137,7 @@ func (s *Stats) addLane(l *Lane, backings [MaxBackings + 1]*Backing) {
 	s.EvictedBlocks += o.EvictedBlocks.Load()
 	s.MovedBlocks += o.MovedBlocks.Load()
 	s.Checkpoints += o.Checkpoints.Load()
+	s.Abandoned += o.Abandoned.Load()
 	s.Attributes.addCounters(&l.attrs)
 	if s.Backings == nil {
 		s.Backings = map[BackingID]BackingStats{}

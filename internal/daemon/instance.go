@@ -58,15 +58,15 @@ type Options struct {
 
 // Instance is a running cache.
 type Instance struct {
-	opts    Options
-	log     *slog.Logger
-	dir     string // runtime folder
+	opts Options
+	log  *slog.Logger
+	dir  string // runtime folder
 	// stateDir is for what outlives a reboot; drop has the backing devices that the SSD missed changes of.
 	stateDir string
 	drop     []cache.UUID
 	lost     bool // it ends without its SSD
-	conf    *config.Cache
-	started time.Time
+	conf     *config.Cache
+	started  time.Time
 
 	lock    *os.File // of the cache's name
 	ssd     *blockdev.Device
@@ -135,7 +135,7 @@ func Start(ctx context.Context, o Options) (*Instance, error) {
 	in := &Instance{
 		opts: o, conf: conf, dir: control.RuntimeDir(file.RuntimeDir), started: time.Now(),
 		stateDir: missed.Dir(file.StateDir),
-		log: slog.With("cache", o.Name), done: make(chan struct{}), rules: newRuleSet(),
+		log:      slog.With("cache", o.Name), done: make(chan struct{}), rules: newRuleSet(),
 	}
 	in.traced.log = in.log
 	in.mu.served = map[cache.BackingID]*served{}
