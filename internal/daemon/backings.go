@@ -24,9 +24,11 @@ func (in *Instance) findSSD() (*blockdev.Info, error) {
 	}
 	for _, path := range blockdev.All() {
 		o, oerr := blockdev.Inspect(path)
-		if oerr == nil && o.Content.Type == blockdev.TypeCache && o.Content.UUID == in.conf.UUID {
-			in.log.Warn("SSD has another name than in the configuration", "configured",
-				in.conf.Device, "found", path)
+		if oerr != nil || o.Content.Type != blockdev.TypeCache || o.Content.UUID != in.conf.UUID {
+			continue
+		}
+		// What lies below a device-mapper device or the like holds the same, and is not to be used.
+		if o.Users() == "" {
 			return o, nil
 		}
 	}

@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -215,6 +216,10 @@ func (in *Instance) openDevices(ctx context.Context) error {
 	defer cancel()
 	if in.ssdInfo, err = in.findSSD(); err != nil {
 		return err
+	}
+	if same, err := filepath.EvalSymlinks(in.conf.Device); err != nil || same != in.ssdInfo.Path {
+		in.log.Info("the SSD has another name than in the configuration", "configured", in.conf.Device,
+			"found", in.ssdInfo.Path)
 	}
 	if in.ssd, err = in.openPatiently(ctx, in.ssdInfo); err != nil {
 		return err
