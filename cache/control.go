@@ -464,7 +464,7 @@ func (c *Cache) MemoryBytes() int64 {
 const drainPoll = 100 * time.Millisecond
 
 // WaitDrained waits until Remaining is 0, telling progress what is left from time to time. It
-// fails if only blocks remain that the SSD cannot return.
+// fails if only blocks remain that the SSD cannot return, or if the SSD is lost.
 func (c *Cache) WaitDrained(ctx context.Context, id BackingID, progress func(left int64)) error {
 	b, err := c.Backing(id)
 	if err != nil {
@@ -476,6 +476,9 @@ func (c *Cache) WaitDrained(ctx context.Context, id BackingID, progress func(lef
 		left := b.Remaining()
 		if progress != nil {
 			progress(left)
+		}
+		if err := c.lostError(); err != nil && left > 0 {
+			return err
 		}
 		if left == 0 {
 			if n := b.bad.Load(); n > 0 {

@@ -22,13 +22,19 @@ type lossy struct {
 
 func newLossy(t *testing.T, o FormatOptions, mode Mode) *lossy {
 	t.Helper()
+	return newLossyOn(t, o, mode, 4<<20)
+}
+
+// newLossyOn has a backing device of that size.
+func newLossyOn(t *testing.T, o FormatOptions, mode Mode, backing int) *lossy {
+	t.Helper()
 	o.BucketBytes = 64 << 10
 	dev := make(memStorage, 6<<20)
 	if _, err := Format(dev, o); err != nil {
 		t.Fatal(err)
 	}
 	v := &lossy{markers: map[UUID]Missed{}}
-	h := &harness{t: t, ssd: dev, back: make(memStorage, 4<<20), now: 1, count: map[OpKind]int{}}
+	h := &harness{t: t, ssd: dev, back: make(memStorage, backing), now: 1, count: map[OpKind]int{}}
 	v.harness = h
 	h.opts = Options{Pending: make([]byte, PendingBytes), Missed: v.mark}
 	h.fail = v.outcome

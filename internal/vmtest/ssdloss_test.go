@@ -267,9 +267,14 @@ func lossStall(t *testing.T) {
 	d.must(d.write(64<<20, 2, 4096))
 	d.must(d.read(64<<20, 2, 4096))
 	t.Logf("read and wrote in %v without the SSD", time.Since(start).Round(time.Millisecond))
+	select {
+	case err := <-stuck: // the SSD had begun it, and has it still
+		d.must(err)
+	case <-time.After(30 * time.Second):
+		t.Error("a read that the SSD had begun goes on waiting")
+	}
 	ssd.back()
 	waitSSD(t, "ok")
-	d.must(<-stuck)
 	hits = c.Stats(t).Devices["data"].HitBlocks
 	d.must(d.read(0, 1, 1<<20))
 	if now := c.Stats(t).Devices["data"].HitBlocks; now != hits+256 {
