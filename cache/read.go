@@ -533,10 +533,17 @@ func (p *readPiece) finish(l *Lane, unused int) {
 	l.pieceDone(r, err)
 }
 
-// ssdWriteFailed notes a failed write of slots: their bucket is used no more once it is empty.
+// ssdWriteFailed notes a failed write of slots: their bucket gets no more data, and is used no more once
+// it is empty.
 func (l *Lane) ssdWriteFailed(b *Backing, runs []slotRun) {
 	l.io[b.id].SSDErrors.Add(1)
 	for _, r := range runs {
-		l.c.buckets[l.c.bucketOf(r.first)].failed.Store(true)
+		id := l.c.bucketOf(r.first)
+		l.c.buckets[id].failed.Store(true)
+		for st := range numStreams {
+			if l.open[st].id == id {
+				l.closeBucket(st)
+			}
+		}
 	}
 }

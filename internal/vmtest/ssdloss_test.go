@@ -27,8 +27,10 @@ type fragile struct {
 func newFragile(t testing.TB, sizeMiB int) *fragile {
 	t.Helper()
 	below := Slice(t, "ssd", 0, sizeMiB)
-	f := &fragile{t: t, sectors: SizeBytes(t, below) / 512}
-	f.good = fmt.Sprintf("0 %d linear %s 0", f.sectors, below)
+	// Shifted, so that what lies below is not taken for the SSD under another name.
+	const shift = 2048
+	f := &fragile{t: t, sectors: SizeBytes(t, below)/512 - shift}
+	f.good = fmt.Sprintf("0 %d linear %s %d", f.sectors, below, shift)
 	f.dev = Mapper(t, "fragile", f.good)
 	t.Cleanup(f.back)
 	return f
