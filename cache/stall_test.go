@@ -3,6 +3,7 @@ package cache
 import (
 	"bytes"
 	"errors"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -327,4 +328,30 @@ func TestStuckCopies(t *testing.T) {
 	v.stuck = nil
 	v.until("the end of the stall", func() bool { return v.c.health() == HealthOK })
 	v.wantRead(0, fill(1, 2))
+}
+
+// TestLateSuccess: a write whose memory the engine cannot see waits for its operation. If that succeeds after
+// the SSD was lost, it is made on the backing device all the same: no record speaks of what the SSD has.
+func TestLateSuccess(t *testing.T) {
+	v := newLossy(t, FormatOptions{NoChecksums: true}, Writeback)
+	v.hidden = fill(1, 2)
+	var answered *Request
+	v.finish = func(r *Request) { answered = r }
+	v.stuck = func(op *Op) bool { return op.Dev == SSD && op.Req != nil }
+	w := v.start(&Request{Op: ReqWrite, Len: 2 * BlockSize})
+	v.gone = true
+	v.c.ssdFailed(syscall.ENODEV)
+	v.until("the loss", v.c.ssdHealth.settled.Load)
+	if answered != nil {
+		t.Fatal("the write was answered while its pages are in use")
+	}
+	v.gone, v.stuck = false, nil
+	v.until("the answer", func() bool { return answered == w })
+	if w.Err != nil || !bytes.Equal(v.back[:2*BlockSize], fill(1, 2)) {
+		t.Errorf("the write is not on the backing device: %v", w.Err)
+	}
+	if v.b.dirty.Load() != 0 {
+		t.Error("a lost SSD has got dirty data")
+	}
+	v.flush()
 }
