@@ -149,13 +149,13 @@ func printStarted(w io.Writer, st *control.Status) {
 
 // run is the daemon.
 func (f *startFlags) run(g *globals, name string) error {
+	o := f.options(g, name)
 	if !f.noUblk {
-		if err := daemon.OwnNamespace(); err != nil {
+		if err := daemon.OwnNamespace(daemon.Needed(o)); err != nil {
 			slog.Warn("the daemon shares its mount namespace", "error", err)
 		}
 	}
 	rep := daemon.NewReporter(f.readyFD)
-	o := f.options(g, name)
 	o.Note = func(s string) {
 		slog.Info(s, "cache", name)
 		rep.Note(s)

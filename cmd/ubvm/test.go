@@ -67,8 +67,9 @@ func (m *machine) addUbcache(ctx context.Context, c *vm.Config, race bool) error
 }
 
 // addTests compiles each package's tests and adds a step for it. A test runs, as with go test, in
-// its package's folder, of which the guest has the testdata.
+// its package's folder, of which the guest has the testdata. Of the rest of the tree it has the README.
 func (m *machine) addTests(ctx context.Context, c *vm.Config, f *runFlags, tf *testFlags, extra []string) error {
+	c.Files["src/README.md"] = filepath.Join(m.source, "README.md")
 	for _, pkg := range tf.packages {
 		rel := filepath.Clean(pkg)
 		name := strings.ReplaceAll(rel, "/", "-") + ".test"

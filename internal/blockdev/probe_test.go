@@ -164,18 +164,6 @@ func TestExclusive(t *testing.T) {
 	_ = d.Close()
 }
 
-func TestMountinfo(t *testing.T) {
-	const text = `36 35 98:0 /mnt1 /mnt\0402 rw,noatime master:1 - ext3 /dev/root rw,errors=continue
-40 35 0:33 /sub /data rw shared:2 master:3 - btrfs /dev/ublkb0 rw
-41 35 0:34 / /x rw - tmpfs
-`
-	got := parseMounts(text)
-	want := []mount{{"98:0", "/mnt 2", "/dev/root"}, {"0:33", "/data", "/dev/ublkb0"}}
-	if len(got) < 2 || got[0] != want[0] || got[1] != want[1] {
-		t.Errorf("parsed %+v", got)
-	}
-}
-
 func TestLinkRank(t *testing.T) {
 	if linkRank("ata-DISK_123") <= linkRank("lvm-pv-uuid-x") || linkRank("wwn-0x5") <= linkRank("usb-x") {
 		t.Error("names that come from the content are preferred to those of the device")

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -56,83 +55,6 @@ func holderNames(holders []string) string {
 	return strings.Join(names, ", ")
 }
 
-// Mounts lists where a block device is mounted, as the caller and as the first process of the
-// system see it: a daemon has a mount namespace of its own. dev is "major:minor". Filesystems such
-// as btrfs have device numbers of their own; they are found by the source they were mounted from.
-func Mounts(dev, name string) []string {
-	var at []string
-	for _, proc := range []string{"/proc/1/mountinfo", "/proc/self/mountinfo"} {
-		text, err := os.ReadFile(proc)
-		if err != nil {
-			continue
-		}
-		for _, m := range parseMounts(string(text)) {
-			if m.dev == dev || m.source == name || sameDevice(m.source, dev) {
-				at = append(at, m.at)
-			}
-		}
-	}
-	slices.Sort(at)
-	return slices.Compact(at)
-}
-
-// mount is a line of mountinfo.
-type mount struct{ dev, at, source string }
-
-func parseMounts(text string) []mount {
-	var list []mount
-	for line := range strings.Lines(text) {
-		f := strings.Fields(line)
-		_, after, _ := strings.Cut(line, " - ")
-		g := strings.Fields(after)
-		if len(f) >= 7 && len(g) >= 2 {
-			list = append(list, mount{f[2], unescape(f[4]), unescape(g[1])})
-		}
-	}
-	return list
-}
-
-// MountsOnUblk lists the mounts of the caller's mount namespace that lie on ublk devices, the
-// newest first.
-func MountsOnUblk() []string {
-	text, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return nil
-	}
-	var at []string
-	for _, m := range parseMounts(string(text)) {
-		dir, err := filepath.EvalSymlinks("/sys/dev/block/" + m.dev)
-		var st unix.Stat_t
-		if strings.HasPrefix(m.source, "/dev/") && unix.Stat(m.source, &st) == nil {
-			dir, err = filepath.EvalSymlinks("/sys/dev/block/" + devText(st.Rdev))
-		}
-		if err == nil && onUblk(dir) {
-			at = append(at, m.at)
-		}
-	}
-	slices.Reverse(at)
-	return at
-}
-
-// OnUblk reports whether a folder, or the nearest one above it that exists, lies on a ublk device.
-func OnUblk(dir string) bool {
-	var st unix.Stat_t
-	for unix.Stat(dir, &st) != nil {
-		if dir == filepath.Dir(dir) {
-			return false
-		}
-		dir = filepath.Dir(dir)
-	}
-	sys, err := filepath.EvalSymlinks("/sys/dev/block/" + devText(st.Dev))
-	if err != nil {
-		return false
-	}
-	if _, err := os.Stat(sys + "/partition"); err == nil {
-		sys = filepath.Dir(sys)
-	}
-	return onUblk(sys)
-}
-
 func sameDevice(path, dev string) bool {
 	var st unix.Stat_t
 	if !strings.HasPrefix(path, "/dev/") || unix.Stat(path, &st) != nil ||
@@ -143,14 +65,6 @@ func sameDevice(path, dev string) bool {
 }
 
 func devText(dev uint64) string { return fmt.Sprintf("%d:%d", unix.Major(dev), unix.Minor(dev)) }
-
-// unescape undoes the octal escapes of /proc/self/mountinfo.
-func unescape(s string) string {
-	for _, e := range [][2]string{{`\040`, " "}, {`\011`, "\t"}, {`\012`, "\n"}, {`\134`, `\`}} {
-		s = strings.ReplaceAll(s, e[0], e[1])
-	}
-	return s
-}
 
 func swapOn(dev string) bool {
 	text, err := os.ReadFile("/proc/swaps")

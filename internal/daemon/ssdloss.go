@@ -112,14 +112,19 @@ func (in *Instance) startAnew(loss cache.Loss) {
 	}
 }
 
-// ExecAgain is Options.Anew of a daemon with arguments of its own.
-func ExecAgain() error {
-	var args []string
-	for _, a := range os.Args {
-		// Who waited for the first start has gone long ago.
-		if !strings.HasPrefix(a, "--ready-fd") {
-			args = append(args, a)
+// ExecAgain is Options.Anew of a daemon with a process of its own.
+func ExecAgain() error { return syscall.Exec("/proc/self/exe", againArgs(os.Args), os.Environ()) }
+
+// againArgs leaves out what was said to the first start only: who waits for it, and which dirty data it
+// was to give up.
+func againArgs(args []string) (again []string) {
+	for i := 0; i < len(args); i++ {
+		name, _, joined := strings.Cut(args[i], "=")
+		if name != "--ready-fd" && name != "--drop-dirty" {
+			again = append(again, args[i])
+		} else if !joined {
+			i++
 		}
 	}
-	return syscall.Exec("/proc/self/exe", args, os.Environ())
+	return again
 }

@@ -292,3 +292,12 @@ func TestSSDSettings(t *testing.T) {
 		t.Errorf("a limit that is none: %v", err)
 	}
 }
+
+func TestAgainArgs(t *testing.T) {
+	got := againArgs([]string{
+		"ubcache", "start", "fast", "--drop-dirty", "a", "--foreground", "--ready-fd=3", "--drop-dirty=b", "--wait=1s",
+	})
+	if s := strings.Join(got, " "); s != "ubcache start fast --foreground --wait=1s" {
+		t.Error(s)
+	}
+}
