@@ -397,3 +397,30 @@ func TestLostVolatileCopies(t *testing.T) {
 		v.wantRead(8*BlockSize, fill(0, 4))
 	}
 }
+
+// TestLostLateChange: a change under way when the SSD is lost makes dirty data obsolete of which the SSD does
+// not learn any more.
+func TestLostLateChange(t *testing.T) {
+	v := newLossy(t, FormatOptions{}, Writeback)
+	v.setLoss(LossPolicy{})
+	v.write(0, fill(1, 2))
+	v.flush()
+	v.stuck = func(op *Op) bool { return op.Dev != SSD && op.Kind == OpDiscard }
+	var answered *Request
+	v.finish = func(r *Request) { answered = r }
+	r := &Request{Op: ReqDiscard, Len: BlockSize, Backing: v.b.id}
+	v.l.Submit(r)
+	v.vanish()
+	if answered != nil || len(v.markers) != 0 {
+		t.Fatal("the change was not under way")
+	}
+	v.stuck = nil
+	v.until("the answer", func() bool { return answered == r })
+	if r.Err != nil || len(v.markers) != 1 {
+		t.Errorf("%d markers after a change that the SSD has missed: %v", len(v.markers), r.Err)
+	}
+	v.wantRead(0, fill(0, 1))
+	if n := v.b.dirty.Load(); n != 1 {
+		t.Errorf("%d blocks are dirty", n)
+	}
+}

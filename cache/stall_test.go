@@ -253,6 +253,11 @@ func TestStuckReads(t *testing.T) {
 				for i := range op.Mem {
 					op.Mem[i] = 0xee
 				}
+				for _, p := range v.l.freePages {
+					if &p[0] == &op.Mem[0] {
+						t.Error("memory that the SSD may write to is free")
+					}
+				}
 			}
 		}
 		check()
@@ -300,7 +305,15 @@ func TestStuckWrites(t *testing.T) {
 		}
 		return n
 	}
-	held := writing()
+	held, open := writing(), int32(0)
+	for _, o := range v.l.open {
+		if o.id != noBucket {
+			open++
+		}
+	}
+	if held != open+2 {
+		t.Errorf("%d slots are being written with %d open buckets and two operations under way", held, open)
+	}
 	v.stuck = nil
 	v.until("the return", func() bool { return v.c.health() == HealthOK })
 	if now := writing(); now != held-2 {
