@@ -215,6 +215,9 @@ func (in *Instance) openDevices(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, in.opts.Wait)
 	defer cancel()
 	if in.ssdInfo, err = in.findSSD(); err != nil {
+		if hint := in.withoutSSDHint(); hint != "" {
+			return report.Wrap("start cache "+in.opts.Name, err, hint)
+		}
 		return err
 	}
 	if same, err := filepath.EvalSymlinks(in.conf.Device); err != nil || same != in.ssdInfo.Path {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"ubcache/cache"
@@ -117,4 +118,30 @@ func (in *Instance) forgetMissed() error {
 		}
 	}
 	return nil
+}
+
+// withoutSSDHint says what is known of the backing devices of a cache whose SSD is not to be found: their
+// markers tell whether they lack anything. It is empty if there are none.
+func (in *Instance) withoutSSDHint() string {
+	var whole, lacking []string
+	for _, name := range in.conf.BackingNames() {
+		m, err := missed.Read(in.stateDir, in.conf.UUID, in.conf.Backings[name].UUID)
+		switch {
+		case err != nil || m == nil:
+		case m.DirtyBlocks == 0:
+			whole = append(whole, name)
+		default:
+			lacking = append(lacking, fmt.Sprintf("%s of %s", config.Size(m.DirtyBlocks*cache.BlockSize).Human(),
+				name))
+		}
+	}
+	var hint []string
+	if len(whole) > 0 {
+		hint = append(hint, "the disk of "+strings.Join(whole, ", ")+
+			" has all its data and can be used by itself")
+	}
+	if len(lacking) > 0 {
+		hint = append(hint, strings.Join(lacking, ", ")+" is on the SSD only")
+	}
+	return strings.Join(hint, "; ")
 }

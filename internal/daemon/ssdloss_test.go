@@ -172,6 +172,13 @@ func TestSSDLossDirty(t *testing.T) {
 		!strings.Contains(err.Error(), "8.0 KiB") || strings.Contains(err.Error(), "\n") {
 		t.Fatalf("start: %v", err)
 	}
+	ssd := filepath.Join(b.dir, "ssd")
+	must(t, os.Rename(ssd, ssd+".away"))
+	_, err = Start(context.Background(), o)
+	if err == nil || !strings.Contains(err.Error(), "8.0 KiB of disk0 is on the SSD only") {
+		t.Errorf("start without the SSD: %v", err)
+	}
+	must(t, os.Rename(ssd+".away", ssd))
 	for range 2 { // the second time there is nothing to refuse
 		in, err := Start(context.Background(), Options{
 			Name: o.Name, ConfigPath: o.ConfigPath, AnyRuntimeDir: true, NoUblk: true,
