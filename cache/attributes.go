@@ -305,6 +305,16 @@ func (r *Request) notCached() {
 	r.misplaced(attrs.ReasonBusy)
 }
 
+// insist takes back the promise to keep a write out of the cache, when there is no other place for it.
+func (r *Request) insist() {
+	if r.Attrs == nil {
+		return
+	}
+	if h := r.Attrs.Hint(); h == attrs.HintBypass || h == attrs.HintOnce {
+		r.res.Ignore(attrs.IDHint, attrs.ReasonDegraded)
+	}
+}
+
 // misplaced says that not all data went to the stream of its lifetime.
 func (r *Request) misplaced(why attrs.Reason) {
 	if r.way.lives {

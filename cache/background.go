@@ -11,10 +11,13 @@ import (
 type background struct {
 	l          *Lane
 	lastCommit int64
+	durable    uint64 // as the journal had it at the last look, and since when
+	quiet      int64
 	evictor    policy.Evictor
 	evict      eviction
 	ckpt       checkpoint
 	wb         writeback
+	scrub      *scrub // nil: none
 	flushes    [MaxBackings + 1]*backingFlush
 	doctor     doctor
 	pressed    bool // eviction found only dirty buckets
@@ -24,6 +27,8 @@ const (
 	// commitEvery bounds how long an acknowledged write without a flush can be lost to a power
 	// cut.
 	commitEvery = int64(time.Second)
+	// sealAfter is how long after the last commit the journal is sealed.
+	sealAfter = 2 * commitEvery
 	// tickEvery is how often the background looks at its work while there is some, idleEvery how
 	// often it looks for some. What cannot wait for that pokes it.
 	tickEvery = 50 * time.Millisecond
@@ -58,17 +63,32 @@ func (l *Lane) Tick() time.Duration {
 		bg.lastCommit = now
 		l.c.journal.kick(l)
 	}
+	bg.seal(now)
 	hurry := bg.clean(now)
 	bg.evict.start()
 	bg.ckpt.start()
 	bg.wb.tick(now)
-	if l.runTasks() || bg.evict.running || bg.ckpt.running || bg.wb.working || hurry || ill {
+	if bg.scrub != nil {
+		bg.scrub.tick(now)
+	}
+	if l.runTasks() || bg.evict.running || bg.ckpt.running || bg.wb.working || bg.scrub != nil || hurry || ill {
 		return tickEvery
 	}
 	if pending > 0 {
 		return max(tickEvery, time.Duration(bg.lastCommit+commitEvery-now))
 	}
 	return idleEvery
+}
+
+// seal seals the journal when nothing has been committed for a while.
+func (bg *background) seal(now int64) {
+	if d := bg.l.c.journal.durableLSN.Load(); d != bg.durable {
+		bg.durable, bg.quiet = d, now
+		return
+	}
+	if now-bg.quiet >= sealAfter && !bg.l.c.closing.Load() {
+		bg.l.c.journal.seal(bg.l)
+	}
 }
 
 // backingFlush is a flush of a backing device for the sake of its pending slots.
@@ -86,10 +106,10 @@ const (
 	pendingMany = 4096
 )
 
-func (f *backingFlush) opDone(l *Lane, _ *Op, err error) {
+func (f *backingFlush) opDone(l *Lane, op *Op, err error) {
 	f.running = false
 	if b := l.c.backing(f.id); b != nil && err == nil {
-		b.flushDone(f.covers)
+		b.flushDone(f.covers, op.losses)
 		l.bg.cleanBacking(b)
 	}
 }
@@ -102,6 +122,9 @@ func (bg *background) clean(now int64) (hurry bool) {
 			continue
 		}
 		bg.cleanBacking(b)
+		if b.Presence() != Present {
+			continue
+		}
 		f := bg.flushes[b.id]
 		b.mu.Lock()
 		n := len(b.mu.pending)
@@ -114,7 +137,7 @@ func (bg *background) clean(now int64) (hurry bool) {
 		f.running, f.last, f.covers = true, now, b.wrote.Load()
 		op := bg.l.newOp(f)
 		op.Kind, op.Dev = OpFlush, b.id
-		bg.l.d.Submit(op)
+		bg.l.issue(op, nil)
 	}
 	return hurry || bg.l.c.closing.Load()
 }

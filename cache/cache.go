@@ -30,8 +30,20 @@ type Options struct {
 	Drop []UUID
 	// Health is told, on the background's thread, that the SSD's health has changed. It must not block.
 	Health func(HealthEvent)
+	// Suspect is told, on a lane's thread, that an operation on a backing device has failed in a
+	// way that the device's absence explains. It must not block, and has a probe of the device
+	// begun (Cache.BeginProbe), whose outcome is told with Cache.Alive or SetPresence: until then the
+	// operation waits. Where it is nil errors are errors.
+	Suspect func(BackingID)
 	// Progress is told how much of the index has been loaded, from 0 to 1.
 	Progress func(share float64)
+	// GiveUp are backing devices whose dirty data may be lost: damage that may hide some of it does
+	// not keep the cache from starting.
+	GiveUp []BackingID
+	// Confirm is asked when everything is loaded and nothing has been changed yet on the SSD but that
+	// the journal has what was pending. It may read with Cache.Samples and Cache.DirtyBlocks, and
+	// returns the backing devices of which nothing in the cache may be used. An error ends Open.
+	Confirm func(c *Cache) (drop []BackingID, err error)
 }
 
 // Cache is a running cache: an SSD and the backing devices it serves.
@@ -73,8 +85,10 @@ type Cache struct {
 	tasks   struct {
 		sync.Mutex
 		list []*task // for the background lane
+		some atomic.Bool
 	}
-	ringMem []byte // our own pending ring, if none was given
+	ringMem  []byte // our own pending ring, if none was given
+	repaired string // what the start found damaged and repaired
 }
 
 // Backing is a backing device of a running cache.
@@ -113,7 +127,22 @@ type Backing struct {
 	wrote   atomic.Uint64
 	flushed atomic.Uint64
 	direct  atomic.Uint64
-	recent  [1024]atomic.Uint64
+	// bare is the newest change of which the SSD has no copy: a device that loses what it was not
+	// flushed for loses it for good.
+	bare   atomic.Uint64
+	recent [1024]atomic.Uint64
+
+	// presence says whether the device is there; probes counts the probes of whether it is, and
+	// judged is the newest that has found it there. losses counts when it may have lost what it was
+	// not flushed for, bareLoss is the newest count that took bare changes, and unreported says that
+	// no client knows of that. See presence.go.
+	presence   atomic.Uint32
+	hold       atomic.Int64 // nanoseconds
+	probes     atomic.Uint64
+	judged     atomic.Uint64
+	losses     atomic.Uint64
+	bareLoss   atomic.Uint64
+	unreported atomic.Bool
 
 	// What becomes of it without the SSD: see lost.go.
 	lossKind atomic.Uint32
@@ -127,6 +156,7 @@ type Backing struct {
 	mu struct {
 		sync.Mutex
 		pending   []pendingSlot // a queue: the oldest first
+		waiting   waitList      // changes that wait for the device
 		markerErr error
 	}
 }
@@ -224,21 +254,20 @@ func (b *Backing) unflushed(blk Block) uint64 {
 	return n
 }
 
-// flushDone notes that a flush covers all changes up to n.
-func (b *Backing) flushDone(n uint64) {
-	for {
-		old := b.flushed.Load()
-		if old >= n || b.flushed.CompareAndSwap(old, n) {
-			return
-		}
+// flushDone notes that a flush covers all changes up to n. losses is Backing.losses when it began: a
+// loss meanwhile may have taken what it was to cover.
+func (b *Backing) flushDone(n, losses uint64) {
+	if b.losses.Load() == losses {
+		storeMax(&b.flushed, n)
 	}
 }
 
-// addPending queues a slot for cleaning after the next backing flush; false if too many wait.
-func (b *Backing) addPending(p pendingSlot) bool {
+// addPending queues a slot for cleaning after the next backing flush; false if too many wait, or if
+// the device may have lost the data since, which was put there when losses was what it says.
+func (b *Backing) addPending(p pendingSlot, losses uint64) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if len(b.mu.pending) >= maxPendingSlots {
+	if len(b.mu.pending) >= maxPendingSlots || b.losses.Load() != losses {
 		return false
 	}
 	b.mu.pending = append(b.mu.pending, p)
@@ -321,6 +350,9 @@ func (c *Cache) account(b *Backing, st state, n int64, s Slot) {
 	if st&stPending != 0 {
 		return
 	}
+	if bit := uint64(1) << (b.id - 1); n > 0 && c.journal.dirtied.Load()&bit == 0 {
+		c.journal.dirtied.Or(bit) // before the record that the caller appends
+	}
 	c.dirty.Add(n)
 	b.dirty.Add(n)
 	if st&stLeave != 0 {
@@ -346,6 +378,7 @@ func (c *Cache) saveSuper() error {
 	case HealthSlow:
 		return fmt.Errorf("the SSD does not answer (%s)", c.healthWhy())
 	}
+	c.sb.LSN = LSN(c.journal.durableLSN.Load())
 	if err := writeSuper(c.ssd, c.sb); err != nil {
 		c.sb.Seq-- // the next try goes over the same copy: the other one is good
 		c.ssdFailed(err)

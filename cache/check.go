@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -10,8 +11,13 @@ import (
 type CheckOptions struct {
 	// Data also reads every cached block and compares it with its checksum.
 	Data bool
+	// Backing, if it is not nil, returns the backing device that the clean blocks of one are compared
+	// with; nil: not this one.
+	Backing func(r *BackingRecord) io.ReaderAt
 	// Pending is the pending ring of a killed daemon, if there is one.
 	Pending []byte
+	// Scan looks for a cache whose superblocks are both lost.
+	Scan bool
 	// Progress is told the share that is done, from 0 to 1.
 	Progress func(share float64)
 }
@@ -24,56 +30,140 @@ type Report struct {
 	FreeBuckets    int
 	PendingRecords int
 	ReadBlocks     int64
-	Problems       []string
+	ComparedBlocks int64 // with their backing devices
+	Problems       []Problem
+	// MoreProblems is how many there are beyond those in Problems.
+	MoreProblems int
+	// Startable says whether a start takes the cache as it is, and Refusal why it does not.
+	Startable bool
+	Refusal   string
 }
 
 // maxProblems bounds Report.Problems.
-const maxProblems = 100
+const maxProblems = 1000
 
-func (r *Report) add(format string, args ...any) {
+func (r *Report) add(p Problem) {
 	if len(r.Problems) < maxProblems {
-		r.Problems = append(r.Problems, fmt.Sprintf(format, args...))
+		r.Problems = append(r.Problems, p)
+	} else {
+		r.MoreProblems++
 	}
 }
 
-// Check examines a cache that is not running, and changes nothing.
+func (r *Report) wrong(format string, args ...any) {
+	r.add(newProblem(ProblemIndex, DirtyLost, format, args...))
+}
+
+// Worst is the severest of the problems, empty if there are none.
+func (r *Report) Worst() (worst Severity) {
+	rank := map[Severity]int{Harmless: 1, CleanLost: 2, DirtyLost: 3}
+	for _, p := range r.Problems {
+		if rank[p.Severity] > rank[worst] {
+			worst = p.Severity
+		}
+	}
+	return worst
+}
+
+// Check examines a cache that is not running, and changes nothing. It goes on past damage, so that all
+// of it is found; it fails only if there is nothing to go by. If ctx ends it returns what it has found
+// so far with the error.
 func Check(ctx context.Context, dev Storage, o CheckOptions) (*Report, error) {
-	c, rec, err := inspect(dev, o.Pending)
+	c, rec, err := inspect(dev, o.Pending, o.Scan)
 	if err != nil {
 		return nil, err
 	}
 	defer c.release()
 	r := &Report{Super: c.sb, PendingRecords: rec.pending}
+	rec.report(r)
 	c.verifyIndex(r)
-	if o.Data && c.checksums {
-		if err := c.verifyData(ctx, r, o.Progress); err != nil {
+	share := func(from, to, done float64) {
+		if o.Progress != nil {
+			o.Progress(from + (to-from)*done)
+		}
+	}
+	middle := 1.0
+	if o.Backing != nil && o.Data {
+		middle = 0.5
+	}
+	if o.Data {
+		if err := c.verifyData(ctx, r, func(s float64) { share(0, middle, s) }); err != nil {
+			return r, err
+		}
+	}
+	if o.Backing != nil {
+		if !o.Data {
+			middle = 0
+		}
+		if err := c.verifyBackings(ctx, r, o.Backing, func(s float64) { share(middle, 1, s) }); err != nil {
 			return r, err
 		}
 	}
 	return r, nil
 }
 
-// inspect loads a cache without changing it.
-func inspect(dev Storage, pending []byte) (*Cache, *recovery, error) {
-	sb, err := ReadSuper(dev)
-	if err != nil {
-		return nil, nil, err
+// report says what recovery met.
+func (r *recovery) report(out *Report) {
+	c, d := r.c, &r.dmg
+	sev := DirtyLost
+	why, proven := r.provenClean()
+	if proven {
+		sev, why = CleanLost, "nothing was dirty"
 	}
-	if pending == nil {
-		pending = alignedBytes(PendingBytes)
+	for _, s := range c.sb.damaged {
+		if c.sb.Seq == 0 {
+			out.add(newProblem(ProblemSupers, DirtyLost, "superblock: %s", s))
+			continue
+		}
+		out.add(newProblem(ProblemSuper, Harmless, "%s", s))
 	}
-	c, err := newCache(dev, sb, Options{Pending: pending})
-	if err != nil {
-		return nil, nil, err
+	for _, k := range d.copies {
+		first, n := c.geo.pageSlots(k.page)
+		out.add(newProblem(ProblemSummaryCopy, Harmless, "copy %c of summary page %d (slots %d+%d) is damaged",
+			'A'+rune(k.copyNo), k.page, first, n))
 	}
-	rec := &recovery{c: c, readOnly: true}
-	if err := rec.run(); err != nil {
-		c.release()
-		return nil, nil, err
+	for page := range d.lost {
+		first, n := c.geo.pageSlots(page)
+		if u := r.unknown(page); u > 0 {
+			out.add(newProblem(ProblemSummary, sev, "both copies of summary page %d (slots %d+%d) are damaged, "+
+				"%d slots are unknown; %s", page, first, n, u, why))
+		} else {
+			out.add(newProblem(ProblemSummaryBuilt, Harmless,
+				"both copies of summary page %d (slots %d+%d) are damaged", page, first, n))
+		}
 	}
-	c.sortBuckets(rec.lastLSN)
-	return c, rec, nil
+	for _, g := range d.gaps {
+		out.add(newProblem(ProblemJournal, sev, "journal pages %d to %d are lost; %s", g.from, g.to-1, why))
+	}
+	if len(d.gaps) == 0 && d.after != 0 && d.wrong == 0 {
+		out.add(newProblem(ProblemJournal, sev, "records before %d of the journal are lost; %s", d.after, why))
+	}
+	if d.end != 0 {
+		out.add(newProblem(ProblemJournalEnd, sev, "the journal ends at record %d, it once had those before %d; %s",
+			r.topEnd(), d.end, why))
+	}
+	if r.renew {
+		out.add(newProblem(ProblemJournal, Harmless, "pages of the journal are lost that are not needed after a stop "+
+			"in order"))
+	}
+	for _, s := range d.missing {
+		out.add(newProblem(ProblemCount, DirtyLost, "%s", s))
+	}
+	for _, p := range d.problems {
+		p.Severity = sev
+		out.add(p)
+	}
+	out.Startable = true
+	if (d.journalDamaged() || r.unknownSlots() > 0) && !proven {
+		out.Startable, out.Refusal = false, r.summary()+", and "+why
+	}
+	if c.sb.Seq == 0 {
+		out.Startable, out.Refusal = false, "both copies of the superblock are lost"
+	}
 }
+
+// topEnd is the record behind the newest page.
+func (r *recovery) topEnd() LSN { return r.top.first + LSN(r.top.count) }
 
 // verifyIndex compares what is counted with what is there. Nothing else may use the cache.
 func (c *Cache) verifyIndex(r *Report) {
@@ -87,19 +177,19 @@ func (c *Cache) verifyIndex(r *Report) {
 			owned[owner]++
 			if k == 0 {
 				if owner != 0 {
-					r.add("slot %d is empty, but counts for tenant %d", s, owner)
+					r.wrong("slot %d is empty, but counts for tenant %d", s, owner)
 				}
 				return
 			}
 			live++
 			b := c.backing(k.backing())
 			if b == nil || int64(k.block())*BlockSize >= b.size || st&stMask == 0 {
-				r.add("slot %d holds block %d of backing device %d, which cannot be",
+				r.wrong("slot %d holds block %d of backing device %d, which cannot be",
 					s, k.block(), k.backing())
 				return
 			}
 			if e, ok := c.index.find(k); !ok || e.slot != s {
-				r.add("slot %d holds block %d of %s, but the index has it in slot %d",
+				r.wrong("slot %d holds block %d of %s, but the index has it in slot %d",
 					s, k.block(), b.name, e.slot)
 			}
 			cached[b.id]++
@@ -116,14 +206,14 @@ func (c *Cache) verifyIndex(r *Report) {
 		})
 		k := &c.buckets[i]
 		if k.live.Load() != live || k.dirty.Load() != dirtyHere {
-			r.add("bucket %d counts %d live and %d dirty slots, has %d and %d",
+			r.wrong("bucket %d counts %d live and %d dirty slots, has %d and %d",
 				i, k.live.Load(), k.dirty.Load(), live, dirtyHere)
 		}
 		if k.pinned.Load() != pinnedHere {
-			r.add("bucket %d counts %d pinned slots, has %d", i, k.pinned.Load(), pinnedHere)
+			r.wrong("bucket %d counts %d pinned slots, has %d", i, k.pinned.Load(), pinnedHere)
 		}
 		if k.state == bucketFree && live != 0 {
-			r.add("free bucket %d holds %d blocks", i, live)
+			r.wrong("free bucket %d holds %d blocks", i, live)
 		}
 	}
 	for _, b := range c.backings.Load() {
@@ -131,11 +221,11 @@ func (c *Cache) verifyIndex(r *Report) {
 			continue
 		}
 		if b.cached.Load() != cached[b.id] || b.dirty.Load() != dirty[b.id] {
-			r.add("%s counts %d cached and %d dirty blocks, has %d and %d", b.name,
+			r.wrong("%s counts %d cached and %d dirty blocks, has %d and %d", b.name,
 				b.cached.Load(), b.dirty.Load(), cached[b.id], dirty[b.id])
 		}
 		if b.pinned.Load() != pins[b.id] {
-			r.add("%s counts %d pinned blocks, has %d", b.name, b.pinned.Load(), pins[b.id])
+			r.wrong("%s counts %d pinned blocks, has %d", b.name, b.pinned.Load(), pins[b.id])
 		}
 		r.CachedBlocks += cached[b.id]
 		r.DirtyBlocks += dirty[b.id]
@@ -143,7 +233,7 @@ func (c *Cache) verifyIndex(r *Report) {
 	r.FreeBuckets = int(c.alloc.freeCount.Load())
 	for i := 1; i < len(owned); i++ {
 		if n := c.tenants.rows[i].cached.Load(); n != owned[i] {
-			r.add("tenant %d counts %d cached blocks, has %d", i, n, owned[i])
+			r.wrong("tenant %d counts %d cached blocks, has %d", i, n, owned[i])
 		}
 	}
 }
@@ -155,126 +245,140 @@ func (c *Cache) verifyData(ctx context.Context, r *Report, progress func(float64
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if progress != nil {
-			progress(float64(i) / float64(len(c.buckets)))
-		}
+		progress(float64(i) / float64(len(c.buckets)))
 		if c.buckets[i].live.Load() == 0 {
 			continue
 		}
 		first := Slot(int64(i) * c.geo.slotsPerBucket())
-		if _, err := c.ssd.ReadAt(buf, c.geo.slotOff(first)); err != nil {
-			r.add("bucket %d cannot be read: %v", i, err)
-			continue
+		bad := readPages(c.ssd, buf, c.geo.slotOff(first))
+		if bad != nil {
+			sev := CleanLost
+			if c.buckets[i].dirty.Load() > 0 {
+				sev = DirtyLost
+			}
+			r.add(newProblem(ProblemRead, sev, "the SSD fails to read %d of the %d slots of bucket %d",
+				len(bad), c.geo.slotsPerBucket(), i))
 		}
 		c.locked(BucketID(i), func(_ *stripe, k key, e entry) {
 			r.ReadBlocks++
-			if dataSum(buf[int64(e.slot-first)*BlockSize:][:BlockSize], uint64(k)) == e.sum {
-				return
+			at := int64(e.slot - first)
+			why := "cannot be read"
+			if !bad[at] {
+				if !c.checksums || dataSum(buf[at*BlockSize:][:BlockSize], uint64(k)) == e.sum {
+					return
+				}
+				why = "fails its checksum"
 			}
-			kind := "clean (will be healed)"
+			kind, sev, what := ProblemClean, CleanLost, "clean"
 			if e.st&stDirty != 0 {
-				kind = "dirty (its data is lost)"
+				kind, sev, what = ProblemDirty, DirtyLost, "dirty"
 			}
-			r.add("block %d of %s in slot %d fails its checksum; it is %s",
-				k.block(), c.backing(k.backing()).name, e.slot, kind)
+			b := c.backing(k.backing())
+			r.add(newProblem(kind, sev, "block %d of %s (bytes %s) in slot %d %s; it is %s",
+				k.block(), b.name, maskRanges(k.block(), e.st), e.slot, why, what))
 		})
 	}
 	return nil
 }
 
-// DumpOptions are for Dump.
-type DumpOptions struct {
-	Journal bool // the records that replay would read
-	Blocks  bool // every cached block
-	Pending []byte
-}
+// compareKeys is how many blocks verifyBackings sorts at a time.
+const compareKeys = 1 << 20
 
-// Dump describes a cache that is not running, for people and for golden tests.
-func Dump(dev Storage, w io.Writer, o DumpOptions) error {
-	sb, err := ReadSuper(dev)
-	if err != nil {
-		return err
-	}
-	dumpSuper(w, sb)
-	c, rec, err := inspect(dev, o.Pending)
-	if err != nil {
-		return err
-	}
-	defer c.release()
-	_, _ = fmt.Fprintf(w, "state: next record %d, pending records %d, free buckets %d of %d\n",
-		c.journal.mu.next, rec.pending, c.alloc.freeCount.Load(), len(c.buckets))
-	if o.Journal {
-		if err := c.dumpJournal(w); err != nil {
-			return err
-		}
-	}
-	if o.Blocks {
-		c.dumpBlocks(w)
-	}
-	return nil
-}
-
-func dumpSuper(w io.Writer, sb *Superblock) {
-	g := &sb.Geometry
-	p := func(format string, args ...any) { _, _ = fmt.Fprintf(w, format, args...) }
-	p("cache %s label=%q sequence=%d epoch=%d clean=%v checksums=%v created=%s\n", sb.UUID, sb.Label,
-		sb.Seq, sb.Epoch, sb.Clean, sb.Checksums, sb.Created.Format("2006-01-02T15:04:05Z"))
-	p("device: %d bytes, %d buckets of %d bytes from %d on\n",
-		g.DeviceBytes, g.Buckets, g.BucketBytes, g.DataOff)
-	p("journal: %d pages at %d; summaries: %d pages at %d and at %d\n", g.JournalPages, journalOff,
-		int64(g.Buckets)*g.summaryPages(), g.SummaryOff[0], g.SummaryOff[1])
-	for i := range sb.Backings {
-		r := &sb.Backings[i]
-		p("backing %d %s name=%q mode=%s size=%d offset=%d block=%d detaching=%v serial=%q fs=%s %s\n",
-			r.ID, r.UUID, r.Name, r.Mode, r.Size, r.DataOff, r.LBS, r.Detaching, r.Identity.Serial,
-			r.Identity.FSType, r.Identity.FSUUID)
-	}
-}
-
-func (c *Cache) dumpJournal(w io.Writer) error {
-	rec := &recovery{c: c}
-	if err := rec.loadJournal(); err != nil {
-		return err
-	}
-	from, to, err := rec.chain()
-	if err != nil {
-		return err
-	}
-	return rec.eachPage(from, to, func(p journalPage, data []byte) error {
-		_, _ = fmt.Fprintf(w, "page %d epoch=%d first=%d tail=%d durable=%d\n",
-			p.seq, p.epoch, p.first, p.tail, p.durable)
-		for i := range p.count {
-			r, err := c.pageRecord(data, i)
-			if err != nil {
-				return err
-			}
-			_, _ = fmt.Fprintf(w, "  %d %s\n", p.first+LSN(i), r.String())
-		}
-		return nil
-	})
-}
-
-func (c *Cache) dumpBlocks(w io.Writer) {
-	for i := range c.buckets {
-		if c.buckets[i].live.Load() == 0 {
+// verifyBackings compares clean blocks with their backing devices, in the order of these.
+func (c *Cache) verifyBackings(ctx context.Context, r *Report, open func(*BackingRecord) io.ReaderAt,
+	progress func(float64),
+) error {
+	page, under := alignedBytes(BlockSize), alignedBytes(regionBytes)
+	for i := range c.sb.Backings {
+		rec := &c.sb.Backings[i]
+		dev := open(rec)
+		b := c.backing(rec.ID)
+		if dev == nil || b == nil {
 			continue
 		}
-		_, _ = fmt.Fprintf(w, "bucket %d live=%d dirty=%d\n",
-			i, c.buckets[i].live.Load(), c.buckets[i].dirty.Load())
-		c.locked(BucketID(i), func(_ *stripe, k key, e entry) {
-			pinned := ""
-			if e.st&stPinned != 0 {
-				pinned = " pinned"
+		total, done := max(b.cached.Load()-b.dirty.Load(), 1), int64(0)
+		clean := func(k key, st state) bool { return k.backing() == rec.ID && st&stDirty == 0 }
+		keys := c.nextKeys(nil, makeKey(rec.ID, 0), compareKeys, clean)
+		for len(keys) > 0 {
+			next := keys[len(keys)-1].k + 1
+			for len(keys) > 0 {
+				if err := ctx.Err(); err != nil {
+					return err
+				}
+				n := 1
+				for n < len(keys) && n < regionBlocks && keys[n].k == keys[0].k+key(n) {
+					n++
+				}
+				c.compareRun(r, b, dev, keys[:n], page, under)
+				keys, done = keys[n:], done+int64(n)
+				progress((float64(i) + float64(done)/float64(total)) / float64(len(c.sb.Backings)))
 			}
-			_, _ = fmt.Fprintf(w, "  slot %d backing=%d block=%d mask=%02x dirty=%v sum=%08x%s\n",
-				e.slot, k.backing(), k.block(), uint16(e.st&stMask), e.st&stDirty != 0, e.sum, pinned)
-		})
+			keys = c.nextKeys(keys, next, compareKeys, clean)
+		}
 	}
+	return nil
+}
+
+// compareRun compares blocks that lie side by side on the backing device.
+func (c *Cache) compareRun(r *Report, b *Backing, dev io.ReaderAt, keys []dirtyKey, page, under []byte) {
+	first := keys[0].k.block()
+	last := keys[len(keys)-1].k.block()
+	n := int64(last-first)*BlockSize + int64(b.blockBytes(last))
+	if _, err := dev.ReadAt(under[:n], b.dataOff+int64(first)*BlockSize); err != nil {
+		r.add(newProblem(ProblemDiffers, CleanLost, "%s cannot be read at %d+%d: %v", b.name,
+			int64(first)*BlockSize, n, err))
+		return
+	}
+	for i, d := range keys {
+		_, st := c.index.at(d.slot)
+		if _, err := c.ssd.ReadAt(page, c.geo.slotOff(d.slot)); err != nil ||
+			c.checksums && dataSum(page, uint64(d.k)) != c.index.sumAt(d.slot) {
+			continue // verifyData reports it
+		}
+		r.ComparedBlocks++
+		if gone := differing(page, under[i*BlockSize:min(n, int64(i+1)*BlockSize)], st); gone != 0 {
+			r.add(newProblem(ProblemDiffers, CleanLost, "%s differs from its cached copy in block %d (bytes %s)",
+				b.name, d.k.block(), maskRanges(d.k.block(), gone)))
+		}
+	}
+}
+
+// differing is which of the valid sectors of a and b are not the same; b may be shorter.
+func differing(a, b []byte, valid state) (gone state) {
+	for i := 0; i+SectorSize <= len(b); i += SectorSize {
+		if bit := state(1) << (i / SectorSize); valid&bit != 0 &&
+			!bytes.Equal(a[i:i+SectorSize], b[i:i+SectorSize]) {
+			gone |= bit
+		}
+	}
+	return gone
+}
+
+// maskRanges says in bytes of the cached device which sectors a mask has: 4096+512.
+func maskRanges(blk Block, mask state) string {
+	text := ""
+	for i := 0; i < sectorsPerBlock; i++ {
+		n := 0
+		for ; i+n < sectorsPerBlock && mask&(1<<(i+n)) != 0; n++ {
+		}
+		if n > 0 {
+			if text != "" {
+				text += ", "
+			}
+			text += fmt.Sprintf("%d+%d", int64(blk)*BlockSize+int64(i)*SectorSize, n*SectorSize)
+			i += n
+		}
+	}
+	return text
 }
 
 // Verify compares the counters of a cache with its index; for tests, while no request runs.
 func (c *Cache) Verify() []string {
 	r := &Report{}
 	c.verifyIndex(r)
-	return r.Problems
+	var list []string
+	for _, p := range r.Problems {
+		list = append(list, p.Text)
+	}
+	return list
 }

@@ -18,6 +18,8 @@ type AttachOptions struct {
 	Identity Identity
 	Tunables Tunables
 	UUID     UUID // zero: a random one
+	// Head is the epoch that was written to the backing header, if there is one.
+	Head uint64
 }
 
 // Attach adds a backing device. Its data becomes visible through the cache as it is.
@@ -54,7 +56,8 @@ func (c *Cache) Attach(o AttachOptions) (*Backing, error) {
 	}
 	r := BackingRecord{
 		ID: id, Mode: o.Mode, LBS: int32(o.LBS), UUID: o.UUID, Size: size, DataOff: o.DataOff,
-		Name: o.Name, Identity: o.Identity, Tunables: o.Tunables,
+		Name: o.Name, Identity: o.Identity, Tunables: o.Tunables, Dirty: 1,
+		Head: o.Head,
 	}
 	old, oldNext := c.sb.Backings, c.sb.NextID
 	c.sb.Backings = append(slices.Clone(old), r)
@@ -212,6 +215,9 @@ func (c *Cache) dropBacking(ctx context.Context, b *Backing) (LSN, error) {
 		if lost = c.lostError(); lost != nil {
 			return true
 		}
+		if !l.bg.leaveScrub(b) {
+			return false
+		}
 		if !c.journal.reserve(1) {
 			c.journal.kick(l)
 			return false
@@ -256,6 +262,7 @@ func (c *Cache) onBackground(ctx context.Context, do func(l *Lane) bool) error {
 	t := &task{do: do, done: make(chan struct{})}
 	c.tasks.Lock()
 	c.tasks.list = append(c.tasks.list, t)
+	c.tasks.some.Store(true)
 	c.tasks.Unlock()
 	c.pokeBackground()
 	select {
@@ -280,6 +287,7 @@ func (l *Lane) runTasks() (more bool) {
 		close(t.done)
 		return true
 	})
+	c.tasks.some.Store(len(c.tasks.list) > 0)
 	return len(c.tasks.list) > 0
 }
 
@@ -325,7 +333,8 @@ func (c *Cache) StartSettle() {
 // Settled reports on the background lane whether all metadata is written.
 func (l *Lane) Settled() bool {
 	c, bg := l.c, l.bg
-	if bg.ckpt.running || bg.evict.running || bg.evict.move.busy || bg.wb.flying > 0 || bg.evict.trims > 0 {
+	if bg.ckpt.running || bg.evict.running || bg.evict.move.busy || bg.wb.flying > 0 || bg.evict.trims > 0 ||
+		bg.scrub != nil {
 		return false
 	}
 	for _, b := range c.backings.Load() {
@@ -348,6 +357,7 @@ func (c *Cache) Close() error {
 	var err error
 	if c.closing.Load() && j.mu.next == LSN(j.durableLSN.Load()) && j.mu.queue.head == noBucket {
 		c.sb.Clean = true
+		c.noteDirty()
 		err = c.saveSuper()
 	}
 	c.release()
@@ -363,7 +373,8 @@ type BackingStatus struct {
 	Name          string    `json:"name"`
 	UUID          string    `json:"uuid"`
 	Mode          string    `json:"mode"`
-	State         string    `json:"state"` // clean, dirty, detaching
+	State         string    `json:"state"`    // clean, dirty, detaching
+	Presence      string    `json:"presence"` // present, or absent and: holding, failing
 	SizeBytes     int64     `json:"size_bytes"`
 	CachedBytes   int64     `json:"cached_bytes"`
 	DirtyBytes    int64     `json:"dirty_bytes"`
@@ -432,6 +443,7 @@ func (c *Cache) Status() Status {
 		b.mu.Unlock()
 		t := BackingStatus{
 			ID: r.ID, Name: r.Name, UUID: r.UUID.String(), Mode: r.Mode.String(), State: "clean",
+			Presence:  b.Presence().String(),
 			SizeBytes: r.Size, CachedBytes: b.cached.Load() * BlockSize,
 			DirtyBytes: b.dirty.Load() * BlockSize, PendingBytes: waiting * BlockSize,
 			BadBytes:    b.bad.Load() * BlockSize,
@@ -461,7 +473,7 @@ func (c *Cache) MemoryBytes() int64 {
 }
 
 // drainPoll is how often WaitDrained reports.
-const drainPoll = 100 * time.Millisecond
+const drainPoll = 10 * time.Millisecond
 
 // WaitDrained waits until Remaining is 0, telling progress what is left from time to time. It
 // fails if only blocks remain that the SSD cannot return, or if the SSD is lost.
@@ -473,6 +485,9 @@ func (c *Cache) WaitDrained(ctx context.Context, id BackingID, progress func(lef
 	tick := time.NewTicker(drainPoll)
 	defer tick.Stop()
 	for {
+		if b.Presence() != Present && b.Remaining() > 0 {
+			return fmt.Errorf("write back %s: %w", b.name, ErrAbsent)
+		}
 		left := b.Remaining()
 		if progress != nil {
 			progress(left)

@@ -54,6 +54,13 @@ type Op struct {
 	arg   uint32
 	track *track // of the request that it is for, if its times are wanted
 	begun int64  // Driver.Now, of reads that are measured
+
+	// What follows is of operations on backing devices: see presence.go.
+	owner  *Request // that it is for; nil: for the background
+	losses uint64   // Backing.losses when it was submitted
+	failed error    // why it waits for a probe
+	ticket uint64   // the first probe that counts for it
+	again  bool     // it has been tried a second time
 }
 
 // completer is what a finished Op goes back to: a state machine of the engine.

@@ -1,6 +1,9 @@
 package cache
 
-import "fmt"
+import (
+	"fmt"
+	"syscall"
+)
 
 // edge handles one block whose data has to pass through memory of the engine: it is read in
 // part and verified as a whole, or only part of it is on the SSD, or a write covers only part
@@ -55,9 +58,15 @@ func (l *Lane) newReadEdge(p *readPiece, i int) *edge {
 func (l *Lane) startWriteEdge(p *writePiece, i int) {
 	g := l.newEdge(p.r, p.span, p.first+Block(i))
 	g.write, g.at = p, i
-	g.page = l.page()
+	if g.page = l.page(); g.page == nil {
+		g.finish(l, errNoMemory)
+		return
+	}
 	g.lookUp(l)
 }
+
+// errNoMemory fails the requests that cannot do without memory of the engine when there is none.
+var errNoMemory = fmt.Errorf("no memory for a part of a block: %w", syscall.ENOMEM)
 
 func (g *edge) key() key { return makeKey(g.b.id, g.blk) }
 
@@ -87,6 +96,11 @@ func (g *edge) lookUp(l *Lane) {
 	case ok:
 		if g.page == nil {
 			g.page = l.page()
+		}
+		if g.page == nil {
+			c.unpin(e.slot)
+			g.finish(l, errNoMemory)
+			return
 		}
 		g.step = edgeSlot
 		l.moveFor(g.r, g, OpRead, SSD, c.geo.slotOff(e.slot), g.page, 0)
@@ -142,7 +156,10 @@ func (g *edge) haveSlot(l *Lane) {
 		g.copyIn(l, g.page)
 		return
 	}
-	g.under = l.page()
+	if g.under = l.page(); g.under == nil {
+		g.finish(l, errNoMemory)
+		return
+	}
 	g.step = edgeBacking
 	l.moveFor(g.r, g, OpRead, g.b.id, g.b.dataOff+int64(g.blk)*BlockSize,
 		g.under[:g.b.blockBytes(g.blk)], 0)

@@ -274,7 +274,7 @@ func FuzzJournalPage(f *testing.F) {
 	if _, err := Format(dev, FormatOptions{BucketBytes: 64 << 10}); err != nil {
 		f.Fatal(err)
 	}
-	c, _, err := inspect(dev, nil)
+	c, _, err := inspect(dev, nil, false)
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -289,8 +289,8 @@ func FuzzJournalPage(f *testing.F) {
 		putWord(p[jpSeq:], 1)
 		putWord(p[jpSum:], 0)
 		putWord(p[jpSum:], metaSum(p, journalOff+pageSize))
-		jp, ok := c.decodeJournalPage(p, 1)
-		for i := 0; ok && i < jp.count; i++ {
+		jp, state := c.decodeJournalPage(p, 1)
+		for i := 0; state == pageGood && i < jp.count; i++ {
 			r, err := c.pageRecord(p, i)
 			if err != nil {
 				continue

@@ -34,6 +34,10 @@ func (l *Lane) startFlush(r *Request, scope flushScope) {
 	*f = flush{r: r, pending: 1}
 	f.w = waiter{lane: l, owner: f}
 	lost := l.c.lost() // then there is one flush of the backing device for both
+	if scope&flushBacking != 0 && r.Op == ReqFlush && r.b.unreported.Load() &&
+		r.b.unreported.CompareAndSwap(true, false) {
+		f.err = ErrLost
+	}
 	if scope&flushBacking != 0 && !lost {
 		if f.covers = r.b.wrote.Load(); r.b.direct.Load() > r.b.flushed.Load() {
 			f.pending++
@@ -59,9 +63,9 @@ func (f *flush) opDone(l *Lane, op *Op, err error) {
 	switch {
 	case err != nil:
 	case op.arg == flushLater:
-		f.r.b.flushDone(f.later)
+		f.r.b.flushDone(f.later, op.losses)
 	default:
-		f.r.b.flushDone(f.covers)
+		f.r.b.flushDone(f.covers, op.losses)
 	}
 	f.done(l, err)
 }

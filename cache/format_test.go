@@ -93,40 +93,52 @@ func TestReadSuperRefuses(t *testing.T) {
 	}
 }
 
-// TestGoldenImage opens a cache that an early version wrote and compares all that is in it. The
-// image stays for good: a change that cannot read it is a new format version.
+// TestGoldenImage opens caches that earlier versions wrote and compares all that is in them. The
+// images stay for good: a change that cannot read one is a new format version.
 func TestGoldenImage(t *testing.T) {
-	image := filepath.Join("testdata", "v1.image")
-	golden := filepath.Join("testdata", "v1.dump")
-	if *update {
-		writeGolden(t, image)
-	}
-	dev := readSparse(t, image)
-	var got strings.Builder
-	if err := Dump(dev, &got, DumpOptions{Journal: true, Blocks: true}); err != nil {
-		t.Fatal(err)
-	}
-	if *update {
-		if err := os.WriteFile(golden, []byte(got.String()), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(golden)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got.String() != string(want) {
-		t.Errorf("the image reads as\n%s\nwant\n%s", got.String(), want)
-	}
-	rep, err := Check(t.Context(), dev, CheckOptions{Data: true})
-	if err != nil || len(rep.Problems) > 0 || rep.DirtyBlocks == 0 || rep.ReadBlocks == 0 {
-		t.Errorf("check: %+v, %v", rep, err)
+	for _, tt := range []struct {
+		name string // in testdata
+		make func(*testing.T) memStorage
+	}{
+		{"v1", nil},
+		{"v1-repair", repairImage},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			image := filepath.Join("testdata", tt.name+".image")
+			golden := filepath.Join("testdata", tt.name+".dump")
+			if _, err := os.Stat(image); *update && err != nil { // one that is there stays
+				writeSparse(t, image, tt.make(t))
+			}
+			dev := readSparse(t, image)
+			var got strings.Builder
+			d, err := Dump(dev, DumpOptions{Journal: true, Blocks: true, Summaries: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			d.Print(&got)
+			if *update {
+				if err := os.WriteFile(golden, []byte(got.String()), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got.String() != string(want) {
+				t.Errorf("the image reads as\n%s\nwant\n%s", got.String(), want)
+			}
+			rep, err := Check(t.Context(), dev, CheckOptions{Data: true})
+			if err != nil || len(rep.Problems) > 0 || rep.DirtyBlocks == 0 || rep.ReadBlocks == 0 {
+				t.Errorf("check: %+v, %v", rep, err)
+			}
+		})
 	}
 }
 
-// writeGolden makes an image with records in the journal and in summaries, two devices, partial
-// and dirty blocks.
-func writeGolden(t *testing.T, path string) {
+// repairImage has what came with the repair tools: counts, a fingerprint, a header's epoch, notes of dirty
+// data in the journal, a seal.
+func repairImage(t *testing.T) memStorage {
 	dev := make(memStorage, 6<<20)
 	_, err := Format(dev, FormatOptions{
 		BucketBytes: 64 << 10, Label: "golden", UUID: UUID{0x60, 0x1d}, Now: time.Unix(1, 0),
@@ -135,16 +147,30 @@ func writeGolden(t *testing.T, path string) {
 		t.Fatal(err)
 	}
 	h := newHarness(t, dev, 2<<20)
-	for i := range 40 {
+	for i := range 20 {
 		h.write(int64(i)*3*4096, bytes.Repeat([]byte{byte(i + 1)}, 4096))
 	}
-	h.write(512, bytes.Repeat([]byte{0xee}, 1024))
 	h.flush()
-	h.settle()
+	if err := h.c.SetHead(h.b.ID(), 1); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.c.SetPrint(h.b.ID(), Fingerprint{Kind: 1, Sum: 0x1234, Time: time.Unix(2, 0)}); err != nil {
+		t.Fatal(err)
+	}
+	h.c.StartSettle()
+	h.until("settling", func() bool { return len(h.ops) == 0 && h.l.Settled() })
+	if err := h.c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	h.open()
+	if h.b, err = h.c.Backing(1); err != nil {
+		t.Fatal(err)
+	}
 	h.write(9*4096, bytes.Repeat([]byte{0x77}, 8192))
 	h.flush()
+	h.quiet()
 	h.c.Abandon()
-	writeSparse(t, path, dev)
+	return dev
 }
 
 // An image file has the pages that are not zero: page number (8 bytes), page.

@@ -8,6 +8,29 @@ func (c *Cache) SetIdentity(id BackingID, i Identity) error {
 	return c.change(id, func(r *BackingRecord) { r.Identity = i }, func(*Backing) {})
 }
 
+// SetPrint notes a fingerprint of a backing device, to be written by Close if it ends the cache in order.
+func (c *Cache) SetPrint(id BackingID, f Fingerprint) error {
+	c.control.Lock()
+	defer c.control.Unlock()
+	r, err := c.record(id)
+	if err == nil {
+		r.Print = f
+	}
+	return err
+}
+
+// SetHead notes the epoch that was written to a backing header; the next superblock has it. It is for
+// Options.Confirm.
+func (c *Cache) SetHead(id BackingID, epoch uint64) error {
+	c.control.Lock()
+	defer c.control.Unlock()
+	r, err := c.record(id)
+	if err == nil {
+		r.Head = epoch
+	}
+	return err
+}
+
 // CheckSize reports whether a device of that size can be formatted; bucketBytes as in
 // FormatOptions.
 func CheckSize(deviceBytes, bucketBytes int64) error {

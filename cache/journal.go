@@ -9,7 +9,8 @@ import (
 // Journal pages, little-endian: magic (4), version (2), count of records (2), first half of the
 // cache UUID (8), epoch (8), sequence (8), own page in the ring (4), 0 (4), LSN of the first
 // record (8), sequence at which replay starts (8), newest sequence known durable (8), checksum
-// (8), records.
+// (8), records; at 36 a flag (4) that the last but one word (8) says which backing devices may have
+// dirty data.
 const (
 	journalMagic  = 0x4c4a4255 // "UBJL"
 	jpVersion     = 4
@@ -18,12 +19,16 @@ const (
 	jpEpoch       = 16
 	jpSeq         = 24
 	jpIndex       = 32
+	jpFlags       = 36
 	jpFirst       = 40
 	jpTail        = 48
 	jpDurable     = 56
 	jpSum         = 64
 	journalHeader = 72
 	pageRecords   = (pageSize - journalHeader) / recordBytes
+	jpDirty       = journalHeader + pageRecords*recordBytes
+
+	jpHasDirty = 1 // flag: jpDirty is there
 
 	// commitPages bounds one round of a commit.
 	commitPages = 64
@@ -46,6 +51,11 @@ type journal struct {
 
 	durableLSN atomic.Uint64 // records before it are durable
 
+	// dirtied has a bit for each backing device, from number 1 on, that has had dirty blocks since
+	// the start, pending ones not counted. Each page says so of all records up to it: if part of the
+	// metadata is lost, that proves that nothing is lost with it but copies.
+	dirtied atomic.Uint64
+
 	mu struct {
 		sync.Mutex
 		ring     pendingRing
@@ -54,6 +64,7 @@ type journal struct {
 		pageSeq  uint64 // of the next page
 		tailSeq  uint64 // replay starts there
 		durSeq   uint64 // newest durable page
+		sealed   LSN    // that the records before it were durable is on record
 		waiting  waitList
 		credits  waitList
 		urgent   LSN // a checkpoint waits for this record: the slack may be used
@@ -276,6 +287,7 @@ type commit struct {
 	writes  int
 	err     error
 	step    commitStep
+	seal    bool // an empty page
 }
 
 type commitStep uint8
@@ -297,6 +309,25 @@ func (j *journal) start(l *Lane) {
 	j.mu.Unlock()
 	j.commit.resume = waiter{lane: l, owner: &j.commit}
 	j.commit.begin(l)
+}
+
+// seal puts on record, with an empty page, that the last commit was durable: if its pages are lost
+// later they are missed. Else a page that is not whole at the end of the journal counts as torn by a
+// power cut, with nothing promised of it. The next commit does that by itself; a seal is for when there
+// is none. It is neither flushed nor waited for.
+func (j *journal) seal(l *Lane) {
+	j.mu.Lock()
+	d := LSN(j.durableLSN.Load())
+	ok := !j.mu.running && j.mu.next == d && j.mu.sealed < d && j.freePages() > j.pages/2
+	j.mu.running = j.mu.running || ok
+	j.mu.Unlock()
+	if !ok {
+		return
+	}
+	k := &j.commit
+	k.resume = waiter{lane: l, owner: k}
+	k.target, k.step, k.err, k.seal = d, commitWrite, nil, true
+	k.writePages(l)
 }
 
 func (k *commit) begin(l *Lane) {
@@ -345,6 +376,9 @@ func (k *commit) writePages(l *Lane) {
 	j.mu.Lock()
 	from := LSN(j.durableLSN.Load())
 	n := min((uint64(k.target-from)+pageRecords-1)/pageRecords, commitPages)
+	if k.seal {
+		n = 1
+	}
 	if n == 0 {
 		j.mu.Unlock()
 		k.finish(l)
@@ -396,6 +430,8 @@ func (k *commit) pack(p []byte, l LSN) LSN {
 	le.PutUint64(p[jpFirst:], uint64(l))
 	le.PutUint64(p[jpTail:], j.mu.tailSeq)
 	le.PutUint64(p[jpDurable:], j.mu.durSeq)
+	le.PutUint32(p[jpFlags:], jpHasDirty)
+	le.PutUint64(p[jpDirty:], j.dirtied.Load())
 	for i := range n {
 		copy(p[journalHeader+i*recordBytes:], j.mu.ring.at(l+LSN(i)))
 	}
@@ -406,7 +442,7 @@ func (k *commit) pack(p []byte, l LSN) LSN {
 
 func (k *commit) submit(l *Lane, seq, from, n uint64) {
 	op := l.newOp(k)
-	op.Kind, op.Dev, op.FUA = OpWrite, SSD, true
+	op.Kind, op.Dev, op.FUA = OpWrite, SSD, !k.seal
 	op.Off = k.j.c.geo.journalPageOff(seq)
 	op.Mem = k.buf[from*pageSize : (from+n)*pageSize]
 	op.Len = int64(len(op.Mem))
@@ -420,6 +456,9 @@ func (k *commit) written(l *Lane) {
 	j := k.j
 	if k.err != nil {
 		j.mu.Lock()
+		if k.seal {
+			j.mu.sealed = k.upTo
+		}
 		j.mu.pageSeq = k.first // nothing was promised: the next try writes these pages again
 		j.mu.Unlock()
 		k.finish(l)
@@ -429,6 +468,9 @@ func (k *commit) written(l *Lane) {
 	j.durableLSN.Store(uint64(k.upTo))
 	j.mu.ring.forget(k.upTo)
 	j.mu.durSeq = k.lastSeq
+	if k.seal {
+		j.mu.sealed = k.upTo
+	}
 	done := j.mu.waiting.takeDurable(k.upTo)
 	credits := j.mu.credits.takeAll()
 	more := k.upTo < k.target
@@ -446,7 +488,12 @@ func (k *commit) written(l *Lane) {
 // go on waiting: the background tries again, with the same pages, until the SSD takes them or counts
 // as lost (Cache.ssdHealth).
 func (k *commit) finish(l *Lane) {
-	j, err := k.j, k.err // k is another lane's as soon as running is false
+	j, err := k.j, k.err      // k is another lane's as soon as running is false
+	if k.seal && err != nil { // who has begun to wait meanwhile gets a try of his own
+		l.count(&l.stats.JournalErrors, 1)
+		err = nil
+	}
+	k.seal = false
 	h := &l.c.ssdHealth
 	if err != nil {
 		h.commitFailing.CompareAndSwap(0, l.d.Now())
@@ -464,6 +511,9 @@ func (k *commit) finish(l *Lane) {
 		k.step, k.resume.lane = commitNext, next.lane
 	}
 	j.mu.Unlock()
+	if l.c.tasks.some.Load() {
+		l.c.pokeBackground() // some task may have waited for this commit
+	}
 	switch {
 	case err != nil:
 		l.count(&l.stats.JournalErrors, 1)

@@ -46,9 +46,11 @@ type Lane struct {
 
 	sched policy.Scheduler
 
-	ssdOps  onSSD         // under way
-	refused *Op           // operations that a lost SSD does not get
-	heard   atomic.Uint64 // the newest change of the SSD's health that it acts by
+	ssdOps  onSSD                  // under way
+	refused *Op                    // operations that a lost SSD does not get
+	heard   atomic.Uint64          // the newest change of the SSD's health that it acts by
+	parked  opList                 // operations that wait for backing devices
+	flying  [MaxBackings + 1]int32 // operations on backing devices under way
 
 	bg *background // of the one lane that does the background work
 }
@@ -118,6 +120,7 @@ func (l *Lane) Run() {
 	for w := list.pop(); w != nil; w = list.pop() {
 		w.owner.run(l, w.err)
 	}
+	l.unpark()
 	l.dispatch()
 }
 
@@ -127,6 +130,12 @@ func (l *Lane) Complete(op *Op, err error) {
 		l.ssdOps.remove(op)
 		if err != nil {
 			l.c.ssdFailed(err)
+		}
+	} else {
+		l.flying[op.Dev]--
+		if err != nil && l.hold(op, err) {
+			l.dispatch()
+			return
 		}
 	}
 	l.conclude(op, err)
@@ -229,13 +238,13 @@ func (l *Lane) moveFor(r *Request, done completer, kind OpKind, dev BackingID, d
 }
 
 // page takes a BlockSize buffer from the lane's pool. The pool grows with the requests in
-// flight, which the queue depth bounds.
+// flight, which the queue depth bounds. It is nil if there is no memory.
 func (l *Lane) page() []byte {
 	if len(l.freePages) == 0 {
 		const batch = 64
 		m, err := offHeap(batch * BlockSize)
 		if err != nil {
-			panic(err) // out of address space: the daemon restarts through recovery
+			return nil
 		}
 		l.pageMem = append(l.pageMem, m)
 		for i := range batch {

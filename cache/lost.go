@@ -234,11 +234,11 @@ func (d *doctor) mark(b *Backing, now int64) {
 }
 
 // opDone takes the flush of the backing device and asks for the marker.
-func (m *marker) opDone(l *Lane, _ *Op, err error) {
+func (m *marker) opDone(l *Lane, op *Op, err error) {
 	c, b := l.c, m.b
 	dirty := b.dirty.Load()
 	if err == nil {
-		b.flushDone(m.covers)
+		b.flushDone(m.covers, op.losses)
 	} else {
 		b.mu.Lock()
 		dirty += int64(len(b.mu.pending))

@@ -2,15 +2,22 @@ package cache
 
 import (
 	"fmt"
+	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
+// noMemory makes offHeap fail; tests only.
+var noMemory atomic.Bool
+
 // offHeap returns zeroed, page-aligned memory that the garbage collector does not see. Pages
 // become resident when they are touched.
 func offHeap(size int64) ([]byte, error) {
 	size = max(roundUp(size, pageSize), pageSize)
+	if noMemory.Load() {
+		return nil, fmt.Errorf("allocate %d bytes: %w", size, unix.ENOMEM)
+	}
 	p, err := unix.Mmap(-1, 0, int(size), unix.PROT_READ|unix.PROT_WRITE,
 		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
@@ -18,6 +25,10 @@ func offHeap(size int64) ([]byte, error) {
 	}
 	return p, nil
 }
+
+// hugePages asks for large pages, which spares most of the address translations of random accesses.
+// It is advice.
+func hugePages(p []byte) { _ = unix.Madvise(p, unix.MADV_HUGEPAGE) }
 
 func freeOffHeap(p []byte) {
 	if p != nil {

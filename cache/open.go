@@ -116,6 +116,7 @@ func (c *Cache) applyTunables(b *Backing, t Tunables) {
 	b.pinMax.Store(c.geo.slots() * int64(t.PinQuota) / 100)
 	b.lossKind.Store(uint32(t.Loss.Kind))
 	b.lossHold.Store(int64(t.Loss.Hold))
+	b.hold.Store(int64(t.BackingHold))
 }
 
 // load brings the state back and begins a new epoch. It can be repeated after a crash at any
@@ -125,15 +126,40 @@ func (c *Cache) load() error {
 	if err := r.run(); err != nil {
 		return err
 	}
+	if err := r.confirm(); err != nil {
+		return err
+	}
 	c.sortBuckets(r.lastLSN)
-	c.epoch = c.sb.Epoch + 1
+	c.epoch++
 	c.sb.Epoch, c.sb.Clean = c.epoch, false
+	c.noteDirty()
 	if err := c.saveSuper(); err != nil {
 		return err
 	}
 	j := &c.journal
+	j.mu.sealed = c.sb.LSN
 	j.mu.ring.reset(c.sb.UUID, c.epoch, j.mu.ring.cap, j.mu.next)
 	return nil
+}
+
+// noteDirty puts into the superblock how many blocks of each backing device are dirty on record.
+// Nothing else may use the cache.
+func (c *Cache) noteDirty() {
+	var dirty [MaxBackings + 1]uint64
+	for i := range c.buckets {
+		if c.buckets[i].dirty.Load() == 0 {
+			continue
+		}
+		c.slotsOf(BucketID(i), func(s Slot) {
+			if k, st := c.index.at(s); st&stDirty != 0 {
+				dirty[k.backing()]++
+			}
+		})
+	}
+	for i := range c.sb.Backings {
+		r := &c.sb.Backings[i]
+		r.Dirty = dirty[r.ID] + 1
+	}
 }
 
 // sortBuckets finds out which buckets are free, and puts the others on the FIFO by age.

@@ -24,6 +24,7 @@ type readPiece struct {
 	n        int // blocks
 	waits    int // operations under way
 	err      error
+	losses   uint64 // Backing.losses before it read the backing device
 
 	slots [regionBlocks]Slot // where each block was found, noSlot if it was not
 	sums  [regionBlocks]uint32
@@ -54,7 +55,7 @@ func (l *Lane) startRead(r *Request, s span, fill bool) {
 		l.freeReads = p.next
 	}
 	p.r, p.span, p.fill, p.held, p.step, p.err = r, s, fill, false, readFirst, nil
-	p.unfilled, p.failed = false, false
+	p.unfilled, p.failed, p.losses = false, false, r.b.losses.Load()
 	p.first, p.n = s.first(), int(s.last()-s.first())+1
 	p.again = [regionBlocks / 64]uint64{}
 	p.w = waiter{lane: l, owner: p}
@@ -496,10 +497,13 @@ func (p *readPiece) insert(l *Lane) {
 				st := fullMask | p.r.way.refs.first()
 				slot := r.first + Slot(j)
 				if n := b.unflushed(blk); n != 0 {
-					if !b.addPending(pendingSlot{k, slot, n}) {
+					lost := p.losses != b.losses.Load()
+					if !lost && !b.addPending(pendingSlot{k, slot, n}, p.losses) {
 						continue
 					}
-					st |= stDirty | stPending
+					if st |= stDirty; !lost {
+						st |= stPending
+					} // else it has been read, so it must be written there again
 				}
 				c.mapBlock(b, s, k, entry{slot: slot, st: st, owner: p.r.way.tenant, sum: p.sums[i+j]})
 				used++

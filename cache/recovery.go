@@ -15,10 +15,24 @@ type recovery struct {
 	stale   []BucketID // buckets whose summary has blocks that are elsewhere by now
 	next    LSN        // of the next record to replay
 	pages   map[uint64]journalPage
-	pending int // records that came from the pending ring
-	lost    int // dirty blocks of them that the SSD does not have
-	// readOnly leaves the SSD as it is.
-	readOnly bool
+	top     journalPage     // the newest; seq 0: there is none
+	torn    map[uint64]bool // places in the ring whose pages are neither whole nor empty
+	doubt   bool            // the page behind the end is one of them, so it is not known what it said
+	pending int             // records that came from the pending ring
+	lost    int             // dirty blocks of them that the SSD does not have
+	// doubtful says that the SSD was lost: it may lack data that the pending ring speaks of.
+	doubtful bool
+	// readOnly leaves the SSD as it is, lenient loads what damage leaves.
+	readOnly, lenient bool
+	cold              bool // nothing of what was loaded may be used
+	renew             bool // the journal is damaged, and not needed
+
+	dmg       damage
+	ringFirst LSN               // the first record of the pending ring, 0 if there is none
+	ringDirty uint64            // the backing devices of which it has dirty blocks
+	setBy     map[Slot]LSN      // lenient: the record that put a slot's block there
+	keys      [summarySlots]key // of the page that is being loaded
+	fetched   uint64
 }
 
 // journalPage is the header of a journal page.
@@ -26,29 +40,77 @@ type journalPage struct {
 	seq, epoch, tail, durable uint64
 	first                     LSN
 	count                     int
+	noted                     bool   // dirty is there
+	dirty                     uint64 // which backing devices may have dirty data
 }
 
 func (r *recovery) run() error {
 	c := r.c
 	r.pageLSN = make([]LSN, int64(c.geo.Buckets)*c.geo.summaryPages())
 	r.lastLSN = make([]LSN, c.geo.Buckets)
-	if err := r.loadSummaries(); err != nil {
-		return err
+	r.dmg.lost = map[int64]*lostPage{}
+	if r.lenient {
+		r.setBy = map[Slot]LSN{}
 	}
-	if err := r.loadJournal(); err != nil {
-		return err
-	}
+	r.loadSummaries()
+	r.loadJournal()
 	if err := r.replay(); err != nil {
 		return err
 	}
-	if err := r.replayPending(); err != nil {
+	recs, err := r.replayPending()
+	if err != nil {
 		return err
+	}
+	if err := r.judge(); err != nil {
+		return err
+	}
+	defer func() { r.pages = nil }()
+	if r.readOnly {
+		return nil
+	}
+	switch {
+	case r.cold:
+		err = r.startCold()
+	case r.renew:
+		// A record without effect, so that the journal has what comes before it.
+		r.renewJournal()
+		r.next++
+		err = c.commitBlocking(&c.journal, r.next-1, []record{{kind: recUnmap, backing: 1}})
+	case len(recs) > 0:
+		err = c.commitBlocking(&c.journal, r.next-LSN(len(recs)), recs)
+	}
+	if err != nil {
+		return err
+	}
+	c.repaired = r.repairs()
+	if err := r.repair(); err != nil {
+		return err
+	}
+	if r.doubtful && !r.cold {
+		if err := r.verifyPending(recs); err != nil {
+			return err
+		}
 	}
 	return r.dropMissed()
 }
 
+// readPages reads n pages, and where that fails page by page; bad says which cannot be read.
+func readPages(dev Storage, p []byte, off int64) (bad map[int64]bool) {
+	if _, err := dev.ReadAt(p, off); err == nil {
+		return nil
+	}
+	bad = map[int64]bool{}
+	for at := int64(0); at < int64(len(p)); at += pageSize {
+		if _, err := dev.ReadAt(p[at:at+pageSize], off+at); err != nil {
+			clear(p[at : at+pageSize])
+			bad[at/pageSize] = true
+		}
+	}
+	return bad
+}
+
 // loadSummaries reads both copies side by side, and of each page the newer valid one.
-func (r *recovery) loadSummaries() error {
+func (r *recovery) loadSummaries() {
 	c := r.c
 	const chunk = 1024
 	var buf [2][]byte
@@ -58,23 +120,24 @@ func (r *recovery) loadSummaries() error {
 	}
 	for at := int64(0); at < total; at += chunk {
 		n := min(chunk, total-at)
+		var bad [2]map[int64]bool
 		for i := range buf {
-			off := c.geo.SummaryOff[i] + at*pageSize
-			if _, err := c.ssd.ReadAt(buf[i][:n*pageSize], off); err != nil {
-				return fmt.Errorf("read summaries: %w", err)
-			}
+			bad[i] = readPages(c.ssd, buf[i][:n*pageSize], c.geo.SummaryOff[i]+at*pageSize)
 		}
 		for j := range n {
-			if err := r.loadPage(buf[0][j*pageSize:][:pageSize], buf[1][j*pageSize:][:pageSize],
-				at+j); err != nil {
-				return err
+			var k [2]copyFound
+			for i := range k {
+				k[i] = c.checkSummary(buf[i][j*pageSize:][:pageSize], i, at+j)
+				if bad[i][j] {
+					k[i].state = summaryBad
+				}
 			}
+			r.loadPage(k, at+j)
 		}
 		if c.opts.Progress != nil {
 			c.opts.Progress(float64(at+n) / float64(total))
 		}
 	}
-	return nil
 }
 
 // summaryState is what is at the place of a summary page.
@@ -86,61 +149,76 @@ const (
 	summaryGood
 )
 
-func (c *Cache) checkSummary(p []byte, copyNo int, page int64) (summaryState, LSN) {
+// copyFound is what is at the place of one copy of a summary page.
+type copyFound struct {
+	state summaryState
+	lsn   LSN
+	p     []byte
+}
+
+func (c *Cache) checkSummary(p []byte, copyNo int, page int64) copyFound {
 	le := binary.LittleEndian
 	off := c.geo.SummaryOff[copyNo] + page*pageSize
 	if le.Uint32(p) != summaryMagic || le.Uint64(p[smCache:]) != cacheID(c.sb.UUID) {
-		return summaryNone, 0
+		return copyFound{}
 	}
 	var q [pageSize]byte
 	copy(q[:], p)
 	le.PutUint64(q[smSum:], 0)
 	if metaSum(q[:], off) != le.Uint64(p[smSum:]) || le.Uint64(p[smOff:]) != uint64(off) {
-		return summaryBad, 0
+		return copyFound{state: summaryBad}
 	}
-	return summaryGood, LSN(le.Uint64(p[smLSN:]))
+	return copyFound{summaryGood, LSN(le.Uint64(p[smLSN:])), p}
 }
 
-func (r *recovery) loadPage(a, b []byte, page int64) error {
-	sa, la := r.c.checkSummary(a, 0, page)
-	sb, lb := r.c.checkSummary(b, 1, page)
-	p, lsn := a, la
-	switch {
-	case sa == summaryGood && (sb != summaryGood || la >= lb):
-	case sb == summaryGood:
-		p, lsn = b, lb
-	case sa == summaryBad && sb == summaryBad:
-		return fmt.Errorf("%w: both copies of summary page %d fail their checksums", ErrCorrupt, page)
-	default:
-		return nil
+func (r *recovery) loadPage(k [2]copyFound, page int64) {
+	good := k[0]
+	if k[0].state != summaryGood || k[1].state == summaryGood && k[1].lsn > k[0].lsn {
+		good = k[1]
 	}
-	r.pageLSN[page] = lsn
-	bucket := page / r.c.geo.summaryPages()
-	r.lastLSN[bucket] = max(r.lastLSN[bucket], lsn)
-	le := binary.LittleEndian
-	first, n := r.c.geo.pageSlots(page)
-	for i := range n {
-		q := p[summaryHeader+i*summaryEntry:]
-		if w := le.Uint64(q); w != 0 {
-			e := entry{slot: first + Slot(i), st: state(w) & stStored, sum: le.Uint32(q[8:])}
-			if err := r.install(key(w>>16), e, lsn); err != nil {
-				return err
-			}
+	if good.state != summaryGood {
+		if k[0].state == summaryBad && k[1].state == summaryBad {
+			r.dmg.lost[page] = &lostPage{known: map[Slot]bool{}}
+		}
+		return // or never written, or torn at the first time: the journal has it all
+	}
+	for i := range k {
+		if k[i].state == summaryBad {
+			r.dmg.copies = append(r.dmg.copies, summaryCopy{page, i})
 		}
 	}
-	return nil
+	r.pageLSN[page] = good.lsn
+	bucket := page / r.c.geo.summaryPages()
+	r.lastLSN[bucket] = max(r.lastLSN[bucket], good.lsn)
+	le := binary.LittleEndian
+	first, n := r.c.geo.pageSlots(page)
+	keys := r.keys[:0]
+	for i := range n {
+		if w := le.Uint64(good.p[summaryHeader+i*summaryEntry:]); w != 0 {
+			keys = append(keys, key(w>>16))
+		}
+	}
+	r.fetched += r.c.index.fetch(keys)
+	for i := range n {
+		q := good.p[summaryHeader+i*summaryEntry:]
+		if w := le.Uint64(q); w != 0 {
+			e := entry{slot: first + Slot(i), st: state(w) & stStored, sum: le.Uint32(q[8:])}
+			r.install(key(w>>16), e, good.lsn)
+		}
+	}
 }
 
 func (r *recovery) lsnOf(s Slot) LSN { return r.pageLSN[r.c.geo.pageOf(s)] }
 
 // install adds an entry of a summary page. Of two slots for one block the one whose page is newer
 // is right, as far as the summaries can tell; the journal has what came after.
-func (r *recovery) install(k key, e entry, lsn LSN) error {
+func (r *recovery) install(k key, e entry, lsn LSN) {
 	c := r.c
 	b := c.backing(k.backing())
 	if b == nil || e.st&stMask == 0 || int64(k.block())*BlockSize >= b.size {
-		return fmt.Errorf("%w: summary has block %d of backing device %d, which cannot be",
-			ErrCorrupt, k.block(), k.backing())
+		r.impossible("the index has block %d of backing device %d in slot %d, which cannot be", k.block(),
+			k.backing(), e.slot)
+		return
 	}
 	if old, ok := c.index.find(k); ok {
 		loser := e.slot
@@ -150,41 +228,63 @@ func (r *recovery) install(k key, e entry, lsn LSN) error {
 		}
 		r.stale = append(r.stale, c.bucketOf(loser))
 		if loser == e.slot {
-			return nil
+			return
 		}
 	}
 	c.index.insert(k, e)
 	c.account(b, e.st, 1, e.slot)
-	return nil
+}
+
+// impossible notes an entry or a record that no ubcache writes.
+func (r *recovery) impossible(format string, args ...any) {
+	r.dmg.wrong++
+	if r.dmg.wrong <= maxProblems {
+		r.dmg.problems = append(r.dmg.problems, newProblem(ProblemRecord, DirtyLost, format, args...))
+	}
 }
 
 // loadJournal reads the whole ring.
-func (r *recovery) loadJournal() error {
+func (r *recovery) loadJournal() {
 	c := r.c
-	r.pages = map[uint64]journalPage{}
+	r.pages, r.torn = map[uint64]journalPage{}, map[uint64]bool{}
 	const chunk = 1024
 	total := int64(c.geo.JournalPages)
 	buf := alignedBytes(int(min(chunk, total)) * pageSize)
 	for at := int64(0); at < total; at += chunk {
 		n := min(chunk, total-at)
-		if _, err := c.ssd.ReadAt(buf[:n*pageSize], journalOff+at*pageSize); err != nil {
-			return fmt.Errorf("read journal: %w", err)
-		}
+		bad := readPages(c.ssd, buf[:n*pageSize], journalOff+at*pageSize)
 		for i := range n {
-			if p, ok := c.decodeJournalPage(buf[i*pageSize:][:pageSize], at+i); ok {
+			p, state := c.decodeJournalPage(buf[i*pageSize:][:pageSize], at+i)
+			switch {
+			case state == pageBad || bad[i]:
+				r.torn[uint64(at+i)] = true
+			case state == pageGood:
 				r.pages[p.seq] = p
+				if r.top.seq == 0 || p.epoch > r.top.epoch ||
+					p.epoch == r.top.epoch && p.seq > r.top.seq {
+					r.top = p
+				}
 			}
 		}
 	}
-	return nil
+	// A superblock that is older than the journal has an older epoch.
+	c.epoch = max(c.epoch, r.top.epoch)
 }
 
-// decodeJournalPage reads a page's header; ok is false if the page is not one of this cache, or
-// torn.
-func (c *Cache) decodeJournalPage(p []byte, index int64) (jp journalPage, ok bool) {
+// pageState is what is at the place of a journal page.
+type pageState uint8
+
+const (
+	pageNone pageState = iota // nothing that this cache wrote
+	pageBad                   // torn or damaged
+	pageGood
+)
+
+// decodeJournalPage reads a page's header.
+func (c *Cache) decodeJournalPage(p []byte, index int64) (jp journalPage, state pageState) {
 	le := binary.LittleEndian
 	if le.Uint32(p) != journalMagic || le.Uint64(p[jpCache:]) != cacheID(c.sb.UUID) {
-		return jp, false
+		return jp, pageNone
 	}
 	var q [pageSize]byte
 	copy(q[:], p)
@@ -193,10 +293,13 @@ func (c *Cache) decodeJournalPage(p []byte, index int64) (jp journalPage, ok boo
 		seq: le.Uint64(p[jpSeq:]), epoch: le.Uint64(p[jpEpoch:]), tail: le.Uint64(p[jpTail:]),
 		durable: le.Uint64(p[jpDurable:]), first: LSN(le.Uint64(p[jpFirst:])),
 		count: int(le.Uint16(p[jpCount:])),
+		noted: le.Uint32(p[jpFlags:])&jpHasDirty != 0, dirty: le.Uint64(p[jpDirty:]),
 	}
-	ok = metaSum(q[:], journalOff+index*pageSize) == le.Uint64(p[jpSum:]) &&
-		jp.count <= pageRecords && int64(jp.seq%uint64(c.geo.JournalPages)) == index
-	return jp, ok
+	if metaSum(q[:], journalOff+index*pageSize) != le.Uint64(p[jpSum:]) ||
+		jp.count > pageRecords || int64(jp.seq%uint64(c.geo.JournalPages)) != index {
+		return jp, pageBad
+	}
+	return jp, pageGood
 }
 
 // pageRecord reads record i of a page.
@@ -205,21 +308,19 @@ func (c *Cache) pageRecord(p []byte, i int) (record, error) {
 	return rec, rec.check(&c.geo)
 }
 
-// eachPage calls f with the pages of the chain, in order.
-func (r *recovery) eachPage(from, to uint64, f func(journalPage, []byte) error) error {
+// eachPage calls f with the pages of a run of the chain, in order.
+func (r *recovery) eachPage(s journalRun, f func(journalPage, []byte) error) error {
 	c := r.c
 	const chunk = 256
 	buf := alignedBytes(chunk * pageSize)
-	for seq := from; seq < to; {
+	for seq := s.from; seq < s.to; {
 		at := seq % uint64(c.geo.JournalPages)
-		n := min(to-seq, chunk, uint64(c.geo.JournalPages)-at)
-		if _, err := c.ssd.ReadAt(buf[:n*pageSize], c.geo.journalPageOff(seq)); err != nil {
-			return fmt.Errorf("read journal: %w", err)
-		}
+		n := min(s.to-seq, chunk, uint64(c.geo.JournalPages)-at)
+		readPages(c.ssd, buf[:n*pageSize], c.geo.journalPageOff(seq))
 		for i := range n {
 			p := buf[i*pageSize:][:pageSize]
-			jp, ok := c.decodeJournalPage(p, int64(at+i))
-			if !ok || jp != r.pages[seq] {
+			jp, state := c.decodeJournalPage(p, int64(at+i))
+			if state != pageGood || jp != r.pages[seq] {
 				return fmt.Errorf("%w: journal page %d changed while it was read", ErrCorrupt, seq)
 			}
 			if err := f(jp, p); err != nil {
@@ -231,72 +332,98 @@ func (r *recovery) eachPage(from, to uint64, f func(journalPage, []byte) error) 
 	return nil
 }
 
+// journalRun is journal pages [from, to), all of them there.
+type journalRun struct{ from, to uint64 }
+
 // chain finds the pages to replay: from the tail that the newest page names to the first one that
 // is missing. A page is missing, too, if an earlier epoch wrote it: it was left beyond the end
-// that a recovery had found. Pages known to have been durable must be there.
-func (r *recovery) chain() (from, to uint64, err error) {
-	var top journalPage
-	found := false
+// that a recovery had found. Pages known to have been durable must be there; where they are not, the
+// chain has a gap, and goes on behind it.
+func (r *recovery) chain() (runs []journalRun, end uint64) {
+	if r.top.seq == 0 {
+		return nil, 1
+	}
 	durable := uint64(0)
 	for _, p := range r.pages {
-		if !found || p.epoch > top.epoch || (p.epoch == top.epoch && p.seq > top.seq) {
-			top, found = p, true
-		}
-	}
-	if !found {
-		return 1, 1, nil
-	}
-	for _, p := range r.pages {
-		if p.epoch == top.epoch {
+		if p.epoch == r.top.epoch {
 			durable = max(durable, p.durable)
 		}
 	}
 	epoch := uint64(0)
-	at := top.tail
-	for ; ; at++ {
+	for at := r.top.tail; ; at++ {
 		p, ok := r.pages[at]
-		if !ok || p.epoch < epoch {
-			break
+		ok = ok && p.epoch >= epoch
+		switch {
+		case !ok && at > durable:
+			return runs, at
+		case !ok && (len(r.dmg.gaps) == 0 || r.dmg.gaps[len(r.dmg.gaps)-1].to < at):
+			r.dmg.gaps = append(r.dmg.gaps, journalGap{at, at + 1})
+		case !ok:
+			r.dmg.gaps[len(r.dmg.gaps)-1].to++
+		case len(runs) > 0 && runs[len(runs)-1].to == at:
+			runs[len(runs)-1].to++
+			epoch = p.epoch
+		default:
+			runs = append(runs, journalRun{at, at + 1})
+			epoch = p.epoch
 		}
-		epoch = p.epoch
 	}
-	if at <= durable {
-		return 0, 0, fmt.Errorf("%w: journal page %d is lost (durable up to %d)", ErrCorrupt, at, durable)
+}
+
+// history is the pages before the first run that are not overwritten yet.
+func (r *recovery) history(runs []journalRun) journalRun {
+	to := r.top.tail
+	if len(runs) == 0 || runs[0].from != to {
+		return journalRun{to, to}
 	}
-	return top.tail, at, nil
+	from, next := to, r.pages[to]
+	for {
+		p, ok := r.pages[from-1]
+		if !ok || p.epoch > next.epoch || p.first+LSN(p.count) != next.first {
+			return journalRun{from, to}
+		}
+		from, next = from-1, p
+	}
 }
 
 func (r *recovery) replay() error {
-	from, to, err := r.chain()
-	if err != nil {
-		return err
-	}
+	runs, end := r.chain()
 	j := &r.c.journal
+	r.doubt = r.torn[end%j.pages] && r.top.seq < end
 	r.next = 1
-	if p, ok := r.pages[from]; ok && from < to {
-		r.next = p.first
+	if len(runs) > 0 {
+		r.next = r.pages[runs[0].from].first
 	}
 	// The record that moved those blocks is being replayed, perhaps without effect; it must not
 	// leave the journal before their summaries are right.
 	for _, b := range r.stale {
 		j.mu.queue.note(r.c.buckets, b, r.next)
 	}
-	if err := r.eachPage(from, to, r.replayPage); err != nil {
-		return err
+	if len(r.dmg.lost) > 0 {
+		if h := r.history(runs); h.from < h.to {
+			r.next = r.pages[h.from].first
+			runs = append([]journalRun{h}, runs...)
+		}
+		for _, p := range r.dmg.lost {
+			p.whole = r.next == 1 && len(runs) > 0
+		}
 	}
-	j.mu.tailSeq, j.mu.pageSeq, j.mu.durSeq = from, to, to-1
+	for _, run := range runs {
+		if err := r.eachPage(run, r.replayPage); err != nil {
+			return err
+		}
+	}
+	j.mu.tailSeq, j.mu.pageSeq, j.mu.durSeq = max(r.top.tail, 1), end, end-1
 	j.mu.next = r.next
 	j.durableLSN.Store(uint64(r.next))
-	r.pages = nil
 	return nil
 }
 
 // replayPage applies the records of a page that were not applied before.
 func (r *recovery) replayPage(p journalPage, data []byte) error {
 	j := &r.c.journal
-	if p.first > r.next {
-		return fmt.Errorf("%w: journal page %d begins at record %d instead of %d",
-			ErrCorrupt, p.seq, p.first, r.next)
+	if p.first > r.next { // what is between them is lost
+		r.next, r.dmg.after = p.first, p.first
 	}
 	j.firstLSN[p.seq%j.pages] = p.first
 	for i := range p.count {
@@ -304,14 +431,14 @@ func (r *recovery) replayPage(p journalPage, data []byte) error {
 		if l != r.next {
 			continue
 		}
+		r.next++
 		rec, err := r.c.pageRecord(data, i)
 		if err != nil {
-			return err
+			r.impossible("record %d of the journal: %v", l, err)
+			r.dmg.after = l + 1
+			continue
 		}
-		if err := r.apply(l, &rec); err != nil {
-			return err
-		}
-		r.next++
+		r.apply(l, &rec)
 	}
 	return nil
 }
@@ -333,14 +460,12 @@ func (r *recovery) drop(k key, e entry, l LSN) {
 	r.touch(e.slot, l)
 }
 
-func (r *recovery) apply(l LSN, rec *record) error {
+// apply carries out a record that was checked.
+func (r *recovery) apply(l LSN, rec *record) {
 	c := r.c
-	if err := rec.check(&c.geo); err != nil {
-		return err
-	}
 	switch rec.kind {
 	case recMap:
-		return r.applyMap(l, rec)
+		r.applyMap(l, rec)
 	case recUnmap:
 		for i := range Block(rec.sum) {
 			k := makeKey(rec.backing, rec.block+i)
@@ -357,6 +482,11 @@ func (r *recovery) apply(l LSN, rec *record) error {
 			r.touch(e.slot, l)
 		}
 	case recFree:
+		for i := range c.geo.summaryPages() {
+			if p := r.dmg.lost[int64(rec.slot)*c.geo.summaryPages()+i]; p != nil {
+				p.whole = true
+			}
+		}
 		c.locked(BucketID(rec.slot), func(_ *stripe, k key, e entry) { r.drop(k, e, l) })
 		if first := Slot(int64(rec.slot) * c.geo.slotsPerBucket()); l >= r.lsnOf(first) {
 			r.touch(first, l)
@@ -370,26 +500,31 @@ func (r *recovery) apply(l LSN, rec *record) error {
 			})
 		}
 	}
-	return nil
 }
 
-func (r *recovery) applyMap(l LSN, rec *record) error {
+func (r *recovery) applyMap(l LSN, rec *record) {
 	c := r.c
 	slot, k := Slot(rec.slot), makeKey(rec.backing, rec.block)
 	old, ok := c.index.find(k)
 	if ok {
 		if l < r.lsnOf(old.slot) {
-			return nil // a newer summary knows better
+			return // a newer summary knows better
 		}
 		r.drop(k, old, l)
 	}
 	if l < r.lsnOf(slot) {
-		return nil // mapped and unmapped again before the slot's summary was written
+		return // mapped and unmapped again before the slot's summary was written
 	}
 	b := c.backing(rec.backing)
 	if b == nil {
 		// The device was detached later; its drop record follows.
-		return nil
+		return
+	}
+	if p := r.dmg.lost[c.geo.pageOf(slot)]; p != nil {
+		p.known[slot] = true
+	}
+	if r.setBy != nil {
+		r.setBy[slot] = l
 	}
 	if was, st := c.index.at(slot); was != 0 {
 		r.drop(was, entry{slot: slot, st: st}, l)
@@ -404,46 +539,54 @@ func (r *recovery) applyMap(l LSN, rec *record) error {
 	c.index.insert(k, e)
 	c.account(b, e.st, 1, slot)
 	r.touch(slot, l)
-	return nil
 }
 
-// replayPending applies what a killed daemon left in the pending ring and writes it to the
-// journal, so that from here on the SSD has everything.
-func (r *recovery) replayPending() error {
+// replayPending applies what a killed daemon left in the pending ring, and returns the records, which
+// are to be written to the journal, so that from there on the SSD has everything.
+func (r *recovery) replayPending() ([]record, error) {
 	c := r.c
-	j := &c.journal
-	left, err := loadPending(c.opts.Pending, c.sb.UUID, c.sb.Epoch)
+	epoch := c.epoch
+	left, err := loadPending(c.opts.Pending, c.sb.UUID, epoch)
+	if err == nil && len(left.list) == 0 && c.sb.damaged != nil {
+		// The copy of the superblock that is lost was perhaps the one of the last start.
+		if left, err = loadPending(c.opts.Pending, c.sb.UUID, epoch+1); len(left.list) > 0 {
+			c.epoch++
+		}
+	}
 	if err != nil {
-		return err
+		r.dmg.missing = append(r.dmg.missing, "the pending ring is damaged")
+		r.dmg.problems = append(r.dmg.problems, newProblem(ProblemPending, DirtyLost, "%v", err))
+		return nil, nil
 	}
 	first, recs := left.first, left.list
-	if len(recs) > 0 && first > r.next {
-		return fmt.Errorf("%w: pending ring begins at record %d, the journal ends at %d",
-			ErrCorrupt, first, r.next)
+	r.doubtful = left.lost
+	if len(recs) == 0 {
+		return nil, nil
+	}
+	r.ringFirst = first
+	for i := range recs {
+		if recs[i].kind == recMap && recs[i].flags&recDirty != 0 {
+			r.ringDirty |= 1 << ((recs[i].backing - 1) % MaxBackings)
+		}
+	}
+	if first > r.next {
+		if !r.lenient {
+			return nil, nil // judge finds it
+		}
+		r.checkEnd()
+		r.next = first
 	}
 	skip := min(int(r.next-first), len(recs))
 	recs = recs[skip:]
-	if len(recs) == 0 {
-		return nil
-	}
-	from := r.next
 	for i := range recs {
-		if err := r.apply(r.next, &recs[i]); err != nil {
-			return err
+		if err := recs[i].check(&c.geo); err != nil {
+			return nil, fmt.Errorf("pending ring: %w", err)
 		}
+		r.apply(r.next, &recs[i])
 		r.next++
 	}
 	r.pending = len(recs)
-	if r.readOnly {
-		return nil
-	}
-	if err := c.commitBlocking(j, from, recs); err != nil {
-		return err
-	}
-	if left.lost {
-		return r.verifyPending(recs)
-	}
-	return nil
+	return recs, nil
 }
 
 // commitBlocking is a commit before there are lanes.

@@ -21,6 +21,7 @@ type ioStats struct {
 	HealedBlocks             counter // clean blocks that the SSD returned wrongly
 	BadBlocks                counter // dirty blocks that it returned wrongly
 	SSDErrors, BackingErrors counter
+	Held                     counter // operations that waited for an absent backing device
 }
 
 // laneStats are counters of one lane.
@@ -55,6 +56,7 @@ type BackingStats struct {
 	BadBlocks         int64 `json:"bad_blocks"`
 	SSDErrors         int64 `json:"ssd_errors"`
 	BackingErrors     int64 `json:"backing_errors"`
+	HeldOps           int64 `json:"held_operations"`
 }
 
 // HitRatio is the share of blocks read that came from the SSD, from 0 to 1.
@@ -82,6 +84,7 @@ func (s *BackingStats) add(o *ioStats) {
 	s.BadBlocks += o.BadBlocks.Load()
 	s.SSDErrors += o.SSDErrors.Load()
 	s.BackingErrors += o.BackingErrors.Load()
+	s.HeldOps += o.Held.Load()
 }
 
 // Stats are the counters of a cache since it was started.

@@ -130,6 +130,10 @@ func (l *Lane) submitWrite(r *Request) {
 		l.startThrough(r, s, admit)
 		return
 	}
+	if !admit && r.way.back && !r.way.over && b.Presence() != Present {
+		admit = true
+		r.insist()
+	}
 	// Dirty blocks are better overwritten on the SSD: past it they cost a backing flush.
 	if l.full(b) || (!r.way.back || !admit) && (r.way.over || !l.anyDirty(b, s)) {
 		l.startThrough(r, s, false)

@@ -59,6 +59,23 @@ type BackingRecord struct {
 	Name      string
 	Identity  Identity
 	Tunables  Tunables
+	// Dirty is how many blocks were dirty on record: at the stop, of a cache that was stopped in
+	// order, else after the start. 0 is not known, 1 none, n+1 n blocks.
+	Dirty uint64
+	// Print is what the backing device itself had when the cache was stopped in order. It is
+	// compared only after such a stop.
+	Print Fingerprint
+	// Head is the epoch that the backing header has, where there is one: that of the last start with
+	// the device; 0: not known.
+	Head uint64
+}
+
+// Fingerprint is a hash over places of a backing device that change when it is used without the
+// cache. Which places and how is the caller's.
+type Fingerprint struct {
+	Kind uint32 // 0: there is none
+	Sum  uint64
+	Time time.Time
 }
 
 // Superblock describes a cache; two copies alternate on the SSD.
@@ -73,6 +90,10 @@ type Superblock struct {
 	NextID    BackingID
 	Geometry  Geometry
 	Backings  []BackingRecord
+	// LSN is of the next record after those that the journal had when this was written.
+	LSN LSN
+
+	damaged []string // what is wrong with the other copy, if it is not whole
 }
 
 // Field places in the superblock page, in bytes.
@@ -94,6 +115,7 @@ const (
 	supData     = 120
 	supLabel    = 128
 	supLabelLen = 64
+	supLSN      = 192
 )
 
 func (sb *Superblock) encode(off int64) []byte {
@@ -123,6 +145,7 @@ func (sb *Superblock) encode(off int64) []byte {
 	le.PutUint64(p[supSummary:], uint64(g.SummaryOff[0]))
 	le.PutUint64(p[supSummary+8:], uint64(g.SummaryOff[1]))
 	le.PutUint64(p[supData:], uint64(g.DataOff))
+	le.PutUint64(p[supLSN:], uint64(sb.LSN))
 	putString(p[supLabel:supLabel+supLabelLen], sb.Label)
 	for i := range sb.Backings {
 		sb.Backings[i].encode(p[pageSize+i*backingRecBytes:][:backingRecBytes])
@@ -152,6 +175,7 @@ func decodeSuper(p []byte, off int64) (*Superblock, error) {
 		NextID:  BackingID(le.Uint16(p[supNextID:])),
 		Created: time.Unix(0, int64(le.Uint64(p[supCreated:]))).UTC(),
 		Label:   getString(p[supLabel : supLabel+supLabelLen]),
+		LSN:     LSN(le.Uint64(p[supLSN:])),
 	}
 	copy(sb.UUID[:], p[supUUID:])
 	flags := le.Uint32(p[supFlags:])
@@ -187,13 +211,19 @@ const (
 	bakPins    = 50 // quota and 1; 0 is the default
 	bakDelay   = 56
 	bakIDSize  = 64
+	bakHold    = 96 // see encodeHold
 	bakName    = 128
 	bakSerial  = 192
 	bakFSType  = 320
 	bakFSUUID  = 352
 	bakEnd     = 416
-	bakLoss    = 448 // kind of the loss policy, and its hold in ms and 1; 0 is the default
-	bakHold    = 452
+	bakPrint   = 416
+	bakSum     = 424
+	bakTime    = 432
+	bakDirty   = 440
+	bakHead    = 448
+	bakLoss    = 456 // kind of the loss policy, and its hold in ms and 1; 0 is the default
+	bakWait    = 460
 )
 
 func (r *BackingRecord) encode(p []byte) {
@@ -212,12 +242,20 @@ func (r *BackingRecord) encode(p []byte) {
 	p[bakPins] = byte(r.Tunables.PinQuota + 1)
 	le.PutUint64(p[bakDelay:], uint64(r.Tunables.WritebackDelay))
 	le.PutUint64(p[bakIDSize:], uint64(r.Identity.Size))
+	le.PutUint32(p[bakHold:], encodeHold(r.Tunables.BackingHold))
 	p[bakLoss] = byte(r.Tunables.Loss.Kind)
-	le.PutUint32(p[bakHold:], uint32(r.Tunables.Loss.Hold/time.Millisecond)+1)
+	le.PutUint32(p[bakWait:], uint32(r.Tunables.Loss.Hold/time.Millisecond)+1)
 	putString(p[bakName:bakSerial], r.Name)
 	putString(p[bakSerial:bakFSType], r.Identity.Serial)
 	putString(p[bakFSType:bakFSUUID], r.Identity.FSType)
 	putString(p[bakFSUUID:bakEnd], r.Identity.FSUUID)
+	le.PutUint64(p[bakDirty:], r.Dirty)
+	le.PutUint64(p[bakHead:], r.Head)
+	if f := &r.Print; f.Kind != 0 {
+		le.PutUint32(p[bakPrint:], f.Kind)
+		le.PutUint64(p[bakSum:], f.Sum)
+		le.PutUint64(p[bakTime:], uint64(f.Time.UnixNano()))
+	}
 }
 
 func decodeBacking(p []byte) (r BackingRecord, ok bool) {
@@ -238,19 +276,27 @@ func decodeBacking(p []byte) (r BackingRecord, ok bool) {
 			SequentialCutoff: int64(le.Uint64(p[bakCutoff:])),
 			DirtyTarget:      int(p[bakTarget]), DirtyMax: int(p[bakMax]),
 			WritebackDelay: time.Duration(le.Uint64(p[bakDelay:])), PinQuota: int(p[bakPins]) - 1,
+			BackingHold: decodeHold(le.Uint32(p[bakHold:])),
 		},
 	}
 	r.Tunables.Loss = LossPolicy{Kind: LossKind(p[bakLoss]), Hold: DefaultLossHold}
 	if int(r.Tunables.Loss.Kind) >= len(lossNames) {
 		r.Tunables.Loss.Kind = LossStop
 	}
-	if ms := le.Uint32(p[bakHold:]); ms != 0 {
+	if ms := le.Uint32(p[bakWait:]); ms != 0 {
 		r.Tunables.Loss.Hold = time.Duration(ms-1) * time.Millisecond
 	}
 	if r.Tunables.PinQuota < 0 {
 		r.Tunables.PinQuota = defaultPinQuota
 	}
 	copy(r.UUID[:], p[bakUUID:])
+	r.Dirty, r.Head = le.Uint64(p[bakDirty:]), le.Uint64(p[bakHead:])
+	if kind := le.Uint32(p[bakPrint:]); kind != 0 {
+		r.Print = Fingerprint{
+			Kind: kind, Sum: le.Uint64(p[bakSum:]),
+			Time: time.Unix(0, int64(le.Uint64(p[bakTime:]))).UTC(),
+		}
+	}
 	return r, true
 }
 
@@ -261,25 +307,42 @@ func getString(p []byte) string {
 	return s
 }
 
+// superCopy is one copy of the superblock: sb, or what is wrong with it.
+type superCopy struct {
+	off int64
+	sb  *Superblock
+	err error
+}
+
+// readSupers reads both copies.
+func readSupers(dev Storage) (all [2]superCopy) {
+	p := alignedBytes(superBytes)
+	for i, off := range []int64{superOffA, superOffB} {
+		all[i].off = off
+		if _, all[i].err = dev.ReadAt(p, off); all[i].err == nil {
+			all[i].sb, all[i].err = decodeSuper(p, off)
+		}
+	}
+	return all
+}
+
 // ReadSuper reads the newer valid superblock of a cache device.
 func ReadSuper(dev Storage) (*Superblock, error) {
 	var best *Superblock
 	var firstErr error
-	p := alignedBytes(superBytes)
-	for _, off := range []int64{superOffA, superOffB} {
-		var sb *Superblock
-		_, err := dev.ReadAt(p, off)
-		if err == nil {
-			sb, err = decodeSuper(p, off)
+	var damaged []string
+	for _, k := range readSupers(dev) {
+		if errors.Is(k.err, ErrNewer) {
+			return nil, k.err
 		}
-		if errors.Is(err, ErrNewer) {
-			return nil, err
+		if k.err != nil {
+			damaged = append(damaged, fmt.Sprintf("superblock at %d: %v", k.off, k.err))
+			if firstErr == nil || errors.Is(firstErr, ErrNotCache) {
+				firstErr = k.err
+			}
 		}
-		if err != nil && (firstErr == nil || errors.Is(firstErr, ErrNotCache)) {
-			firstErr = err
-		}
-		if sb != nil && (best == nil || sb.Seq > best.Seq) {
-			best = sb
+		if k.sb != nil && (best == nil || k.sb.Seq > best.Seq) {
+			best = k.sb
 		}
 	}
 	if best == nil {
@@ -288,23 +351,31 @@ func ReadSuper(dev Storage) (*Superblock, error) {
 	if err := best.Geometry.check(dev.Size()); err != nil {
 		return nil, err
 	}
+	// The copy that is lost may have been the newer one, which said that the cache runs.
+	if best.damaged = damaged; damaged != nil {
+		best.Clean = false
+	}
 	return best, nil
 }
 
-// writeSuper writes the next superblock over the older copy and makes it durable.
+// writeSuper writes the next superblock over the older copy, makes it durable, and brings the other
+// copy in line, so that the loss of either loses nothing.
 func writeSuper(dev Storage, sb *Superblock) error {
 	sb.Seq++
-	off := int64(superOffA)
+	places := [2]int64{superOffA, superOffB}
 	if sb.Seq%2 == 0 {
-		off = superOffB
+		places = [2]int64{superOffB, superOffA}
 	}
 	p := alignedBytes(superBytes)
-	copy(p, sb.encode(off))
-	if _, err := dev.WriteAt(p, off); err != nil {
-		return fmt.Errorf("write superblock: %w", err)
-	}
-	if err := dev.Sync(); err != nil {
-		return fmt.Errorf("flush superblock: %w", err)
+	for i, off := range places {
+		copy(p, sb.encode(off))
+		_, err := dev.WriteAt(p, off)
+		if err == nil {
+			err = dev.Sync()
+		}
+		if err != nil && i == 0 { // with the first copy it is done
+			return fmt.Errorf("write superblock: %w", err)
+		}
 	}
 	return nil
 }

@@ -1,6 +1,8 @@
 package cache
 
 import (
+	"errors"
+	"math"
 	"sync"
 
 	"ubcache/attrs"
@@ -35,18 +37,21 @@ type through struct {
 	// when the SSD was lost.
 	bare, late bool
 	wrote      uint64 // the change, as Backing.wrote counts
-	need       LSN
-	whole      blockRange // blocks of the window that are written in full
-	runs       []slotRun
-	sums       []uint32
-	pins       []uint64 // bits of the window's blocks that were pinned and clean
-	next       *through
+	// losses is the smallest Backing.losses with which an operation of the change began.
+	losses uint64
+	need   LSN
+	whole  blockRange // blocks of the window that are written in full
+	runs   []slotRun
+	sums   []uint32
+	pins   []uint64 // bits of the window's blocks that were pinned and clean
+	next   *through
 }
 
 type throughStep uint8
 
 const (
-	throughReserve throughStep = iota
+	throughAbsent throughStep = iota // waits for the backing device
+	throughReserve
 	throughLock
 	throughDurable // waits for the removals
 	throughMarker  // waits until it may change what a lost SSD knows
@@ -64,13 +69,22 @@ const (
 )
 
 // zeroes is what write zeroes writes to a device that cannot do it by itself.
-var zeroes = sync.OnceValue(func() []byte {
-	p, err := offHeap(zeroBytes)
-	if err != nil {
-		panic(err)
+func zeroes() ([]byte, error) {
+	zeroMem.Lock()
+	defer zeroMem.Unlock()
+	if zeroMem.p == nil {
+		var err error
+		if zeroMem.p, err = offHeap(zeroBytes); err != nil {
+			return nil, err
+		}
 	}
-	return p
-})
+	return zeroMem.p, nil
+}
+
+var zeroMem struct {
+	sync.Mutex
+	p []byte
+}
 
 // startThrough makes a whole request a change of the backing device.
 func (l *Lane) startThrough(r *Request, s span, cache bool) {
@@ -123,8 +137,20 @@ func (t *through) window(l *Lane, s span) {
 	if t.cache {
 		t.room += t.whole.to - t.whole.from
 	}
-	t.step = throughReserve
-	t.run(l, nil)
+	t.step = throughAbsent
+	if ok, err := t.await(); ok || err != nil {
+		t.run(l, err)
+	}
+}
+
+// await reports whether the backing device is there. If not, the change waits before it has had any
+// effect, or fails.
+func (t *through) await() (bool, error) {
+	if t.r.b.Presence() != Present && t.r.timed() && !t.r.track.deadline.begun {
+		t.r.track.deadline.late = true
+		return false, ErrLate
+	}
+	return t.r.b.awaitPresence(&t.w)
 }
 
 // run goes on from what was waited for.
@@ -136,6 +162,12 @@ func (t *through) run(l *Lane, err error) {
 	case t.step == throughMarker:
 		t.withoutSSD(l)
 		return
+	case err != nil && t.step == throughAbsent: // the backing device is gone
+		t.room = 0
+		t.locks = t.locks[:0]
+		t.err = err
+		t.finish(l)
+		return
 	case err != nil && t.step == throughReserve:
 		t.room, t.step = 0, throughLock // withoutSSD needs none
 		t.lock(l)
@@ -145,6 +177,9 @@ func (t *through) run(l *Lane, err error) {
 		return
 	}
 	switch t.step {
+	case throughAbsent:
+		t.step = throughReserve
+		fallthrough
 	case throughReserve:
 		if l.c.journal.reserveOrWait(t.room, &t.w) {
 			t.step = throughLock
@@ -247,7 +282,7 @@ func (c *Cache) unmapRange(b *Backing, first, last Block, cleanOnly bool) (left 
 // change starts the change of the backing device and the write of the copy.
 func (t *through) change(l *Lane) {
 	b := t.r.b
-	t.step, t.waits = throughChange, 1
+	t.step, t.waits, t.losses = throughChange, 1, math.MaxUint64
 	off := b.dataOff + t.span.off
 	switch {
 	case t.r.Op == ReqWrite:
@@ -263,9 +298,13 @@ func (t *through) change(l *Lane) {
 	case b.zeroes.Load():
 		t.single(l, OpZero, off)
 	default:
+		var mem []byte
+		if mem, t.err = zeroes(); t.err != nil {
+			break
+		}
 		for done := int64(0); done < t.span.len; done += zeroBytes {
 			t.waits++
-			l.moveFor(t.r, t, OpWrite, b.id, off+done, zeroes()[:min(zeroBytes, t.span.len-done)], 0)
+			l.moveFor(t.r, t, OpWrite, b.id, off+done, mem[:min(zeroBytes, t.span.len-done)], 0)
 		}
 	}
 	t.opsDone(l)
@@ -315,6 +354,10 @@ func (t *through) copy(l *Lane) {
 
 func (t *through) opDone(l *Lane, op *Op, err error) {
 	switch {
+	case op.Dev != SSD && err == nil:
+		t.losses = min(t.losses, op.losses)
+	case op.Kind == OpFlush && errors.Is(err, ErrLost):
+		t.losses = 0 // no loss at all was the change safe from
 	case err == nil:
 	case op.Dev == SSD: // no copy then
 		t.cache = false
@@ -333,18 +376,32 @@ func (t *through) opsDone(l *Lane) {
 		return
 	}
 	b := t.r.b
+	covered := t.cache && t.whole.from == 0 && t.whole.to == int(t.span.last()-t.span.first())+1
 	if t.step == throughChange {
 		t.wrote = b.changed(t.span.first(), t.span.last())
-		covered := t.cache && t.whole.from == 0 && t.whole.to == int(t.span.last()-t.span.first())+1
-		if t.err == nil && t.stale && !covered && !t.bare {
-			t.step, t.waits = throughFlush, 1
-			op := l.newOp(t)
-			op.Kind, op.Dev = OpFlush, b.id
-			l.issue(op, t.r)
+		if !covered {
+			storeMax(&b.bare, t.wrote)
+		}
+	}
+	// A loss that comes from here on counts this change among those that it may have taken. If it was
+	// taken already, a full copy stays dirty, and without a copy the data is still at hand.
+	if t.err == nil && !covered && t.losses != math.MaxUint64 && t.losses != b.losses.Load() {
+		if !t.cache {
+			t.change(l)
 			return
 		}
-	} else if t.err == nil {
-		b.flushDone(t.wrote)
+		t.err = ErrLost
+	}
+	switch {
+	case t.err != nil:
+	case t.step == throughFlush:
+		b.flushDone(t.wrote, t.losses)
+	case t.stale && !covered && !t.bare:
+		t.step, t.waits = throughFlush, 1
+		op := l.newOp(t)
+		op.Kind, op.Dev = OpFlush, b.id
+		l.issue(op, t.r)
+		return
 	}
 	if l.c.lost() && !t.bare {
 		if t.cache = false; t.err == nil && t.stale {
@@ -440,7 +497,7 @@ func (t *through) mapCopy(l *Lane, s *stripe, k *rangeLock) {
 					slot: run.first + Slot(j), st: fullMask | stDirty, sum: t.sums[i],
 					owner: t.r.way.tenant,
 				}
-				if b.addPending(pendingSlot{makeKey(b.id, blk), e.slot, t.wrote}) {
+				if b.addPending(pendingSlot{makeKey(b.id, blk), e.slot, t.wrote}, t.losses) {
 					e.st |= stPending
 				} // else writeback will write it once more
 				if at := i + t.whole.from; t.pins[at/64]>>(at%64)&1 != 0 {

@@ -81,6 +81,12 @@ func (l *Lane) issue(op *Op, r *Request) {
 	if r != nil && r.track != nil {
 		l.attribute(op, r.track)
 	}
+	if op.Dev != SSD {
+		op.owner = r
+		if !l.reach(op) {
+			return
+		}
+	}
 	if l.latency != nil {
 		l.latency.begin(op, l.d.Now())
 	}

@@ -102,8 +102,11 @@ var (
 	ErrExists      = errors.New("already attached")
 	ErrTooMany     = errors.New("too many backing devices")
 	ErrTooSmall    = errors.New("device too small")
+	ErrBusy        = errors.New("busy")
 	ErrNotFinished = errors.New("dirty data remains")
 	ErrDirtyBad    = errors.New("dirty data on the SSD cannot be read")
+	// ErrDirtyDamage: metadata is lost, and with it perhaps dirty data; Salvage can save the rest.
+	ErrDirtyDamage = fmt.Errorf("%w, dirty data may be lost", ErrCorrupt)
 )
 
 // DeviceError is a failed I/O of a device, with what was being done.
@@ -139,6 +142,9 @@ type Tunables struct {
 	PinQuota int
 	// Loss says what becomes of requests if the SSD is lost with dirty data of this device.
 	Loss LossPolicy
+	// BackingHold is how long requests wait for the backing device when it is gone, from then on,
+	// before they fail: whole seconds, 0 for not at all, or HoldForever.
+	BackingHold time.Duration
 }
 
 const (
@@ -150,7 +156,7 @@ const (
 func DefaultTunables() Tunables {
 	return Tunables{
 		SequentialCutoff: 4 << 20, DirtyTarget: 10, DirtyMax: 70,
-		WritebackDelay: 30 * time.Second, PinQuota: defaultPinQuota,
+		WritebackDelay: 30 * time.Second, PinQuota: defaultPinQuota, BackingHold: defaultBackingHold,
 		Loss: LossPolicy{Hold: DefaultLossHold},
 	}
 }
@@ -181,6 +187,9 @@ func (t Tunables) Validate() error {
 	}
 	if t.Loss.Hold < 0 || t.Loss.Hold > maxLossHold || t.Loss.Hold%time.Millisecond != 0 {
 		errs = append(errs, fmt.Errorf("ssd-loss-hold must be between 0 and %s, in whole milliseconds", maxLossHold))
+	}
+	if err := checkHold(t.BackingHold); err != nil {
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }

@@ -23,6 +23,7 @@ type writeback struct {
 	tokens  [MaxBackings + 1]int64 // blocks that may be written now
 	rates   [MaxBackings + 1]int64 // blocks per second
 	only    [MaxBackings + 1]bool  // write back just what is to leave the cache
+	most    int                    // blocks of a batch
 	last    int64
 	pause   [MaxBackings + 1]int64 // after an error, until then
 	want    uint64                 // the probe that says whether reads that failed were of bad blocks
@@ -35,8 +36,11 @@ type dirtyKey struct {
 
 const (
 	maxBatches = 4
-	scanKeys   = 32 << 10
-	errorPause = int64(time.Second)
+	// batchBesideRT is how many blocks a batch has at most beside requests of class RT: they wait for
+	// what the device has begun.
+	batchBesideRT = 32
+	scanKeys      = 32 << 10
+	errorPause    = int64(time.Second)
 )
 
 // tick sets the rates and starts batches.
@@ -44,7 +48,15 @@ func (wb *writeback) tick(now int64) {
 	c := wb.bg.l.c
 	elapsed := now - wb.last
 	wb.last = now
+	if c.closing.Load() { // what is dirty stays so; the backing device is not changed any more
+		wb.keys, wb.working = wb.keys[:0], false
+		return
+	}
 	parallel, work := maxBatches, false
+	wb.most = regionBlocks
+	if wb.bg.l.contention(now).RT {
+		wb.most = batchBesideRT
+	}
 	for _, b := range c.backings.Load() {
 		if b == nil {
 			continue
@@ -88,7 +100,7 @@ func (wb *writeback) rate(b *Backing, now int64) int64 {
 		return 0
 	}
 	wb.only[b.id] = false
-	if now < wb.pause[b.id] {
+	if now < wb.pause[b.id] || b.Presence() != Present {
 		return 0
 	}
 	v := policy.WritebackView{
@@ -97,9 +109,8 @@ func (wb *writeback) rate(b *Backing, now int64) int64 {
 		Drain: b.draining.Load() || wb.bg.pressed || !modeTable[b.Mode()].back,
 		RT:    wb.bg.l.contention(now).RT,
 	}
-	if since := b.dirtySince.Load(); since != 0 {
-		v.Age = time.Duration(now - since)
-	}
+	b.dirtySince.CompareAndSwap(0, now) // what a write did not make dirty
+	v.Age = time.Duration(now - b.dirtySince.Load())
 	rate := policy.WritebackRate(v)
 	if rate == 0 && b.leaving.Load() > 0 {
 		v.Drain, wb.only[b.id] = true, true
@@ -116,11 +127,14 @@ func (wb *writeback) wants(id BackingID, st state) bool {
 
 // startBatch takes the next keys of one region; false if there are none to write now.
 func (wb *writeback) startBatch(now int64) bool {
+	if wb.bg.l.c.closing.Load() {
+		return false
+	}
 	for range 2 {
 		for len(wb.keys) > 0 {
 			n := 1
 			first := wb.keys[0].k
-			for n < len(wb.keys) && wb.keys[n].k>>regionShift == first>>regionShift {
+			for n < min(len(wb.keys), wb.most) && wb.keys[n].k>>regionShift == first>>regionShift {
 				n++
 			}
 			id := first.backing()
@@ -200,19 +214,21 @@ func (wb *writeback) sure(l *Lane, b *Backing) bool {
 
 // batch writes dirty blocks of one region.
 type batch struct {
-	wb    *writeback
-	b     *Backing
-	lock  rangeLock
-	w     waiter
-	keys  []dirtyKey
-	live  [regionBlocks]bool // still to be written
-	ents  [regionBlocks]entry
-	buf   []byte // the region, each block at its place
-	step  batchStep
-	waits int
-	need  LSN
-	err   error
-	busy  bool
+	wb   *writeback
+	b    *Backing
+	lock rangeLock
+	w    waiter
+	keys []dirtyKey
+	live [regionBlocks]bool // still to be written
+	// losses is Backing.losses when the writing began.
+	losses uint64
+	ents   [regionBlocks]entry
+	buf    []byte // the region, each block at its place
+	step   batchStep
+	waits  int
+	need   LSN
+	err    error
+	busy   bool
 }
 
 type batchStep uint8
@@ -350,7 +366,12 @@ func (t *batch) opsDone(l *Lane) {
 
 // write starts one write per run of valid sectors.
 func (t *batch) write(l *Lane) {
-	t.step, t.waits = batchWrite, 1
+	if t.b.Presence() != Present {
+		t.err = ErrAbsent
+		t.finish(l)
+		return
+	}
+	t.step, t.waits, t.losses = batchWrite, 1, t.b.losses.Load()
 	var from, to int64 // the run so far, bytes of the device
 	flush := func() {
 		if from < to {
@@ -394,7 +415,7 @@ func (t *batch) finish(l *Lane) {
 		done++
 		e, ok := c.index.find(d.k)
 		if ok && e.slot == d.slot && e.st&(stDirty|stPending) == stDirty &&
-			t.b.addPending(pendingSlot{d.k, d.slot, wrote}) {
+			t.b.addPending(pendingSlot{d.k, d.slot, wrote}, t.losses) {
 			c.setState(t.b, e, e.st|stPending)
 			c.madeSafe(t.b, d.k)
 		}

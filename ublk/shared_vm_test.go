@@ -113,6 +113,73 @@ func TestSharedMemory(t *testing.T) {
 	}
 }
 
+// strangeServer does not have the memory, as after an earlier server's death.
+type strangeServer struct {
+	*diskQueue
+	hits *atomic.Int64
+}
+
+func (s *strangeServer) Handle(q *ublk.Queue, r *ublk.Request) {
+	if r.Flags&ublk.InShared == 0 {
+		s.diskQueue.Handle(q, r)
+		return
+	}
+	s.hits.Add(1)
+	if !q.Unshare(r) {
+		q.CompleteErr(r.Tag, unix.EIO)
+	}
+}
+
+// TestUnshare: requests whose memory the server does not have are served all the same, but in mode Copy.
+func TestUnshare(t *testing.T) {
+	need(t, ublk.FeatureSharedMemory)
+	eachMode(t, func(t *testing.T, mode ublk.CopyMode) {
+		var hits atomic.Int64
+		disk := newDisk(t, testDiskSize)
+		o := testOptions(mode, testDiskSize)
+		o.SharedMemory = true
+		d := serve(t, o, func(i int) (ublk.Handler, error) {
+			h, err := disk.factory(i)
+			return &strangeServer{h.(*diskQueue), &hits}, err
+		})
+		mem, err := ublk.NewArena(1 << 20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = mem.Free() })
+		if _, err := d.RegisterShared(timeout(t, 20*time.Second), mem.Bytes(), false); err != nil {
+			t.Fatal(err)
+		}
+		fd, err := unix.Open(d.Path(), unix.O_RDWR|unix.O_DIRECT|unix.O_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(fd)
+		want := unix.Errno(0)
+		if mode == ublk.Copy {
+			want = unix.EIO
+		}
+		out, in := mem.Slice(8192, 64<<10), mem.Slice(512<<10, 64<<10)
+		for i := range out {
+			out[i] = byte(i*7 + i>>8)
+		}
+		for _, do := range []func() (int, error){
+			func() (int, error) { return unix.Pwrite(fd, out, 1<<20) },
+			func() (int, error) { return unix.Pread(fd, in, 1<<20) },
+		} {
+			if n, err := do(); want == 0 && (err != nil || n != len(out)) || want != 0 && err != want {
+				t.Errorf("%d, %v; want error %v", n, err, want)
+			}
+		}
+		if n := hits.Load(); n != 2 {
+			t.Errorf("%d requests in shared memory, want 2", n)
+		}
+		if want == 0 && (!bytes.Equal(in, out) || !bytes.Equal(disk.mem[1<<20:][:len(out)], out)) {
+			t.Error("wrong data")
+		}
+	})
+}
+
 // piServer keeps 32 bytes of metadata for each block of 4 KiB: 16 opaque ones and a CRC64 tuple
 // that the kernel makes and verifies.
 type piServer struct {

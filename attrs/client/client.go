@@ -3,7 +3,6 @@ package client
 import (
 	"errors"
 	"fmt"
-	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -78,7 +77,9 @@ type Device struct {
 
 	// use is locked by who changes the channel, and read-locked for a request from its start until
 	// kernel and daemon are done with it.
-	use     sync.RWMutex
+	use sync.RWMutex
+	// again is held by who looks for a channel anew, before use.
+	again   sync.Mutex
 	conns   []*conn
 	ring    *ring // of channel Direct
 	channel Channel
@@ -86,20 +87,14 @@ type Device struct {
 	gone    error // there was a channel and is none any more
 	turn    int   // how often the channel was found anew
 	tried   time.Time
+	over    chan struct{} // ends the watch over the connections; nil without one
+	watched sync.WaitGroup
 
 	life struct {
 		sync.Mutex
 		closed bool
 		busy   sync.WaitGroup
 	}
-}
-
-// conn is a connection to a daemon, and what it said of the device that is opened there.
-type conn struct {
-	mu     sync.Mutex // one question at a time
-	c      *net.UnixConn
-	info   shm.Message
-	opened bool
 }
 
 // Open opens a block device, or a file on any filesystem. An error means that the I/O itself is not
@@ -156,6 +151,9 @@ func (d *Device) open() (err error) {
 	if d.channel == Plain {
 		// Any buffer may be used then.
 		return d.direct(false)
+	}
+	if d.channel == Shared {
+		d.watch()
 	}
 	return nil
 }
@@ -282,6 +280,10 @@ func (d *Device) Close() error {
 }
 
 func (d *Device) release() (err error) {
+	if d.over != nil {
+		close(d.over)
+		d.watched.Wait()
+	}
 	d.disconnect()
 	if d.fd >= 0 {
 		err = errors.Join(err, unix.Close(d.fd))

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -16,6 +17,17 @@ import (
 
 // askTime bounds an answer of a daemon. Registration waits for all I/O of a block device.
 const askTime = time.Minute
+
+// conn is a connection to a daemon, and what it said of the device that is opened there.
+type conn struct {
+	mu     sync.Mutex // one question at a time
+	c      *net.UnixConn
+	socket string
+	// listed: it was asked for all block devices of the cache, as none is known to be below.
+	listed bool
+	info   shm.Message
+	opened bool
+}
 
 // sockets are those of the daemons that may be asked.
 func (d *Device) sockets() (list []string) {
@@ -39,7 +51,7 @@ func (d *Device) connect(socket string, flags uint32) (c *conn, fds []int, err e
 	if err != nil {
 		return nil, nil, err
 	}
-	c = &conn{c: nc.(*net.UnixConn)}
+	c = &conn{c: nc.(*net.UnixConn), socket: socket}
 	if d.o.Socket == "" {
 		err = c.trusted()
 	}
@@ -163,10 +175,12 @@ func (d *Device) findChannel() {
 	devices := 0
 	if d.o.Channel != Direct {
 		for _, socket := range sockets {
-			n, reason := d.registerAll(socket)
+			c, n, reason := d.registerAll(socket)
 			if devices += n; n == 0 {
 				why = append(why, filepath.Base(socket)+": "+reason)
+				continue
 			}
+			d.conns = append(d.conns, c)
 		}
 	}
 	if devices == 0 {
@@ -228,16 +242,25 @@ func (d *Device) tryBlock(socket string) string {
 
 // registerAll makes the memory known to all block devices of a cache. It returns with how many, and
 // why with none.
-func (d *Device) registerAll(socket string) (n int, why string) {
+func (d *Device) registerAll(socket string) (c *conn, n int, why string) {
 	c, _, err := d.connect(socket, 0)
 	if err != nil {
-		return 0, err.Error()
+		return nil, 0, err.Error()
 	}
+	if n, why = c.registerAll(); n == 0 {
+		_ = c.c.Close()
+		return nil, 0, why
+	}
+	return c, n, ""
+}
+
+func (c *conn) registerAll() (n int, why string) {
+	c.listed = true
 	why = "it has no devices"
 	for i := uint32(0); ; i++ {
 		m, err := c.ask(&shm.Message{Kind: shm.List, Index: i})
 		if err != nil {
-			break
+			return n, why
 		}
 		m, err = c.ask(&shm.Message{Kind: shm.OpenDevice, Flags: shm.FlagRegister, Text: m.Text})
 		switch {
@@ -250,10 +273,4 @@ func (d *Device) registerAll(socket string) (n int, why string) {
 			n++
 		}
 	}
-	if n == 0 {
-		_ = c.c.Close()
-		return 0, why
-	}
-	d.conns = append(d.conns, c)
-	return n, ""
 }

@@ -57,47 +57,57 @@ type Op struct {
 
 // ReadAt reads len(p) bytes at off. s may be nil. Fewer bytes than that come with an error.
 func (d *Device) ReadAt(p []byte, off int64, s *attrs.Set) (int, attrs.Results, error) {
-	op := Op{Kind: Read, Buf: p, Off: off, Attrs: s}
-	d.do(&op)
-	return op.N, op.Results, op.Err
+	op := take(Read, s)
+	op.Buf, op.Off = p, off
+	d.do(op)
+	return op.outcome()
 }
 
 // WriteAt writes p at off. It is durable after a Flush. s may be nil.
 //
 // When the daemon ends in the midst of a request and another takes over within some seconds, the
-// request is done again. Requests of Submit fail with EIO then, and those after them go on.
+// request is done again. Requests of Submit fail with EIO then on channel Direct, and those after
+// them go on; on channel Shared the kernel keeps them for the next daemon.
 func (d *Device) WriteAt(p []byte, off int64, s *attrs.Set) (int, attrs.Results, error) {
-	op := Op{Kind: Write, Buf: p, Off: off, Attrs: s}
-	d.do(&op)
-	return op.N, op.Results, op.Err
+	op := take(Write, s)
+	op.Buf, op.Off = p, off
+	d.do(op)
+	return op.outcome()
 }
 
 // Flush makes completed writes durable. Through the kernel no attributes go along with it.
 func (d *Device) Flush(s *attrs.Set) (attrs.Results, error) {
-	op := Op{Kind: Flush, Attrs: s}
-	d.do(&op)
-	return op.Results, op.Err
+	op := take(Flush, s)
+	d.do(op)
+	_, res, err := op.outcome()
+	return res, err
 }
 
 // Discard says that n bytes at off are not needed any more; they may read as anything. Through
 // the kernel no attributes go along with it.
 func (d *Device) Discard(off, n int64, s *attrs.Set) (attrs.Results, error) {
-	op := Op{Kind: Discard, Off: off, Len: n, Attrs: s}
-	d.do(&op)
-	return op.Results, op.Err
+	op := take(Discard, s)
+	op.Off, op.Len = off, n
+	d.do(op)
+	_, res, err := op.outcome()
+	return res, err
 }
 
-func (d *Device) do(op *Op) {
-	if err := d.enter(); err != nil {
-		op.Err = err
-		return
-	}
-	defer d.life.busy.Done()
-	d.run(op)
-	// The next daemon may be short-lived too.
-	for tries := 0; tries < reviveTries && errors.Is(op.Err, unix.EIO) && d.revive(); tries++ {
-		d.run(op)
-	}
+// synchronous are requests whose caller waits for them: they are used again.
+var synchronous = sync.Pool{New: func() any { return &Op{done: make(chan struct{}, 1)} }}
+
+func take(k Kind, s *attrs.Set) *Op {
+	op := synchronous.Get().(*Op)
+	op.Kind, op.Attrs = k, s
+	return op
+}
+
+// outcome ends a request of take.
+func (op *Op) outcome() (int, attrs.Results, error) {
+	n, res, err := op.N, op.Results, op.Err
+	*op = Op{done: op.done}
+	synchronous.Put(op)
+	return n, res, err
 }
 
 // run does a request and waits for it.
@@ -108,7 +118,6 @@ func (d *Device) run(op *Op) {
 		return
 	}
 	if d.ring != nil {
-		op.done = make(chan struct{}, 1)
 		d.ring.submit(op)
 		<-op.done
 	} else {

@@ -17,6 +17,32 @@ const (
 	reviveTries = 4
 )
 
+// do does a request, and does it again if a daemon that ended has failed it.
+func (d *Device) do(op *Op) {
+	if err := d.enter(); err != nil {
+		op.Err = err
+		return
+	}
+	defer d.life.busy.Done()
+	turn := d.turns()
+	d.run(op)
+	// The next daemon may be short-lived too.
+	for tries := 0; tries < reviveTries && errors.Is(op.Err, unix.EIO); tries++ {
+		if d.turns() == turn && !d.revive() {
+			return
+		}
+		turn = d.turns()
+		d.run(op)
+	}
+}
+
+// turns is how often the channel was found anew.
+func (d *Device) turns() int {
+	d.use.RLock()
+	defer d.use.RUnlock()
+	return d.turn
+}
+
 // broken says whether the daemon is known to be gone.
 func (d *Device) broken() bool {
 	d.use.RLock()
@@ -61,6 +87,8 @@ func (d *Device) revive() bool {
 	if !lost {
 		return false
 	}
+	d.again.Lock()
+	defer d.again.Unlock()
 	d.use.Lock()
 	defer d.use.Unlock()
 	if d.turn != turn {
@@ -70,12 +98,8 @@ func (d *Device) revive() bool {
 		return false
 	}
 	for end := time.Now().Add(reviveTime); ; time.Sleep(revivePause) {
-		d.disconnect()
-		d.region.Ring().Reset()
-		err := d.reconnect()
+		err := d.findAgain()
 		if err == nil {
-			d.gone = nil
-			d.turn++
 			return true
 		}
 		d.gone = fmt.Errorf("the daemon has ended, and no other is there (%w): %w", err, unix.EIO)
@@ -84,6 +108,24 @@ func (d *Device) revive() bool {
 			return false
 		}
 	}
+}
+
+// findAgain tries to find a channel once. d.use is locked.
+func (d *Device) findAgain() error {
+	if d.channel == Shared && len(d.conns) > 0 {
+		// Connections to other caches stay: they have the memory registered.
+		if err := d.shareAgain(); !errors.Is(err, errNotRegistered) {
+			return err
+		}
+	}
+	d.disconnect()
+	d.region.Ring().Reset()
+	if err := d.reconnect(); err != nil {
+		return err
+	}
+	d.gone = nil
+	d.turn++
+	return nil
 }
 
 // disconnect gives up all connections.

@@ -1,6 +1,7 @@
 package shm
 
 import (
+	"errors"
 	"fmt"
 	"sync/atomic"
 
@@ -24,24 +25,27 @@ func (r *Region) Issue(off int64, n int, s *attrs.Set) (Ticket, error) {
 		return Ticket{}, fmt.Errorf("%w: %d bytes at %d", ErrPlace, n, off)
 	}
 	first, count := pagesOf(off, int64(n))
-	var scratch [attrs.MaxBytes]byte
-	size, err := s.Encode(scratch[:min(len(scratch), count*BodyBytes)])
+	t := Ticket{start: off, length: int64(n)}
+	body := r.slot(first) + slotHeaderBytes
+	// Most sets fit into one slot, and are written there at once. Nobody looks at it before it has its
+	// number.
+	size, err := s.Encode(r.mem[body : body+BodyBytes])
+	if errors.Is(err, attrs.ErrSpace) && count > 1 {
+		size, err = r.spread(first, count, s)
+	}
 	if err != nil {
 		return Ticket{}, err
 	}
-	t := Ticket{start: off, length: int64(n), seq: r.nextSeq()}
+	t.seq = r.nextSeq()
 	for i := range count {
 		at := r.slot(first + i)
-		b := r.mem[at : at+SlotBytes]
+		b := r.mem[at : at+slotHeaderBytes]
 		le.PutUint32(b[slotFirst:], uint32(first))
 		le.PutUint64(b[slotStart:], uint64(off))
 		le.PutUint32(b[slotLength:], uint32(n))
 		le.PutUint32(b[slotNumber:], uint32(i))
 		le.PutUint32(b[slotSetBytes:], uint32(size))
 		le.PutUint32(b[slotOverflow:], 0)
-		if i*BodyBytes < size {
-			copy(b[slotHeaderBytes:], scratch[i*BodyBytes:size])
-		}
 		for k := range Answers {
 			atomic.StoreUint64(r.long(r.answer(first+i, k)+answerClaim), claimOf(t.seq, 0))
 		}
@@ -50,6 +54,20 @@ func (r *Region) Issue(off int64, n int, s *attrs.Set) (Ticket, error) {
 		r.store(r.slot(first+i)+slotSeq, t.seq)
 	}
 	return t, nil
+}
+
+// spread writes a set that is too long for one slot to as many as it takes.
+func (r *Region) spread(first, count int, s *attrs.Set) (int, error) {
+	var scratch [attrs.MaxBytes]byte
+	size, err := s.Encode(scratch[:min(len(scratch), count*BodyBytes)])
+	if err != nil {
+		return 0, err
+	}
+	for i := 0; i*BodyBytes < size; i++ {
+		at := r.slot(first+i) + slotHeaderBytes
+		copy(r.mem[at:at+BodyBytes], scratch[i*BodyBytes:size])
+	}
+	return size, nil
 }
 
 // maxRequest is the largest request in bytes, as in the kernel.

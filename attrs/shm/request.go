@@ -16,9 +16,10 @@ type Request struct {
 
 	start, length int64 // of the piece, in the data area
 	seq           uint32
-	buf           [attrs.MaxBytes]byte // what Set refers to
-	out           [attrs.MaxBytes]byte
-	slot          [SlotBytes]byte
+	// Set refers to the slot if it came in one, else to buf.
+	slot [SlotBytes]byte
+	out  [attrs.MaxBytes]byte
+	buf  [attrs.MaxBytes]byte
 }
 
 // Given says whether the client gave attributes, readable or not: then it waits for answers.
@@ -103,6 +104,26 @@ func (h *head) covers(off, n int64) bool {
 // readSet gathers the set from the slots of the request's first pages and narrows it to the piece.
 // q.slot has that of the piece's first page, which is not read again.
 func (v *View) readSet(q *Request, h *head, page int) error {
+	set := q.buf[:h.setBytes:h.setBytes]
+	if h.first == page && h.setBytes <= BodyBytes {
+		set = q.slot[slotHeaderBytes:][:h.setBytes:h.setBytes]
+	} else if err := v.gather(q, h, page); err != nil {
+		return err
+	}
+	if h.setBytes == 0 {
+		return nil
+	}
+	// What cannot be decoded is known to the set, and answered.
+	_ = q.Set.Decode(set)
+	if q.length < h.length {
+		first := (q.start - h.start) / attrs.BlockSize
+		q.Set.Piece(int(first), int((q.length+attrs.BlockSize-1)/attrs.BlockSize))
+	}
+	return nil
+}
+
+// gather copies a set to q.buf from the slots of the request's first pages.
+func (v *View) gather(q *Request, h *head, page int) error {
 	for i := 0; i*BodyBytes < h.setBytes; i++ {
 		if h.first+i != page || i > 0 {
 			o, err := v.head(q, h.first+i)
@@ -110,19 +131,11 @@ func (v *View) readSet(q *Request, h *head, page int) error {
 				return err
 			}
 			if o.seq != h.seq || o.start != h.start || o.setBytes != h.setBytes {
-				return nil // being changed
+				h.setBytes = 0 // being changed
+				return nil
 			}
 		}
 		copy(q.buf[i*BodyBytes:h.setBytes], q.slot[slotHeaderBytes:])
-	}
-	if h.setBytes == 0 {
-		return nil
-	}
-	// What cannot be decoded is known to the set, and answered.
-	_ = q.Set.Decode(q.buf[:h.setBytes:h.setBytes])
-	if q.length < h.length {
-		first := (q.start - h.start) / attrs.BlockSize
-		q.Set.Piece(int(first), int((q.length+attrs.BlockSize-1)/attrs.BlockSize))
 	}
 	return nil
 }

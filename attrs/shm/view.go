@@ -15,12 +15,17 @@ import (
 type View struct {
 	memory
 	size int64
+	id   Identity
 }
 
 // Open checks and maps the memory behind a descriptor, which stays the caller's. A region with more
 // than maxBytes of data is refused.
 func Open(fd int, maxBytes int64) (*View, error) {
 	size, err := checkFile(fd)
+	if err != nil {
+		return nil, err
+	}
+	id, err := Identify(fd)
 	if err != nil {
 		return nil, err
 	}
@@ -31,7 +36,7 @@ func Open(fd int, maxBytes int64) (*View, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := &View{memory: memory{mem: mem}, size: size}
+	v := &View{memory: memory{mem: mem}, size: size, id: id}
 	var head [headerBytes]byte
 	if err = v.copyOut(head[:], 0); err == nil {
 		err = v.decode(head[:], size)
@@ -83,6 +88,9 @@ func (v *View) Close() error {
 	v.mem = nil
 	return err
 }
+
+// Identity tells the memory from all others.
+func (v *View) Identity() Identity { return v.id }
 
 // Bytes is the size of the whole region, DataBytes that of the data area and DataOffset where in the
 // memory it begins.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -110,6 +111,17 @@ func wait(what string, holds func() bool) error {
 		}
 	}
 	return nil
+}
+
+// idleTime is how long the CPUs of this machine have had nothing to do, all together.
+func idleTime() time.Duration {
+	text, err := os.ReadFile("/proc/stat")
+	if f := strings.Fields(string(text)); err == nil && len(f) > 5 {
+		idle, _ := strconv.ParseInt(f[4], 10, 64)
+		waiting, _ := strconv.ParseInt(f[5], 10, 64) // for I/O, which is idle too
+		return time.Duration(idle+waiting) * 10 * time.Millisecond
+	}
+	return 0
 }
 
 func exists(path string) bool {

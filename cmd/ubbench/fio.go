@@ -29,8 +29,10 @@ type sample struct {
 // span is the part of each device that is used; it fits into every cache.
 const span = 64 << 20
 
-// measure runs fio once.
-func measure(ctx context.Context, dev string, w *workload, length time.Duration) (sample, error) {
+// measure runs fio once. More options come after the usual ones, over which they win.
+func measure(ctx context.Context, dev string, w *workload, length time.Duration, more ...string) (
+	sample, error,
+) {
 	args := []string{
 		"--name=" + w.name, "--filename=" + dev, "--ioengine=io_uring", "--direct=1",
 		"--rw=" + w.rw, "--bs=" + w.block, fmt.Sprintf("--iodepth=%d", w.depth),
@@ -46,7 +48,7 @@ func measure(ctx context.Context, dev string, w *workload, length time.Duration)
 	if w.fsync {
 		args = append(args, "--fsync=1")
 	}
-	out, err := run(ctx, "fio", args...)
+	out, err := run(ctx, "fio", append(args, more...)...)
 	if err != nil {
 		return sample{}, err
 	}

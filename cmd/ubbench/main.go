@@ -1,6 +1,7 @@
 // Command ubbench compares ubcache with its peers: the kernel's own ublk server, bcache, dm-cache,
 // dm-writecache and the loop driver, all on RAM disks of one virtual machine, where ratios mean
-// something and absolute figures do not.
+// something and absolute figures do not. It also compares ubcache with itself: what attributes cost, and
+// what priorities bring.
 //
 // On the host it runs the Go benchmarks, then boots the integration VM and itself in it. It prints
 // a table, writes bench.json, and fails if a ratio is below its bar.

@@ -39,7 +39,7 @@ func (b *bench) add(ctx context.Context, name string) (err error) {
 
 const configFile = "/tmp/ubbench.toml"
 
-// ubcache starts a cache with its own daemon, in writeback mode, and fills it.
+// ubcache starts a cache on RAM disks, in writeback mode, and fills it.
 func (b *bench) ubcache(ctx context.Context, t *target, name string, format ...string) error {
 	ssd, err := b.ssd(ctx)
 	if err != nil {
@@ -49,17 +49,34 @@ func (b *bench) ubcache(ctx context.Context, t *target, name string, format ...s
 	if err != nil {
 		return err
 	}
-	cmd := func(args ...string) (string, error) {
-		return run(ctx, "ubcache", append([]string{"--config", configFile, "--json"}, args...)...)
-	}
-	if _, err := cmd(append([]string{"format", ssd, "--name", name}, format...)...); err != nil {
+	if err := b.startCache(ctx, t, name, ssd, slow, format...); err != nil {
 		return err
 	}
-	if _, err := cmd("start", name); err != nil {
+	// Written rather than read, so that a piece lies in one place whatever the order of the reads.
+	if err := writeAll(ctx, t.dev); err != nil {
 		return err
 	}
-	out, err := cmd("attach", slow, "--cache", name, "--name", "b"+name, "--mode", "writeback",
-		"--sequential-cutoff", "0")
+	if _, err := ubcacheCommand(ctx, "flush", "b"+name); err != nil {
+		return err
+	}
+	return checkFull(ctx, t)
+}
+
+// ubcacheCommand runs ubcache, with the benchmark's own configuration.
+func ubcacheCommand(ctx context.Context, args ...string) (string, error) {
+	return run(ctx, "ubcache", append([]string{"--config", configFile, "--json"}, args...)...)
+}
+
+// startCache starts a cache with its own daemon, with a backing device in writeback mode.
+func (b *bench) startCache(ctx context.Context, t *target, name, ssd, slow string, format ...string) error {
+	if _, err := ubcacheCommand(ctx, append([]string{"format", ssd, "--name", name}, format...)...); err != nil {
+		return err
+	}
+	if _, err := ubcacheCommand(ctx, "start", name); err != nil {
+		return err
+	}
+	out, err := ubcacheCommand(ctx, "attach", slow, "--cache", name, "--name", "b"+name, "--mode",
+		"writeback", "--sequential-cutoff", "0")
 	if err != nil {
 		return err
 	}
@@ -76,7 +93,7 @@ func (b *bench) ubcache(ctx context.Context, t *target, name string, format ...s
 	}
 	t.dev = d.Path
 	t.hits = func() (n hitCount, err error) {
-		out, err := cmd("stats", name)
+		out, err := ubcacheCommand(ctx, "stats", name)
 		if err != nil {
 			return n, err
 		}
@@ -87,14 +104,7 @@ func (b *bench) ubcache(ctx context.Context, t *target, name string, format ...s
 		s := all[0].Devices["b"+name]
 		return hitCount{s.HitBlocks, s.MissBlocks}, nil
 	}
-	// Written rather than read, so that a piece lies in one place whatever the order of the reads.
-	if err := writeAll(ctx, t.dev); err != nil {
-		return err
-	}
-	if _, err := cmd("flush", "b"+name); err != nil {
-		return err
-	}
-	return checkFull(ctx, t)
+	return nil
 }
 
 // checkFull reads the device once, all of it from the cache.

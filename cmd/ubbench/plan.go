@@ -1,5 +1,7 @@
 package main
 
+import "context"
+
 // The sides of the comparisons.
 const (
 	oursZero  = "ubcache zero-copy" // without data checksums: requests pass without a copy
@@ -11,6 +13,9 @@ const (
 	dmWrite   = "dm-writecache"
 	kloop     = "kernel loop"
 	raw       = "RAM disk itself"
+
+	withPriorities    = "rt against idle"
+	withoutPriorities = "no priorities"
 )
 
 // comparison is a row to be: ours against a peer, with the ratio that is asked for, 0 for none.
@@ -27,6 +32,11 @@ type stage struct {
 	// wearIn is how many bytes are written to each side first, so that caches which reuse
 	// space are measured reusing it.
 	wearIn int64
+
+	// run measures what is not a workload of fio on one side after the other, nil for what is.
+	run        func(context.Context, *bench, *stage) ([]row, error)
+	contention *contention
+	on         string // the device that stages of cost have
 }
 
 // hits are the peers that every read workload is compared with, after those that have bars.
@@ -77,6 +87,30 @@ var plan = []stage{
 			{oursCopy, dmWrite, 0},
 		},
 	},
+	{
+		workload: workload{name: "attributes, random 4 KiB hits, QD16"}, run: costs, on: oursCopy,
+		rows: []comparison{
+			{withAttributes, withoutAttributes, 0.95}, {withAttributes, plainDirect, 1},
+		},
+	},
+	{
+		workload: workload{name: "attributes, zero copy, random 4 KiB hits, QD16"}, run: costs,
+		on:   oursZero,
+		rows: []comparison{{withAttributes, withoutAttributes, 0.95}, {withAttributes, plainDirect, 0}},
+	},
+	{
+		workload: workload{name: "random 4 KiB hits, QD16", rw: "randread", block: "4k", depth: 16},
+		run:      bpfCost, rows: []comparison{{bpfOn, bpfOff, 0.97}},
+	},
+	contentionStage("hits beside a flood of writes and writeback", 5,
+		contention{mode: "writeback", hot: true, jobs: 1, depth: 64, block: "16k"}),
+	contentionStage("misses beside a flood of writes past the SSD", 5,
+		contention{mode: "writethrough", jobs: 1, depth: 64, block: "16k"}),
+	contentionStage("hits beside a flood deeper than the queues, mq-deadline", 5, contention{
+		mode: "writeback", hot: true, jobs: 4, depth: 256, block: "16k", scheduler: "mq-deadline",
+	}),
+	contentionStage("hits beside a flood deeper than the queues, no scheduler", 0,
+		contention{mode: "writeback", hot: true, jobs: 4, depth: 256, block: "16k"}),
 }
 
 func (s *stage) rowName(c comparison) string { return s.name + ": " + c.ours + " / " + c.peer }

@@ -61,7 +61,7 @@ func printRows(w io.Writer, rows []row) {
 	fmt.Fprintln(t, "ours\tpeer\tunit\tratio\tbar\tp99 µs\tpeer's\t\t  comparison")
 	for _, r := range rows {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t  %s\n", figure(r.Ours), figure(r.Peer),
-			r.Unit, optional("%.2f", r.Ratio), optional("%.1f", r.Bar), figure(r.OursP99),
+			r.Unit, optional("%.2f", r.Ratio), optional("%.2f", r.Bar), figure(r.OursP99),
 			figure(r.PeerP99), mark(r), r.Name)
 	}
 	_ = t.Flush()

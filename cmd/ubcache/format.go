@@ -139,7 +139,11 @@ func (f *formatFlags) format(dev *blockdev.Device) (*cache.Superblock, error) {
 	if err := dev.WipeTail(); err != nil {
 		return nil, err
 	}
-	return cache.Format(dev, cache.FormatOptions{
+	sb, err := cache.Format(dev, cache.FormatOptions{
 		Label: label, BucketBytes: int64(f.bucket), NoChecksums: f.noChecksums,
 	})
+	if err != nil {
+		return nil, err
+	}
+	return sb, dev.Reserve(sb.Geometry.DataOff)
 }

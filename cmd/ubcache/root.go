@@ -57,8 +57,10 @@ func newRoot() *cobra.Command {
 	})
 	root.AddCommand(
 		formatCommand(g), startCommand(g), stopCommand(g), attachCommand(g), detachCommand(g),
+		reopenCommand(g),
 		setCommand(g), ruleCommand(g), tenantCommand(g), flushCommand(g), statusCommand(g),
-		statsCommand(g), traceCommand(g), checkCommand(g), dumpCommand(g), featuresCommand(g),
+		statsCommand(g), traceCommand(g), checkCommand(g), scrubCommand(g), badCommand(g),
+		salvageCommand(g), dumpCommand(g), featuresCommand(g),
 		ioCommand(g), runCommand(), watchFilesCommand(),
 	)
 	return root

@@ -22,6 +22,8 @@ func setCommand(g *globals) *cobra.Command {
   dirty-max          share at which writes go past the cache instead of making more dirty data
   writeback-delay    age that dirty data may reach on an idle device
   pin-quota          share of the cache in percent that requests with hint=pin may take; at most 50
+  backing-loss       what becomes of I/O that needs the backing device when that is gone: fail, hold
+                     (it waits) or hold=DURATION (it waits for that long after the loss)
   ssd-loss           if the SSD is lost with dirty data of the device: error (requests for that data
                      fail), read-only (changes, too) or stop (everything fails)
   ssd-loss-hold      how long I/O that needs a lost SSD waits for it before that`,

@@ -6,10 +6,13 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"ubcache/internal/config"
 	"ubcache/internal/control"
 	"ubcache/internal/daemon"
 	"ubcache/internal/report"
@@ -20,8 +23,9 @@ type startFlags struct {
 	wait       time.Duration
 	anyDir     bool
 	noUblk     bool
-	dropDirty  []string
 	readyFD    int
+	drop, keep []string
+	backings   map[string][]string // of each cache
 }
 
 func startCommand(g *globals) *cobra.Command {
@@ -35,13 +39,16 @@ the block devices are there and prints their names.
 After a crash or kill -9 it waits until the last I/O of the dead daemon is over, replays the
 journal, and takes the block devices over, so that mounted filesystems go on.
 
+A backing device that was changed without the cache, mounted by itself for instance, or while the
+cache was without its SSD, is noticed. If the
+cache has no newer data for it, what is cached of it is dropped. Otherwise start refuses: ubcache salvage
+saves the newer data elsewhere, --drop NAME gives it up, --keep NAME keeps it, so that it is written over
+the changes. Damaged metadata is repaired where that loses nothing; where dirty data may be lost, start
+refuses, too.
+
 Each cache has a daemon of its own. In the background it logs to NAME.log in the runtime folder
 (/run/ubcache, or /dev/shm/ubcache if /run is not on tmpfs). SIGTERM stops a daemon as ubcache
-stop does; if a device is in use, its I/O waits instead for the next start, and nothing is lost.
-
-If a backing device was changed while the cache was without its SSD, what the SSD has of it is not
-used again: clean copies are dropped, and with dirty ones start refuses, until --drop-dirty gives
-them up.`,
+stop does; if a device is in use, its I/O waits instead for the next start, and nothing is lost.`,
 		RunE: func(cmd *cobra.Command, a []string) error {
 			file, err := g.load()
 			if err != nil {
@@ -49,6 +56,9 @@ them up.`,
 			}
 			names, err := pick(file, a)
 			if err != nil {
+				return err
+			}
+			if err := f.checkNames(file, names); err != nil {
 				return err
 			}
 			if f.foreground {
@@ -65,17 +75,39 @@ them up.`,
 	fs.DurationVar(&f.wait, "wait", 30*time.Second, "how long to wait for devices of a dying daemon")
 	fs.BoolVar(&f.anyDir, "any-runtime-dir", false,
 		"allow a runtime folder that is not on tmpfs: kill -9 is still safe, but slow")
+	fs.StringArrayVar(&f.drop, "drop", nil,
+		"give up what is cached of this backing device, dirty data included: it is lost")
+	fs.StringArrayVar(&f.keep, "keep", nil,
+		"keep what is cached of this backing device although it was changed without the cache")
 	fs.BoolVar(&f.noUblk, "no-ublk", false, "run without block devices, for tests")
 	fs.IntVar(&f.readyFD, "ready-fd", -1, "report to the command that waits for the start")
-	fs.StringSliceVar(&f.dropDirty, "drop-dirty", nil, "give up the SSD's dirty data of this backing "+
-		"device, which was changed without it")
 	_ = fs.MarkHidden("no-ublk")
 	_ = fs.MarkHidden("ready-fd")
 	return cmd
 }
 
+// checkNames makes sure that what is to be dropped or kept is a backing device of a cache to start.
+func (f *startFlags) checkNames(file *config.File, caches []string) error {
+	f.backings = map[string][]string{}
+	var all []string
+	for _, c := range caches {
+		f.backings[c] = file.Caches[c].BackingNames()
+		all = append(all, f.backings[c]...)
+	}
+	for _, n := range append(slices.Clone(f.drop), f.keep...) {
+		if !slices.Contains(all, n) {
+			return report.Misuse("no backing device %q to drop or keep (there is %s)", n, strings.Join(all, ", "))
+		}
+		if slices.Contains(f.drop, n) && slices.Contains(f.keep, n) {
+			return report.Misuse("--drop and --keep exclude each other for %s", n)
+		}
+	}
+	return nil
+}
+
 // arguments are those that make this program run the daemon in the foreground.
 func (f *startFlags) arguments(g *globals, name string) []string {
+	o := f.options(g, name)
 	list := []string{
 		"start", name, "--foreground", "--config=" + g.config, "--wait=" + f.wait.String(),
 	}
@@ -85,16 +117,27 @@ func (f *startFlags) arguments(g *globals, name string) []string {
 	if f.noUblk {
 		list = append(list, "--no-ublk")
 	}
-	for _, n := range f.dropDirty {
-		list = append(list, "--drop-dirty="+n)
+	for _, n := range o.Drop {
+		list = append(list, "--drop="+n)
+	}
+	for _, n := range o.Keep {
+		list = append(list, "--keep="+n)
 	}
 	return list
 }
 
 func (f *startFlags) options(g *globals, name string) daemon.Options {
+	mine := func(names []string) (list []string) {
+		for _, n := range names {
+			if slices.Contains(f.backings[name], n) {
+				list = append(list, n)
+			}
+		}
+		return list
+	}
 	return daemon.Options{
 		Name: name, ConfigPath: g.config, Wait: f.wait, AnyRuntimeDir: f.anyDir, NoUblk: f.noUblk,
-		DropDirty: f.dropDirty, Anew: daemon.ExecAgain,
+		Drop: mine(f.drop), Keep: mine(f.keep), Anew: daemon.ExecAgain,
 	}
 }
 

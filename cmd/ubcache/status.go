@@ -145,6 +145,9 @@ func deviceRow(d *control.Device) []string {
 	if d.Service != "served" {
 		state += ", " + d.Service
 	}
+	if d.Presence != "present" && d.Service != "missing" {
+		state += ", backing device gone"
+	}
 	if d.BadBytes > 0 {
 		state += fmt.Sprintf(", %s lost by the SSD", human(d.BadBytes))
 	}

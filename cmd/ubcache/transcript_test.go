@@ -204,12 +204,15 @@ func TestJSON(t *testing.T) {
 	fields("ubcache set disk mode=writeback --json", "mode")
 	fields("ubcache status --json", "0.cache.dirty_bytes", "0.devices.0.name", "0.devices.0.dirty_bytes")
 	fields("ubcache stats --json", "0.cache.ssd_write_bytes", "0.devices.disk.hit_ratio")
+	fields("ubcache scrub disk --json", "0.name", "0.complete", "0.bad", "0.differs", "0.next", "0.checked_blocks")
+	fields("ubcache bad --json", "0.name", "0.ranges", "0.bytes")
 	fields("ubcache flush disk --json", "0.dirty_bytes")
 	fields("ubcache detach disk --json", "name", "state")
 	fields("ubcache stop --json", "0")
 	fields("ubcache status --json", "0.running")
 	fields("ubcache check main --json", "clean", "problems", "cached_blocks")
-	fields("ubcache dump main --json", "uuid", "backings", "epoch")
+	fields("ubcache dump main --json", "uuid", "backings", "epoch", "superblocks.1.sequence", "next_record")
+	fields("ubcache salvage main --json", "damage", "unknown_blocks", "devices")
 	fields("ubcache features --json", "kernel", "features.0.present")
 }
 

@@ -24,6 +24,7 @@ type Info struct {
 	StablePath    string `json:"stable_path"` // under /dev/disk/by-id if there is such a link
 	Block         bool   `json:"block"`       // false: a regular file
 	Dev           uint64 `json:"-"`           // device number of a block device
+	diskSeq       int64  // tells disks apart that have the number one after the other
 	SizeBytes     int64  `json:"size_bytes"`
 	LogicalBytes  int    `json:"logical_block_bytes"`
 	PhysicalBytes int    `json:"physical_block_bytes"`
@@ -128,6 +129,7 @@ func (i *Info) block() error {
 		i.queue = filepath.Join(filepath.Dir(dir), "queue")
 	}
 	i.SizeBytes = sysInt(dir, "size") * SectorBytes
+	i.diskSeq = sysInt(filepath.Dir(i.queue), "diskseq")
 	i.ReadOnly = sysInt(dir, "ro") != 0
 	i.LogicalBytes = int(sysInt(i.queue, "logical_block_size"))
 	i.PhysicalBytes = int(sysInt(i.queue, "physical_block_size"))
@@ -236,6 +238,17 @@ func All() []string {
 		}
 	}
 	return list
+}
+
+// Census names the disks and partitions of the machine so that it differs when one comes or goes, or is
+// replaced under its name. It does no I/O on them.
+func Census() string {
+	dirs, _ := filepath.Glob("/sys/class/block/*")
+	var b strings.Builder
+	for _, d := range dirs {
+		fmt.Fprintln(&b, filepath.Base(d), sysText(d, "diskseq"), sysText(d, "size"))
+	}
+	return b.String()
 }
 
 func onUblk(dir string) bool {

@@ -36,9 +36,14 @@ var ErrBusy = errors.New("device is in use")
 
 // Open opens the device exclusively for reading and writing. If somebody has it, it tries again
 // until ctx ends.
-func (i *Info) Open(ctx context.Context) (*Device, error) {
+func (i *Info) Open(ctx context.Context) (*Device, error) { return i.openUntil(ctx, false) }
+
+// OpenRead is Open for reading only, which read-only devices let one do, too.
+func (i *Info) OpenRead(ctx context.Context) (*Device, error) { return i.openUntil(ctx, true) }
+
+func (i *Info) openUntil(ctx context.Context, readOnly bool) (*Device, error) {
 	for {
-		d, err := i.open()
+		d, err := i.open(readOnly)
 		if !errors.Is(err, ErrBusy) {
 			return d, err
 		}
@@ -52,11 +57,14 @@ func (i *Info) Open(ctx context.Context) (*Device, error) {
 	}
 }
 
-func (i *Info) open() (*Device, error) {
-	if i.ReadOnly {
+func (i *Info) open(readOnly bool) (*Device, error) {
+	if i.ReadOnly && !readOnly {
 		return nil, report.Refuse("open "+i.Path, "device is read-only", "")
 	}
 	flags := os.O_RDWR | unix.O_DIRECT | unix.O_CLOEXEC
+	if readOnly {
+		flags = os.O_RDONLY | unix.O_DIRECT | unix.O_CLOEXEC
+	}
 	if i.Block {
 		flags |= unix.O_EXCL
 	}
@@ -186,6 +194,23 @@ func (d *Device) Close() error {
 		_ = d.cache.Close()
 	}
 	return d.f.Close()
+}
+
+// Reserve makes sure that the first n bytes of an image file have their blocks in the filesystem, so that
+// writes to them need no space later. It does nothing to block devices, and where the filesystem cannot.
+func (d *Device) Reserve(n int64) error {
+	if d.Info.Block {
+		return nil
+	}
+	for {
+		switch err := unix.Fallocate(d.FD(), 0, 0, n); err {
+		case unix.EINTR:
+		case nil, unix.EOPNOTSUPP:
+			return nil
+		default:
+			return fmt.Errorf("reserve %d bytes for metadata in %s: %w", n, d.Info.Path, err)
+		}
+	}
 }
 
 // CanPunch reports whether an image file's filesystem can make holes.

@@ -44,6 +44,8 @@ type Cache struct {
 	Depth  int    `toml:"depth,omitzero"`
 	MaxIO  Size   `toml:"max-io,omitzero"`
 	Copy   string `toml:"copy,omitempty"` // auto, copy, zero-copy
+	// Scheduler is the I/O scheduler of the ublk devices, by the kernel's name; empty leaves it alone.
+	Scheduler string `toml:"scheduler,omitempty"`
 	// KernelAttributes says whether BPF reads priorities, hints and issuers off requests: auto, off.
 	KernelAttributes string `toml:"kernel-attributes,omitempty"`
 
@@ -79,6 +81,8 @@ type Backing struct {
 	// SSDLoss and SSDLossHold are there only if they are not the defaults.
 	SSDLoss     string    `toml:"ssd-loss,omitempty"`
 	SSDLossHold *Duration `toml:"ssd-loss-hold,omitempty"`
+	// BackingLoss says what becomes of I/O that needs the device when it is gone; empty for the default.
+	BackingLoss string `toml:"backing-loss,omitempty"`
 
 	// Rules give attributes to requests, the first one that matches wins.
 	Rules []Rule `toml:"rule,omitempty"`
@@ -181,6 +185,12 @@ func (f *File) check() error {
 		case "", "auto", "copy", "zero-copy":
 		default:
 			return fmt.Errorf("cache %s: copy = %q is none of auto, copy, zero-copy", cn, c.Copy)
+		}
+		switch c.Scheduler {
+		case "", "none", "mq-deadline", "kyber", "bfq":
+		default:
+			return fmt.Errorf("cache %s: scheduler = %q is none of none, mq-deadline, kyber, bfq", cn,
+				c.Scheduler)
 		}
 		switch c.KernelAttributes {
 		case "", "auto", Off:

@@ -46,6 +46,7 @@ const (
 	CmdCancel = "cancel" // NameArgs → Device: cancel a detach
 	CmdSet    = "set"    // SetArgs → Device
 	CmdFlush  = "flush"  // NameArgs → Progress … Device
+	CmdReopen = "reopen" // ReopenArgs → Device
 	CmdStop   = "stop"   // StopArgs → nothing
 
 	CmdRuleAdd  = "rule add"  // RuleAddArgs → Rule
@@ -57,6 +58,10 @@ const (
 	CmdTenantDel  = "tenant del"  // TenantArgs → Tenant, as it was
 
 	CmdTrace = "trace" // TraceArgs → list of Trace
+
+	CmdScrub    = "scrub"    // ScrubArgs → Progress … Scrub
+	CmdScrubbed = "scrubbed" // NameArgs → Scrub, what the last scrub has found, perhaps an interrupted one
+	CmdBad      = "bad"      // NameArgs → list of Bad, of one device or of all
 )
 
 // NameArgs name a backing device.
@@ -86,8 +91,16 @@ type DetachArgs struct {
 	NoWait bool `json:"no_wait,omitempty"`
 }
 
+// ReopenArgs ask to bring back a backing device that is gone.
+type ReopenArgs struct {
+	Name string `json:"name"`
+	// Device is where it is now; empty: to be found.
+	Device string `json:"device,omitempty"`
+}
+
 // SetArgs change settings: mode, sequential-cutoff, dirty-target, dirty-max, writeback-delay,
 // pin-quota, ssd-loss, ssd-loss-hold.
+// pin-quota, backing-loss.
 type SetArgs struct {
 	Name     string            `json:"name"`
 	Settings map[string]string `json:"settings"`
@@ -165,6 +178,35 @@ type Trace struct {
 	cache.Trace
 }
 
+// ScrubArgs ask to verify what is cached of a backing device.
+type ScrubArgs struct {
+	Name string `json:"name"`
+	// Rate bounds the cached bytes per second that are looked at; 0: no bound.
+	Rate int64 `json:"rate,omitempty"`
+	// Restart begins at the start of the device, where an earlier scrub was interrupted, too.
+	Restart bool `json:"restart,omitempty"`
+	// NoBacking only verifies checksums, Fix drops copies that the backing device does not have.
+	NoBacking bool `json:"no_backing,omitempty"`
+	Fix       bool `json:"fix,omitempty"`
+}
+
+// Scrub is what a scrub has found.
+type Scrub struct {
+	Name          string `json:"name"`
+	BackingDevice string `json:"backing_device,omitempty"`
+	cache.ScrubReport
+}
+
+// Bad is the dirty data of a device that the SSD has lost.
+type Bad struct {
+	Cache  string       `json:"cache"`
+	Name   string       `json:"name"`
+	Bytes  int64        `json:"bytes"`
+	Ranges cache.Ranges `json:"ranges"` // in bytes of the cached device, whole sectors of 512
+	// Truncated: there are more.
+	Truncated bool `json:"truncated,omitempty"`
+}
+
 // StopArgs ask the daemon to end.
 type StopArgs struct {
 	// Force stops devices that are in use: their users see I/O errors.
@@ -194,10 +236,12 @@ type Device struct {
 	UsedBy   string `json:"used_by,omitempty"`
 	CopyMode string `json:"copy_mode,omitempty"`
 	// Integrity: the block device has integrity metadata.
-	Integrity bool           `json:"integrity,omitempty"`
-	Queues    int            `json:"queues,omitempty"`
-	DataOff   int64          `json:"data_offset_bytes"`
-	Identity  DeviceIdentity `json:"identity"`
+	Integrity bool `json:"integrity,omitempty"`
+	// SharedMemory is how many clients' memory is registered with the block device.
+	SharedMemory int            `json:"shared_memory,omitempty"`
+	Queues       int            `json:"queues,omitempty"`
+	DataOff      int64          `json:"data_offset_bytes"`
+	Identity     DeviceIdentity `json:"identity"`
 	// Rules is the number of its rules, RuleProblems what is wrong with some of them.
 	Rules        int               `json:"rules,omitempty"`
 	RuleProblems []string          `json:"rule_problems,omitempty"`

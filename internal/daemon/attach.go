@@ -171,6 +171,7 @@ func (in *Instance) addBacking(ctx context.Context, a *control.AttachArgs, o cac
 	if err := in.rules.load(&s.rules, b.Size(), nil); err != nil {
 		return nil, errors.Join(err, in.forget(ctx, s, true))
 	}
+	in.startGuard(s)
 	setAbilities(b, dev)
 	b.SetNumber(ownNumber(o.UUID))
 	err = in.setFile(b.ID(), dev)
@@ -213,7 +214,8 @@ func (in *Instance) writeHeader(dev *blockdev.Device, o *cache.AttachOptions,
 	} else if err := header.Clear(dev); err != nil {
 		return err
 	}
-	h.Cache, h.Backing, h.DataOff = id, o.UUID, header.DataOff
+	o.Head = in.cache.Super().Epoch
+	h.Cache, h.Backing, h.DataOff, h.Start = id, o.UUID, header.DataOff, o.Head
 	h.DeviceSize = dev.Size()
 	h.Size = (dev.Size() - header.DataOff) / int64(o.LBS) * int64(o.LBS)
 	if h.Size <= 0 {
@@ -248,12 +250,15 @@ func (in *Instance) configure(f *config.File, a *control.AttachArgs, o *cache.At
 // gives up dirty data.
 func (in *Instance) forget(ctx context.Context, s *served, lose bool) error {
 	id := s.b.ID()
+	in.renounce(s, true)
 	if err := in.unserve(ctx, s, true); err != nil {
+		in.renounce(s, false)
 		return err
 	}
 	d := in.directServer()
 	if d != nil {
 		if err := d.drop(id); err != nil {
+			in.renounce(s, false)
 			return err
 		}
 	}
@@ -261,14 +266,21 @@ func (in *Instance) forget(ctx context.Context, s *served, lose bool) error {
 		if d != nil && s.dev != nil {
 			err = errors.Join(err, d.join(id, driverDevice(s.dev)))
 		}
+		in.renounce(s, false)
 		return err
 	}
 	in.mu.Lock()
 	delete(in.mu.served, id)
 	in.mu.Unlock()
 	in.rules.drop(&s.rules)
+	gone := s.b.Presence() != cache.Present
+	in.stopGuard(s)
 	err := in.bg.do(func() error { return in.bg.dropFile(id) })
-	if s.dev != nil {
+	switch {
+	case s.dev == nil:
+	case gone: // its header goes on naming this cache; --force takes it all the same
+		_ = s.dev.Close()
+	default:
 		err = errors.Join(err, releaseHeader(s.dev), s.dev.Close())
 	}
 	return errors.Join(err, config.Edit(in.opts.ConfigPath, func(f *config.File) error {

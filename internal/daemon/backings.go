@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"ubcache/cache"
 	"ubcache/internal/blockdev"
 	"ubcache/internal/config"
@@ -35,9 +37,12 @@ func (in *Instance) findSSD() (*blockdev.Info, error) {
 	if err != nil {
 		return nil, err
 	}
+	hint := "check the device, or correct the configuration"
+	if i.Content.Type == "" {
+		hint += "; if it is the right one, ubcache check tells what is left, and ubcache salvage saves it"
+	}
 	return nil, report.Refuse("open cache on "+in.conf.Device, fmt.Sprintf(
-		"there is %s instead of cache %s", i.Content, in.conf.UUID),
-		"check the device, or correct the configuration")
+		"there is %s instead of cache %s", i.Content, in.conf.UUID), hint)
 }
 
 // openBackings opens what the superblock and the configuration agree on. A device that is missing
@@ -59,9 +64,9 @@ func (in *Instance) openBackings(ctx context.Context, sb *cache.Superblock) erro
 		delete(records, b.UUID)
 		s := &served{name: name}
 		in.mu.served[r.ID] = s
-		dev, err := in.openBacking(ctx, b, r, sb)
+		dev, err := in.openBacking(ctx, b, r, sb, nil)
 		if err != nil {
-			if report.CodeOf(err) == report.Refused || !errors.Is(err, os.ErrNotExist) {
+			if report.CodeOf(err) == report.Refused || !isMissing(err) {
 				return report.Wrap("open backing device "+name, err, "")
 			}
 			s.problem = err.Error()
@@ -84,16 +89,27 @@ func (in *Instance) openBackings(ctx context.Context, sb *cache.Superblock) erro
 	return nil
 }
 
-// openBacking finds, checks and opens one backing device.
+// isMissing reports whether an error says that a device is not there, by name or by what it answers.
+func isMissing(err error) bool {
+	for _, e := range []error{os.ErrNotExist, unix.EIO, unix.ENXIO, unix.ENODEV, unix.ENOMEDIUM} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// openBacking finds, checks and opens one backing device; old is what it was opened as before, if it is
+// gone.
 func (in *Instance) openBacking(ctx context.Context, b *config.Backing, r *cache.BackingRecord,
-	sb *cache.Superblock,
+	sb *cache.Superblock, old *blockdev.Device,
 ) (*blockdev.Device, error) {
-	i, err := blockdev.Inspect(b.Device)
+	i, err := in.inspectUnless(old, b.Device)
 	if err == nil {
 		err = checkIdentity(i, r, sb.Clean)
 	}
 	if err != nil {
-		if other := findBacking(r, sb.Clean); other != nil {
+		if other := findBacking(r, sb.Clean, old); other != nil {
 			in.log.Warn("backing device has another name than in the configuration", "configured",
 				b.Device, "found", other.Path)
 			i, err = other, nil
@@ -102,6 +118,24 @@ func (in *Instance) openBacking(ctx context.Context, b *config.Backing, r *cache
 	if err != nil {
 		return nil, err
 	}
+	return in.openChecked(ctx, i, r, sb)
+}
+
+// inspectUnless is blockdev.Inspect, but of a device that is not old, which is gone: that is not asked for
+// its data again and again.
+func (in *Instance) inspectUnless(old *blockdev.Device, path string) (*blockdev.Info, error) {
+	if old != nil {
+		if i, err := blockdev.Stat(path); err == nil && old.Is(i) {
+			return nil, fmt.Errorf("%s is still gone", path)
+		}
+	}
+	return blockdev.Inspect(path)
+}
+
+// openChecked opens a device whose identity is the recorded one, as far as can be seen from outside.
+func (in *Instance) openChecked(ctx context.Context, i *blockdev.Info, r *cache.BackingRecord,
+	sb *cache.Superblock,
+) (*blockdev.Device, error) {
 	if i.LogicalBytes > int(r.LBS) {
 		return nil, report.Refuse("", fmt.Sprintf("%s has sectors of %d bytes, it had %d when it "+
 			"was attached", i.Path, i.LogicalBytes, r.LBS), "")
@@ -140,9 +174,12 @@ func checkIdentity(i *blockdev.Info, r *cache.BackingRecord, clean bool) error {
 	return nil
 }
 
-// findBacking looks for the device among all: by its serial number, or by its header.
-func findBacking(r *cache.BackingRecord, clean bool) *blockdev.Info {
+// findBacking looks for the device among all but old: by its serial number, or by its header.
+func findBacking(r *cache.BackingRecord, clean bool, old *blockdev.Device) *blockdev.Info {
 	for _, path := range blockdev.All() {
+		if i, err := blockdev.Stat(path); err != nil || old != nil && old.Is(i) {
+			continue
+		}
 		i, err := blockdev.Inspect(path)
 		if err != nil || checkIdentity(i, r, clean) != nil {
 			continue
@@ -227,7 +264,8 @@ func settingsOf(c *config.Backing) (cache.Mode, cache.Tunables, error) {
 	t := cache.Tunables{
 		SequentialCutoff: int64(c.SequentialCutoff), DirtyTarget: c.DirtyTarget,
 		DirtyMax: c.DirtyMax, WritebackDelay: time.Duration(c.WritebackDelay),
-		PinQuota: cache.DefaultTunables().PinQuota, Loss: cache.DefaultTunables().Loss,
+		PinQuota: cache.DefaultTunables().PinQuota, BackingHold: cache.DefaultTunables().BackingHold,
+		Loss: cache.DefaultTunables().Loss,
 	}
 	if c.SSDLoss != "" {
 		if t.Loss.Kind, err = cache.ParseLossKind(c.SSDLoss); err != nil {
@@ -236,6 +274,11 @@ func settingsOf(c *config.Backing) (cache.Mode, cache.Tunables, error) {
 	}
 	if c.SSDLossHold != nil {
 		t.Loss.Hold = time.Duration(*c.SSDLossHold)
+	}
+	if c.BackingLoss != "" {
+		if t.BackingHold, err = parseLoss(c.BackingLoss); err != nil {
+			return 0, cache.Tunables{}, fmt.Errorf("backing-loss: %w", err)
+		}
 	}
 	if c.PinQuota != nil {
 		t.PinQuota = *c.PinQuota

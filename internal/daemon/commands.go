@@ -20,6 +20,7 @@ func (in *Instance) handlers() map[string]control.Handler {
 		control.CmdCancel: command(in.cancelDetach),
 		control.CmdSet:    command(in.set),
 		control.CmdFlush:  command(in.flush),
+		control.CmdReopen: command(in.reopen),
 		control.CmdStop:   command(in.stopCommand),
 
 		control.CmdRuleAdd:  command(in.ruleAdd),
@@ -31,6 +32,10 @@ func (in *Instance) handlers() map[string]control.Handler {
 		control.CmdTenantDel:  command(in.tenantDel),
 
 		control.CmdTrace: command(in.trace),
+
+		control.CmdScrub:    command(in.scrub),
+		control.CmdScrubbed: command(in.scrubbed),
+		control.CmdBad:      command(in.bad),
 	}
 }
 

@@ -22,16 +22,15 @@ func (in *Instance) detach(ctx context.Context, a control.DetachArgs, progress c
 		return nil, err
 	}
 	id := s.b.ID()
+	if why := in.unreachable(s); why != "" && !a.Force && !a.NoWait {
+		return nil, report.Refuse(what, why, "bring it back, or --force loses its dirty data")
+	}
 	if err := in.beginDetach(id); err != nil {
 		return nil, report.Wrap(what, err, "")
 	}
 	if a.NoWait {
 		d, _ := in.device(uint16(id))
 		return d, nil
-	}
-	if s.dev == nil && !a.Force {
-		return nil, report.Refuse(what, "its device is missing: "+s.problem,
-			"bring it back and restart, or --force loses its dirty data")
 	}
 	err = in.drain(ctx, s, progress)
 	if errors.Is(err, context.Canceled) || err != nil && !a.Force {
@@ -66,6 +65,22 @@ func (in *Instance) detach(ctx context.Context, a control.DetachArgs, progress c
 	}
 	d.State, d.Service, d.DirtyBytes, d.Path = "detached", "offline", 0, ""
 	return d, nil
+}
+
+// unreachable says why dirty data cannot be written back now; empty if it can, or there is none.
+func (in *Instance) unreachable(s *served) string {
+	in.mu.Lock()
+	dev, g, problem := s.dev, s.guard, s.problem
+	in.mu.Unlock()
+	switch {
+	case dev == nil:
+		return "its device is missing: " + problem
+	case g != nil && s.b.Remaining() > 0:
+		if why := g.problem(); why != "" {
+			return "its device is " + why
+		}
+	}
+	return ""
 }
 
 func (in *Instance) beginDetach(id cache.BackingID) error {
@@ -190,18 +205,22 @@ func (in *Instance) device(id uint16) (control.Device, bool) {
 		FSUUID: r.Identity.FSUUID,
 	}
 	d.Rules, d.RuleProblems = in.rules.problems(&s.rules)
+	in.mu.Lock()
+	u, link, dev, g := s.ublk, s.link, s.dev, s.guard
 	d.Service, d.Problem = "offline", s.problem
-	if s.dev != nil {
-		d.BackingDevice = s.dev.Info.Path
+	in.mu.Unlock()
+	if dev != nil {
+		d.BackingDevice = dev.Info.Path
 	} else {
 		d.Service = "missing"
 	}
-	in.mu.Lock()
-	u, link := s.ublk, s.link
-	in.mu.Unlock()
+	if g != nil && d.Problem == "" {
+		d.Problem = g.problem()
+	}
 	if u != nil {
 		d.Service, d.Path, d.Link = "served", u.Path(), link
 		d.Queues, d.CopyMode = u.Options().Queues, u.Options().Mode.String()
+		d.SharedMemory = s.shared.count()
 		d.Integrity = u.Options().Params.Integrity != nil
 		d.UsedBy = in.usedBy(s)
 	}

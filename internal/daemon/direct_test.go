@@ -33,6 +33,8 @@ type directOptions struct {
 	noChecksums bool
 	mode        string
 	direct      DirectOptions
+	alive       func(*blockdev.Device) error
+	ssdDir      string // of the SSD's file, if not the bench's
 }
 
 // directBench is a running cache with backing devices disk0 and disk1.
@@ -49,7 +51,10 @@ func newDirectBench(t testing.TB, o directOptions) *directBench {
 	dir := t.TempDir()
 	t.Setenv(control.EnvRuntimeDir, filepath.Join(dir, "run"))
 	t.Setenv(missed.EnvStateDir, filepath.Join(dir, "state"))
-	ssd := makeImage(t, filepath.Join(dir, "ssd"), 256<<20)
+	if o.ssdDir == "" {
+		o.ssdDir = dir
+	}
+	ssd := makeImage(t, filepath.Join(o.ssdDir, "ssd"), 256<<20)
 	i, err := blockdev.Inspect(ssd)
 	must(t, err)
 	dev, err := i.Open(context.Background())
@@ -64,6 +69,7 @@ func newDirectBench(t testing.TB, o directOptions) *directBench {
 	}))
 	in, err := Start(context.Background(), Options{
 		Name: "fast", ConfigPath: conf, AnyRuntimeDir: true, NoUblk: true, Direct: o.direct,
+		alive: o.alive,
 	})
 	must(t, err)
 	b := &directBench{Instance: in, t: t, dir: dir}

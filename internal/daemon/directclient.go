@@ -32,6 +32,7 @@ type directClient struct {
 	d      *direct
 	conn   *net.UnixConn
 	cred   unix.Ucred
+	who    process
 	view   *shm.View
 	shares []*registration
 	ring   *ringClient // nil without a ring
@@ -132,7 +133,7 @@ func (c *directClient) peer() error {
 		cred, cerr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
 	})
 	if err = errors.Join(err, cerr); err == nil {
-		c.cred = *cred
+		c.cred, c.who = *cred, processOf(*cred)
 	}
 	return err
 }
@@ -196,17 +197,20 @@ func (c *directClient) end() {
 		}
 		c.ring.close()
 	}
-	if len(c.shares) > 0 && c.d.closing() {
-		return // requests with its pages may wait in the driver for the next daemon
-	}
+	kept := false
 	for _, r := range c.shares {
-		if err := c.d.in.unshare(context.Background(), r); err != nil {
-			// A queue may look into it at any time, so it stays where it is.
-			c.d.in.log.Error("memory of a client is kept", "pid", c.cred.Pid, "error", err)
-			return
+		// What is handed over has requests that wait in the driver for the next daemon.
+		if err := r.s.drop(context.Background(), r); err != nil {
+			kept = true
+			r.s.orphan(r)
+			if !errors.Is(err, errHandedOver) {
+				c.d.in.log.Error("memory of a client is kept", "pid", c.cred.Pid, "error", err)
+			}
 		}
 	}
-	_ = c.view.Close()
+	if !kept { // else a queue may look into it at any time
+		_ = c.view.Close()
+	}
 }
 
 // answer carries out a request of the conversation.
@@ -305,11 +309,11 @@ func (c *directClient) open(m *shm.Message, fds []int, answer *shm.Message) erro
 // register makes the client's memory known to a block device, once.
 func (c *directClient) register(s *served) error {
 	for _, r := range c.shares {
-		if r.s == s {
+		if r.s == &s.shared && s.shared.has(r) {
 			return nil
 		}
 	}
-	r, err := c.d.in.share(c.d.in.life, s, c.view)
+	r, err := s.shared.add(c.d.in.life, c.who, c.view)
 	if err != nil {
 		if !errors.Is(err, errNotShared) {
 			c.d.in.log.Warn("memory of a client is not registered", "pid", c.cred.Pid, "error", err)

@@ -23,6 +23,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"ubcache/cache"
@@ -48,11 +49,13 @@ type Options struct {
 	Direct DirectOptions
 	// Wait bounds how long the devices of a dying daemon are waited for.
 	Wait time.Duration
-	// DropDirty names backing devices whose dirty data on the SSD is given up, after they have changed
-	// without it.
-	DropDirty []string
 	// Anew executes the program again, to take a lost SSD back; nil: that is not possible.
 	Anew func() error
+	// Drop names backing devices of which nothing that is cached is to be used, dirty data included, and
+	// Keep those that may have been changed without the cache.
+	Drop, Keep []string
+	// alive finds out whether a device is still there; tests change it.
+	alive func(*blockdev.Device) error
 	// Note is told in a few words what takes time.
 	Note func(string)
 }
@@ -78,7 +81,9 @@ type Instance struct {
 	kernel  ublk.Features
 	rules   *ruleSet
 	tenants tenantLimits
-	traced  tracedFailures
+	// guards watch the backing devices that are there, by number.
+	guards [cache.MaxBackings + 1]atomic.Pointer[guard]
+	traced tracedFailures
 
 	mu struct {
 		sync.Mutex
@@ -109,16 +114,21 @@ type served struct {
 	problem string           // why it is missing or not served
 	ublk    *ublk.Device     // nil: no block device
 	queues  []*queue
-	shared  sharedTable
+	shared  sharing
 	kernel  kernelSource
 	link    string
 	rules   deviceRules
+	scrub   cache.ScrubReport // of the last scrub, guarded by Instance.mu
+	guard   *guard            // nil: there is no device
 }
 
 // Start opens a cache and serves its devices.
 func Start(ctx context.Context, o Options) (*Instance, error) {
 	if o.Note == nil {
 		o.Note = func(string) {}
+	}
+	if o.alive == nil {
+		o.alive = (*blockdev.Device).Alive
 	}
 	if o.Wait == 0 {
 		o.Wait = 30 * time.Second
@@ -158,6 +168,9 @@ func wrapOnce(what string, err error) error {
 }
 
 func (in *Instance) start(ctx context.Context) error {
+	// What is served does not change before all of it is: no device is replaced meanwhile.
+	in.changing.Lock()
+	defer in.changing.Unlock()
 	if err := control.MakeRuntimeDir(in.dir); err != nil {
 		return err
 	}
@@ -185,10 +198,12 @@ func (in *Instance) start(ctx context.Context) error {
 	if err := in.serveAll(ctx); err != nil {
 		return err
 	}
+	in.settleShares(ctx)
 	if err := in.startDirect(); err != nil {
 		return err
 	}
 	in.startKernelSource()
+	go in.tendShares()
 	return nil
 }
 
@@ -236,6 +251,10 @@ func (in *Instance) openDevices(ctx context.Context) error {
 			"it holds cache "+sb.UUID.String()+", not "+in.conf.UUID,
 			"correct the configuration")
 	}
+	// Data that finds no space goes past the SSD, metadata has no other place.
+	if err := in.ssd.Reserve(sb.Geometry.DataOff); err != nil {
+		return report.Wrap("open cache on "+in.ssdInfo.Path, err, "free some space on its filesystem")
+	}
 	return in.openBackings(ctx, sb)
 }
 
@@ -248,8 +267,11 @@ func CacheError(what string, err error) error {
 		return report.Refuse(what, err.Error(), "ubcache format makes one")
 	case errors.Is(err, cache.ErrTooSmall):
 		return report.Refuse(what, err.Error(), "")
+	case errors.Is(err, cache.ErrDirtyDamage):
+		return report.Refuse(what, err.Error(), "ubcache check tells more, ubcache salvage saves what is left of the "+
+			"dirty data, and start --drop NAME gives it up")
 	case errors.Is(err, cache.ErrCorrupt):
-		return report.Wrap(what, err, "ubcache check tells more")
+		return report.Wrap(what, err, "ubcache check tells more, ubcache salvage saves the dirty data that is left")
 	}
 	return report.Wrap(what, err, "")
 }
@@ -290,15 +312,29 @@ func (in *Instance) openCache() error {
 	in.cache, err = cache.Open(in.ssd, cache.Options{
 		Pending: in.pending.mem, Discard: in.conf.Discard && in.ssdInfo.Discard,
 		StallLimit: stall, LossLimit: loss, Missed: in.markMissed, Drop: in.drop, Health: in.ssdHealth,
+		Confirm: in.confirmUnused, GiveUp: in.dropped(),
+		Suspect: in.suspect,
 	})
+	if report.CodeOf(err) == report.Refused {
+		return err
+	}
 	if err != nil {
 		return CacheError("open cache on "+in.ssdInfo.Path, err)
+	}
+	if s := in.cache.Repaired(); s != "" {
+		in.log.Warn("damage on the SSD was repaired", "found", s)
+		in.opts.Note("damage on the SSD was repaired: " + s)
 	}
 	return nil
 }
 
 // startBackground starts the background lane with the devices that are there.
 func (in *Instance) startBackground() (err error) {
+	for _, s := range in.list() {
+		if s.dev != nil {
+			in.startGuard(s)
+		}
+	}
 	in.bg, err = startLoop(in.cache, true, func(l *loop) error {
 		if err := l.setFile(cache.SSD, driverDevice(in.ssd)); err != nil {
 			return err

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -31,10 +30,7 @@ type loop struct {
 	done              chan struct{}
 	err               error // of the ring; written before done is closed
 
-	calls struct {
-		sync.Mutex
-		list []func()
-	}
+	calls threadCalls
 }
 
 // loopHooks are what somebody does who has requests on a loop. They are called on its thread.
@@ -86,17 +82,7 @@ func (l *loop) dropFile(id cache.BackingID) error {
 
 // do runs f on the loop's thread and waits for it.
 func (l *loop) do(f func() error) error {
-	result := make(chan error, 1)
-	l.calls.Lock()
-	l.calls.list = append(l.calls.list, func() { result <- f() })
-	l.calls.Unlock()
-	l.Wake()
-	select {
-	case err := <-result:
-		return err
-	case <-l.done:
-		return errors.New("the loop has ended")
-	}
+	return l.calls.do(f, l.Wake, l.done)
 }
 
 // stop ends the loop after its I/O and waits for it.
@@ -224,7 +210,7 @@ func (l *loop) work() error {
 	next := time.Now()
 	for {
 		if l.pending.Load() != 0 && l.pending.Swap(0) != 0 {
-			l.runCalls()
+			l.calls.run()
 			l.lane.Run()
 			next = time.Time{}
 		}
@@ -243,16 +229,6 @@ func (l *loop) work() error {
 			return err
 		}
 		l.reap()
-	}
-}
-
-func (l *loop) runCalls() {
-	l.calls.Lock()
-	list := l.calls.list
-	l.calls.list = nil
-	l.calls.Unlock()
-	for _, f := range list {
-		f()
 	}
 }
 

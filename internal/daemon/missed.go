@@ -85,7 +85,7 @@ func (in *Instance) checkMissed(name string, r *cache.BackingRecord, sb *cache.S
 	if m == nil {
 		return nil
 	}
-	if m.DirtyBlocks > 0 && !slices.Contains(in.opts.DropDirty, name) {
+	if m.DirtyBlocks > 0 && !slices.Contains(in.opts.Drop, name) {
 		when := "meanwhile"
 		if !m.Time.IsZero() {
 			when = "since " + m.Time.Local().Format(time.DateTime)
@@ -93,7 +93,7 @@ func (in *Instance) checkMissed(name string, r *cache.BackingRecord, sb *cache.S
 		return report.Refuse("start cache "+in.opts.Name, fmt.Sprintf("%s was changed without the SSD %s, "+
 			"which has %s of it that was never written back", name, when,
 			config.Size(m.DirtyBlocks*cache.BlockSize).Human()), "it is kept: ubcache salvage writes it to an image, "+
-			"ubcache start --drop-dirty "+name+" gives it up")
+			"ubcache start --drop "+name+" gives it up")
 	}
 	in.log.Warn("the SSD has missed changes of this device: its copies are dropped", "name", name,
 		"dirty blocks given up", m.DirtyBlocks)

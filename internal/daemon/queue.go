@@ -32,6 +32,9 @@ type queue struct {
 	number  uint32 // of the device, in answers
 	fail    func(error)
 	failed  func(*cache.Request) // is told of requests that failed
+
+	calls threadCalls
+	ended chan struct{} // closed when the thread takes no calls any more
 }
 
 // reqOps are the engine's names of the driver's requests.
@@ -104,7 +107,10 @@ func (h *queue) Completion(_ *ublk.Queue, userData uint64, res int32, _ uint32) 
 }
 
 // Woken implements ublk.Handler.
-func (h *queue) Woken(*ublk.Queue) { h.lane.Run() }
+func (h *queue) Woken(*ublk.Queue) {
+	h.calls.run()
+	h.lane.Run()
+}
 
 // BeforeWait implements ublk.Handler: the next round reads the clock anew.
 func (h *queue) BeforeWait(*ublk.Queue) {
@@ -114,7 +120,7 @@ func (h *queue) BeforeWait(*ublk.Queue) {
 
 // Stop implements ublk.Handler. A commit of the journal that other lanes wait for may still be
 // under way on this ring; the queue waits for it.
-func (h *queue) Stop(*ublk.Queue) {}
+func (h *queue) Stop(*ublk.Queue) { close(h.ended) }
 
 // Finish implements cache.Driver.
 func (h *queue) Finish(r *cache.Request) {

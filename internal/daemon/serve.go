@@ -113,7 +113,8 @@ func (in *Instance) startDevice(ctx context.Context, s *served, d *ublk.Device,
 	queues := make([]*queue, d.Options().Queues)
 	for i := range queues {
 		queues[i] = &queue{
-			c: in.cache, backing: s.b.ID(), shared: &s.shared, number: deviceNumber(d.ID()),
+			ended: make(chan struct{}), c: in.cache, backing: s.b.ID(), shared: &s.shared.table,
+			number: deviceNumber(d.ID()),
 			attrs:  attributes{kernel: &s.kernel, rules: &s.rules.table},
 			ssd:    driverDevice(in.ssd),
 			disk:   driverDevice(s.dev),
@@ -122,10 +123,21 @@ func (in *Instance) startDevice(ctx context.Context, s *served, d *ublk.Device,
 		}
 	}
 	s.b.SetNumber(deviceNumber(d.ID()))
+	if d.Features().Has(ublk.FeatureSharedMemory) {
+		r, err := in.recordOf(s.b.ID())
+		if err != nil {
+			return err
+		}
+		s.shared.begin(d, queueFolder(d.Path()), sharedPath(in.dir, r.UUID),
+			in.log.With("name", s.name), recovered)
+	}
 	err := d.Start(func(i int) (ublk.Handler, error) { return queues[i], nil })
 	if err != nil {
-		if !recovered {
+		if recovered {
+			s.shared.handOver()
+		} else {
 			err = errors.Join(err, d.Delete(ctx))
+			s.shared.end()
 		}
 		closeLanes(queues)
 		return err
@@ -134,6 +146,7 @@ func (in *Instance) startDevice(ctx context.Context, s *served, d *ublk.Device,
 	s.ublk, s.queues, s.problem = d, queues, ""
 	in.mu.Unlock()
 	in.trackKernel(s)
+	in.setScheduler(s)
 	if s.link, err = makeLink(s.name, d.Path()); err != nil {
 		in.log.Warn("no link to the device", "name", s.name, "error", err)
 	}

@@ -72,6 +72,13 @@ var settingTable = []setting{
 		func(_ cache.Mode, t *cache.Tunables) string { return strconv.Itoa(t.PinQuota) },
 	},
 	{
+		"backing-loss", func(v string, _ *cache.Mode, t *cache.Tunables) (err error) {
+			t.BackingHold, err = parseLoss(v)
+			return err
+		},
+		func(_ cache.Mode, t *cache.Tunables) string { return showLoss(t.BackingHold) },
+	},
+	{
 		"ssd-loss", func(v string, _ *cache.Mode, t *cache.Tunables) (err error) {
 			t.Loss.Kind, err = cache.ParseLossKind(v)
 			return err
@@ -139,6 +146,9 @@ func putSettings(b *config.Backing, m cache.Mode, t cache.Tunables) {
 	b.WritebackDelay = config.Duration(t.WritebackDelay)
 	if b.PinQuota = nil; t.PinQuota != cache.DefaultTunables().PinQuota {
 		b.PinQuota = &t.PinQuota
+	}
+	if b.BackingLoss = ""; t.BackingHold != cache.DefaultTunables().BackingHold {
+		b.BackingLoss = showLoss(t.BackingHold)
 	}
 	def := cache.DefaultTunables().Loss
 	if b.SSDLoss = ""; t.Loss.Kind != def.Kind {

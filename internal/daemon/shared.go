@@ -106,8 +106,11 @@ func (h *queue) handleShared(q *ublk.Queue, r *ublk.Request) {
 	index, off := r.Shared()
 	view := h.shared.at(index)
 	if view == nil {
-		// Of a client that did not outlive an earlier daemon: nobody has its memory any more.
-		q.CompleteErr(r.Tag, unix.EIO)
+		// Its client was not found after an earlier daemon's death. It goes the usual way, without
+		// attributes, or in mode Copy, where only the client has its data, nowhere.
+		if !q.Unshare(r) {
+			q.CompleteErr(r.Tag, unix.EIO)
+		}
 		return
 	}
 	h.parts.left[r.Tag], h.parts.errs[r.Tag] = 1, 0

@@ -68,7 +68,7 @@ func (in *Instance) watchSSD() {
 			if !told {
 				in.log.Error("the SSD is back, but is not used: these devices have changed without it, and it "+
 					"has dirty data of them; stop the cache, then ubcache salvage, or ubcache start "+
-					"--drop-dirty", "names", strings.Join(loss.DirtyMissed, ", "))
+					"--drop", "names", strings.Join(loss.DirtyMissed, ", "))
 			}
 			told = true
 			continue
@@ -120,7 +120,7 @@ func ExecAgain() error { return syscall.Exec("/proc/self/exe", againArgs(os.Args
 func againArgs(args []string) (again []string) {
 	for i := 0; i < len(args); i++ {
 		name, _, joined := strings.Cut(args[i], "=")
-		if name != "--ready-fd" && name != "--drop-dirty" {
+		if name != "--ready-fd" && name != "--drop" {
 			again = append(again, args[i])
 		} else if !joined {
 			i++

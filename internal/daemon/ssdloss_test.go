@@ -139,7 +139,7 @@ func TestSSDLossClean(t *testing.T) {
 	}
 }
 
-// TestSSDLossDirty: with dirty data the next start refuses and says what to do, and --drop-dirty gives it
+// TestSSDLossDirty: with dirty data the next start refuses and says what to do, and --drop gives it
 // up.
 func TestSSDLossDirty(t *testing.T) {
 	b := newDirectBench(t, directOptions{})
@@ -168,7 +168,7 @@ func TestSSDLossDirty(t *testing.T) {
 	must(t, b.Stop(context.Background(), true))
 	o := b.opts
 	_, err = Start(context.Background(), o)
-	if report.CodeOf(err) != report.Refused || !strings.Contains(err.Error(), "--drop-dirty disk0") ||
+	if report.CodeOf(err) != report.Refused || !strings.Contains(err.Error(), "--drop disk0") ||
 		!strings.Contains(err.Error(), "8.0 KiB") || strings.Contains(err.Error(), "\n") {
 		t.Fatalf("start: %v", err)
 	}
@@ -182,7 +182,7 @@ func TestSSDLossDirty(t *testing.T) {
 	for range 2 { // the second time there is nothing to refuse
 		in, err := Start(context.Background(), Options{
 			Name: o.Name, ConfigPath: o.ConfigPath, AnyRuntimeDir: true, NoUblk: true,
-			DropDirty: []string{"disk0"},
+			Drop: []string{"disk0"},
 		})
 		must(t, err)
 		b.Instance = in
@@ -302,7 +302,7 @@ func TestSSDSettings(t *testing.T) {
 
 func TestAgainArgs(t *testing.T) {
 	got := againArgs([]string{
-		"ubcache", "start", "fast", "--drop-dirty", "a", "--foreground", "--ready-fd=3", "--drop-dirty=b", "--wait=1s",
+		"ubcache", "start", "fast", "--drop", "a", "--foreground", "--ready-fd=3", "--drop=b", "--wait=1s",
 	})
 	if s := strings.Join(got, " "); s != "ubcache start fast --foreground --wait=1s" {
 		t.Error(s)

@@ -37,10 +37,18 @@ func (in *Instance) Stop(ctx context.Context, force bool) error {
 			}
 		}
 	}
+	if force {
+		for _, s := range in.list() {
+			in.renounce(s, true)
+		}
+	}
 	var stopped []*served
 	for _, s := range in.list() {
 		if err := in.unserve(ctx, s, force); err != nil {
 			err = report.Wrap(what, err, "close it first, or --force cuts it off")
+			for _, s := range in.list() {
+				in.renounce(s, false)
+			}
 			for _, s := range stopped {
 				if e := in.serve(ctx, s); e != nil {
 					err = errors.Join(err, fmt.Errorf("serve %s again: %w", s.name, e))
@@ -105,7 +113,7 @@ func (in *Instance) unserve(ctx context.Context, s *served, force bool) error {
 	in.mu.Lock()
 	s.ublk, s.queues = nil, nil
 	in.mu.Unlock()
-	s.shared.clear()
+	s.shared.end()
 	in.untrackKernel(s)
 	if s.link != "" {
 		_ = os.Remove(s.link)
@@ -156,12 +164,14 @@ func (in *Instance) finish(ctx context.Context) error {
 	}
 	in.recordIdentities()
 	in.kill()
+	in.stopGuards()
 	in.using.Lock()
 	defer in.using.Unlock()
 	if err := in.bg.stop(); err != nil {
 		return err
 	}
 	in.bg.lane.Close()
+	in.takePrints()
 	if err := in.cache.Close(); err != nil {
 		return fmt.Errorf("close cache: %w", err)
 	}
@@ -250,6 +260,8 @@ func (in *Instance) abandon() {
 	case in.cache == nil:
 		in.release()
 	case in.bg == nil:
+		in.kill()
+		in.stopGuards()
 		in.cache.Abandon()
 		in.release()
 	default:
@@ -278,6 +290,13 @@ func (in *Instance) HandOver(ctx context.Context) error {
 		return nil
 	}
 	for _, s := range in.list() {
+		if s.guard != nil && s.b.Presence() == cache.Holding {
+			// Requests that wait for a device would be waited for: the end of the process makes the
+			// kernel issue them again.
+			return in.cache.Sync(ctx)
+		}
+	}
+	for _, s := range in.list() {
 		if s.ublk == nil {
 			continue
 		}
@@ -286,6 +305,7 @@ func (in *Instance) HandOver(ctx context.Context) error {
 			// under way are issued again.
 			return in.cache.Sync(ctx)
 		}
+		s.shared.handOver()
 		if err := s.ublk.Quiesce(ctx, quiesceTime); err != nil {
 			return errors.Join(err, in.cache.Sync(ctx))
 		}

@@ -45,7 +45,7 @@ func (in *Instance) adopt(s *served) {
 	sb.Clean = false // what is on the device may have changed through the cache since
 	ctx, cancel := context.WithTimeout(in.life, attachWait)
 	defer cancel()
-	dev, err := in.openBacking(ctx, in.conf.Backings[s.name], r, &sb)
+	dev, err := in.openBacking(ctx, in.conf.Backings[s.name], r, &sb, nil)
 	if err != nil {
 		in.mu.Lock()
 		s.problem = err.Error()
@@ -60,15 +60,24 @@ func (in *Instance) adopt(s *served) {
 // join gives the engine a device that was missing, and serves it.
 func (in *Instance) join(s *served, dev *blockdev.Device) error {
 	setAbilities(s.b, dev)
-	if err := in.setFile(s.b.ID(), dev); err != nil {
-		return errors.Join(err, dev.Close())
-	}
 	in.mu.Lock()
 	s.dev, s.problem = dev, ""
 	in.mu.Unlock()
+	in.startGuard(s)
+	if err := in.setFile(s.b.ID(), dev); err != nil {
+		in.stopGuard(s)
+		in.mu.Lock()
+		s.dev, s.problem = nil, err.Error()
+		in.mu.Unlock()
+		return errors.Join(err, dev.Close())
+	}
 	in.log.Info("backing device has appeared", "name", s.name, "device", dev.Info.Path)
 	if in.opts.NoUblk {
 		return nil
 	}
-	return in.serve(context.Background(), s)
+	if err := in.serve(context.Background(), s); err != nil {
+		return err
+	}
+	s.shared.settle(in.life)
+	return nil
 }

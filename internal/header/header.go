@@ -20,6 +20,7 @@
 //	              the backing device was changed without it; such a block has version 2, as programs that
 //	              know only version 1 must not use it
 //	   112     8  epoch of the cache at that time
+//	   120     8  epoch of the cache at its last start with this device; 0: not known
 package header
 
 import (
@@ -53,6 +54,7 @@ type Header struct {
 	DataOff    int64
 	Size       int64 // of the cached device
 	DeviceSize int64
+	Start      uint64 // epoch of the cache at its last start with this device; 0: not known
 	// Missed says that the cache's SSD has missed changes of this device, when its epoch was Epoch, and
 	// had Dirty blocks of it that are nowhere else.
 	Missed bool
@@ -84,6 +86,7 @@ func (h *Header) encode(off int64) []byte {
 	le.PutUint64(p[80:], uint64(h.DataOff))
 	le.PutUint64(p[88:], uint64(h.Size))
 	le.PutUint64(p[96:], uint64(h.DeviceSize))
+	le.PutUint64(p[120:], h.Start)
 	le.PutUint64(p[32:], sum(p, off))
 	return p
 }
@@ -104,7 +107,7 @@ func decode(p []byte, off int64) (*Header, error) {
 	}
 	h := &Header{
 		Seq: le.Uint64(p[16:]), DataOff: int64(le.Uint64(p[80:])), Size: int64(le.Uint64(p[88:])),
-		DeviceSize: int64(le.Uint64(p[96:])),
+		DeviceSize: int64(le.Uint64(p[96:])), Start: le.Uint64(p[120:]),
 	}
 	if n := le.Uint64(p[104:]); n != 0 {
 		h.Missed, h.Dirty, h.Epoch = true, int64(n-1), le.Uint64(p[112:])
@@ -146,6 +149,35 @@ func Read(r io.ReaderAt) (*Header, error) {
 		return nil, firstErr
 	}
 	return best, nil
+}
+
+// Blank zeroes, in what was read from the start of a device, the places of the header.
+func Blank(head []byte) {
+	for _, off := range locations {
+		if off < int64(len(head)) {
+			clear(head[off:min(off+blockBytes, int64(len(head)))])
+		}
+	}
+}
+
+// Copy is one of the copies as it is on the device.
+type Copy struct {
+	Off    int64
+	Header *Header
+	Err    error
+}
+
+// ReadCopies reads both copies.
+func ReadCopies(r io.ReaderAt) (list []Copy) {
+	p := make([]byte, blockBytes)
+	for _, off := range locations {
+		k := Copy{Off: off}
+		if _, k.Err = r.ReadAt(p, off); k.Err == nil {
+			k.Header, k.Err = decode(p, off)
+		}
+		list = append(list, k)
+	}
+	return list
 }
 
 // Write makes h durable in both copies, one after the other.

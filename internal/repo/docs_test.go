@@ -164,3 +164,29 @@ func firstDifference(have, want string) string {
 	}
 	return fmt.Sprintf("line %d, where one of them ends", min(len(h), len(w))+1)
 }
+
+// TestGoInDocs builds the programs in the documents.
+func TestGoInDocs(t *testing.T) {
+	fence := regexp.MustCompile("(?ms)^```go\n(package main.*?)^```$")
+	built := 0
+	for _, f := range files(t) {
+		if !strings.HasSuffix(f, ".md") {
+			continue
+		}
+		for _, m := range fence.FindAllStringSubmatch(read(t, f), -1) {
+			built++
+			file := filepath.Join(t.TempDir(), "main.go")
+			if err := os.WriteFile(file, []byte(m[1]), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			cmd := exec.Command("go", "build", "-o", os.DevNull, file)
+			cmd.Dir = root
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Errorf("a program in %s: %v\n%s", f, err, out)
+			}
+		}
+	}
+	if built == 0 {
+		t.Error("no program found")
+	}
+}

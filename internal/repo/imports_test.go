@@ -27,10 +27,11 @@ var importRules = []importRule{
 	{"attrs", nil},
 	{"internal/uring", nil},
 	{"internal/repo", nil},
+	{"docs", nil},
 	// The engine does no I/O, so it knows of no kernel interface.
 	{"cache", []string{"policy", "attrs"}},
 	// What joins them.
-	{"internal", []string{"internal", "cache", "policy", "attrs", "ublk"}},
+	{"internal", []string{"internal", "cache", "policy", "attrs", "ublk", "docs"}},
 	{"cmd", []string{"…"}},
 }
 

@@ -56,7 +56,10 @@ type DeviceStatus struct {
 	Path          string `json:"path"`
 	Service       string `json:"service"`
 	CopyMode      string `json:"copy_mode"`
+	SharedMemory  int    `json:"shared_memory"`
 	Integrity     bool   `json:"integrity"`
+	Presence      string `json:"presence"`
+	Problem       string `json:"problem"`
 }
 
 // CacheStats is what tests read of `ubcache stats --json`.
@@ -170,6 +173,18 @@ func nothing(t testing.TB) {
 	for _, lock := range locks {
 		_, _ = Try(t, "sh", "-c", "kill -9 $(cat "+lock+")")
 	}
+	removeBlockDevices(t)
+	if err := errors.Join(os.RemoveAll(runtimeDir), os.RemoveAll("/dev/ubcache")); err != nil {
+		t.Error(err)
+	}
+	if err := os.Remove(configPath); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+}
+
+// removeBlockDevices removes those that daemons have left.
+func removeBlockDevices(t testing.TB) {
+	t.Helper()
 	list, err := ublk.List()
 	if err != nil {
 		t.Errorf("list ublk devices: %v", err)
@@ -180,12 +195,6 @@ func nothing(t testing.TB) {
 			t.Errorf("delete what is left of ublk device %d: %v", d.ID, err)
 		}
 		cancel()
-	}
-	if err := errors.Join(os.RemoveAll(runtimeDir), os.RemoveAll("/dev/ubcache")); err != nil {
-		t.Error(err)
-	}
-	if err := os.Remove(configPath); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		t.Error(err)
 	}
 }
 

@@ -138,6 +138,10 @@ func TestAttributePrograms(t *testing.T) {
 	c := NewCache(t, Slice(t, "ssd", 0, 128))
 	dev := c.Attach(t, Slice(t, "slow", 0, 128), "data", "--mode=writeback", "--sequential-cutoff=0")
 	kernelSource(t, c)
+	// Requests are counted, so none may become a part of another.
+	if err := os.WriteFile(QueueFile(t, dev, "nomerges"), []byte("2"), 0); err != nil {
+		t.Fatal(err)
+	}
 	var text strings.Builder
 	w := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "program\tsays\t")
