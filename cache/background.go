@@ -19,6 +19,7 @@ type background struct {
 	wb         writeback
 	scrub      *scrub // nil: none
 	flushes    [MaxBackings + 1]*backingFlush
+	doctor     doctor
 	pressed    bool // eviction found only dirty buckets
 }
 
@@ -39,6 +40,7 @@ const (
 func (c *Cache) StartBackground(l *Lane) {
 	bg := &background{l: l, evictor: policy.SecondChance{Keep: 0.25}, lastCommit: l.d.Now()}
 	bg.evict.bg, bg.evict.move.v, bg.ckpt.bg, bg.wb.bg = bg, &bg.evict, bg, bg
+	bg.doctor.bg = bg
 	for i := range bg.flushes {
 		bg.flushes[i] = &backingFlush{id: BackingID(i)}
 	}
@@ -50,8 +52,14 @@ func (c *Cache) StartBackground(l *Lane) {
 func (l *Lane) Tick() time.Duration {
 	bg := l.bg
 	now := l.d.Now()
+	ill := bg.doctor.tick(now)
+	if l.c.lost() {
+		l.runTasks()
+		return tickEvery
+	}
 	pending, limit := l.c.journal.pendingRecords()
-	if pending > 0 && (l.c.closing.Load() || now-bg.lastCommit >= commitEvery || pending >= limit/2) {
+	if pending > 0 && (l.c.closing.Load() || now-bg.lastCommit >= commitEvery || pending >= limit/2 ||
+		l.c.ssdHealth.commitFailing.Load() != 0) {
 		bg.lastCommit = now
 		l.c.journal.kick(l)
 	}
@@ -63,7 +71,7 @@ func (l *Lane) Tick() time.Duration {
 	if bg.scrub != nil {
 		bg.scrub.tick(now)
 	}
-	if l.runTasks() || bg.evict.running || bg.ckpt.running || bg.wb.working || bg.scrub != nil || hurry {
+	if l.runTasks() || bg.evict.running || bg.ckpt.running || bg.wb.working || bg.scrub != nil || hurry || ill {
 		return tickEvery
 	}
 	if pending > 0 {

@@ -173,7 +173,7 @@ func (k *checkpoint) opsDone(l *Lane) {
 		k.waits = 1
 		op := l.newOp(k)
 		op.Kind, op.Dev = OpFlush, SSD
-		l.d.Submit(op)
+		l.send(op)
 	case ckptFlushA:
 		k.write(l, 1)
 	default:
@@ -185,6 +185,9 @@ func (k *checkpoint) opsDone(l *Lane) {
 // fail leaves the buckets to the next start; until then replay starts before their changes.
 func (k *checkpoint) fail(l *Lane) {
 	k.running = false
+	if d := &k.bg.doctor; d.ckptFailing == 0 {
+		d.ckptFailing = l.d.Now()
+	}
 	l.stats.JournalErrors.Add(1)
 }
 
@@ -194,6 +197,7 @@ func (k *checkpoint) end(l *Lane) {
 	j.mu.queue.writing = 0
 	j.mu.Unlock()
 	k.running, k.ids = false, nil
+	k.bg.doctor.ckptFailing = 0
 	j.advanceTail()
 	k.start()
 }

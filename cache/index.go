@@ -30,6 +30,9 @@ const (
 	stStored = stMask | stDirty | stBad | stPinned
 )
 
+// onBacking reports whether the backing device has what the entry has.
+func (s state) onBacking() bool { return s&(stDirty|stPending) != stDirty }
+
 func (s state) full() bool { return s&stMask == fullMask }
 
 // index maps blocks to slots. An entry belongs to a slot, so the table also says what a slot

@@ -25,6 +25,7 @@ const (
 	recDirty     = 1 << 0
 	recCleanOnly = 1 << 1
 	recPinned    = 1 << 2
+	recPending   = 1 << 3 // dirty, but the backing device had it
 
 	recordBytes = 24
 )

@@ -222,6 +222,8 @@ const (
 	bakTime    = 432
 	bakDirty   = 440
 	bakHead    = 448
+	bakLoss    = 456 // kind of the loss policy, and its hold in ms and 1; 0 is the default
+	bakWait    = 460
 )
 
 func (r *BackingRecord) encode(p []byte) {
@@ -241,6 +243,8 @@ func (r *BackingRecord) encode(p []byte) {
 	le.PutUint64(p[bakDelay:], uint64(r.Tunables.WritebackDelay))
 	le.PutUint64(p[bakIDSize:], uint64(r.Identity.Size))
 	le.PutUint32(p[bakHold:], encodeHold(r.Tunables.BackingHold))
+	p[bakLoss] = byte(r.Tunables.Loss.Kind)
+	le.PutUint32(p[bakWait:], uint32(r.Tunables.Loss.Hold/time.Millisecond)+1)
 	putString(p[bakName:bakSerial], r.Name)
 	putString(p[bakSerial:bakFSType], r.Identity.Serial)
 	putString(p[bakFSType:bakFSUUID], r.Identity.FSType)
@@ -274,6 +278,13 @@ func decodeBacking(p []byte) (r BackingRecord, ok bool) {
 			WritebackDelay: time.Duration(le.Uint64(p[bakDelay:])), PinQuota: int(p[bakPins]) - 1,
 			BackingHold: decodeHold(le.Uint32(p[bakHold:])),
 		},
+	}
+	r.Tunables.Loss = LossPolicy{Kind: LossKind(p[bakLoss]), Hold: DefaultLossHold}
+	if int(r.Tunables.Loss.Kind) >= len(lossNames) {
+		r.Tunables.Loss.Kind = LossStop
+	}
+	if ms := le.Uint32(p[bakWait:]); ms != 0 {
+		r.Tunables.Loss.Hold = time.Duration(ms-1) * time.Millisecond
 	}
 	if r.Tunables.PinQuota < 0 {
 		r.Tunables.PinQuota = defaultPinQuota

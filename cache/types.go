@@ -140,6 +140,8 @@ type Tunables struct {
 	// PinQuota is the share of the cache, in percent, that pinned blocks of this device may take.
 	// All devices together have half of the cache.
 	PinQuota int
+	// Loss says what becomes of requests if the SSD is lost with dirty data of this device.
+	Loss LossPolicy
 	// BackingHold is how long requests wait for the backing device when it is gone, from then on,
 	// before they fail: whole seconds, 0 for not at all, or HoldForever.
 	BackingHold time.Duration
@@ -155,6 +157,7 @@ func DefaultTunables() Tunables {
 	return Tunables{
 		SequentialCutoff: 4 << 20, DirtyTarget: 10, DirtyMax: 70,
 		WritebackDelay: 30 * time.Second, PinQuota: defaultPinQuota, BackingHold: defaultBackingHold,
+		Loss: LossPolicy{Hold: DefaultLossHold},
 	}
 }
 
@@ -178,6 +181,12 @@ func (t Tunables) Validate() error {
 	}
 	if t.PinQuota < 0 || t.PinQuota > maxPinQuota {
 		errs = append(errs, fmt.Errorf("pin-quota %d is not within 0 and %d percent", t.PinQuota, maxPinQuota))
+	}
+	if int(t.Loss.Kind) >= len(lossNames) {
+		errs = append(errs, fmt.Errorf("ssd-loss %d is no policy", t.Loss.Kind))
+	}
+	if t.Loss.Hold < 0 || t.Loss.Hold > maxLossHold || t.Loss.Hold%time.Millisecond != 0 {
+		errs = append(errs, fmt.Errorf("ssd-loss-hold must be between 0 and %s, in whole milliseconds", maxLossHold))
 	}
 	if err := checkHold(t.BackingHold); err != nil {
 		errs = append(errs, err)

@@ -174,6 +174,9 @@ func (p *writePiece) opsDone(l *Lane, err error) {
 	}
 	s := l.c.index.stripeOf(p.r.b.id, p.first)
 	s.mu.Lock()
+	if p.err == nil && l.c.lost() {
+		p.err = ErrSSDLost
+	}
 	if p.err == nil && (!mutated(mutRecordBeforeData) || l.c.checksums || p.partial()) {
 		p.insert(l, s)
 	}
@@ -185,7 +188,9 @@ func (p *writePiece) opsDone(l *Lane, err error) {
 		l.dropRuns(p.runs)
 		p.finish(l, p.lost)
 	case p.err != nil:
-		l.ssdWriteFailed(p.r.b, p.runs)
+		if !l.c.lost() {
+			l.ssdWriteFailed(p.r.b, p.runs)
+		}
 		p.through(l, p.n)
 	default:
 		p.r.touched |= touchedSSD

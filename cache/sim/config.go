@@ -30,6 +30,8 @@ type Config struct {
 	Through     bool // nothing is written back: the modes are writethrough and writearound
 	Faults      faultSet
 	FaultRate   int // per 10,000 steps
+	Vanish      int // how often the SSD vanishes or comes back, per 10,000 steps
+	LossHold    time.Duration
 	// LyingFlush makes every flush of the SSD a lie, for tests of the checker.
 	LyingFlush bool
 }
@@ -87,4 +89,8 @@ type Result struct {
 	WrittenBack, Moved, Healed   int64
 	Pins, Evictions              int // that were handled
 	Refused, Mismatched, Late    int // requests that failed for their attributes
+	// How often the SSD vanished, came back, and came back having missed nothing; requests that failed for
+	// lack of it, and for what it had lost.
+	Vanished, Returned, ReturnedWarm int
+	FailedLost, FailedBad            int
 }

@@ -48,6 +48,10 @@ func (s *Sim) drawCrash() Crash {
 
 // crash ends the process, or the power, and starts again; sometimes it crashes while starting.
 func (s *Sim) crash() {
+	if s.away() {
+		s.comeBack() // it cannot start without
+		return
+	}
 	s.armed = nil
 	s.countStats()
 	how := s.drawCrash()

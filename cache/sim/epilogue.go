@@ -15,6 +15,12 @@ import (
 // compares the backing devices.
 func (s *Sim) epilogue() error {
 	s.armed, s.strike = nil, nil
+	if s.away() {
+		if s.comeBack(); s.van.over {
+			s.c.Abandon()
+			return nil
+		}
+	}
 	for _, d := range append(s.backs, s.ssd) {
 		d.full, d.dead = false, false
 	}
@@ -88,7 +94,7 @@ func (s *Sim) restart() (cached int64, err error) {
 	if err := s.c.Close(); err != nil {
 		return 0, err
 	}
-	rep, err := cache.Check(context.Background(), s.ssd, cache.CheckOptions{Data: true})
+	rep, err := cache.Check(context.Background(), s.ssd, cache.CheckOptions{Data: s.res.FailedBad == 0})
 	if err != nil {
 		return 0, err
 	}
@@ -232,6 +238,9 @@ func (s *Sim) compareBackings() error {
 	}
 	for dev, m := range s.models {
 		for i := range m.sectors {
+			if s.van.bad[dev][i/blockSectors] {
+				continue // it may not have been written back
+			}
 			p := s.backs[dev].now[i*sectorSize:]
 			legal := m.sectors[i].legal
 			if slices.ContainsFunc(legal, func(v version) bool { return matches(p, i, v.stamp) }) {

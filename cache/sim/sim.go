@@ -46,6 +46,7 @@ type Sim struct {
 	now      int64
 	res      Result
 	wishes   wishes
+	van      vanishing
 	err      error
 	// Keep has the steps that are played; all if it is nil.
 	Keep []bool
@@ -98,6 +99,7 @@ func New(cfg Config) (*Sim, error) {
 		cfg: cfg, pcg: rand.NewPCG(cfg.Seed, 2), ssd: NewDisk(size),
 		ring: ringMemory(), reqs: map[uint32]*request{}, now: 1,
 		wishes: wishes{blocks: map[wishBlock]*wishState{}},
+		van:    vanishing{markers: map[cache.UUID]cache.Missed{}},
 	}
 	s.rng = rand.New(s.pcg)
 	sb, err := cache.Format(s.ssd, cache.FormatOptions{
@@ -111,6 +113,7 @@ func New(cfg Config) (*Sim, error) {
 	for range cfg.Devices {
 		s.backs = append(s.backs, NewDisk(cfg.DeviceBytes))
 		s.models = append(s.models, newModel(cfg.DeviceBytes/int64(cfg.LBS)*int64(cfg.LBS)))
+		s.van.bad = append(s.van.bad, map[int]bool{})
 	}
 	if err := s.open(); err != nil {
 		return nil, err
@@ -124,6 +127,7 @@ func New(cfg Config) (*Sim, error) {
 		if cfg.Pinning {
 			t.PinQuota = 50
 		}
+		t.Loss = s.loss()
 		b, err := s.c.Attach(cache.AttachOptions{
 			Name: fmt.Sprint("d", i), Mode: s.mode(), LBS: cfg.LBS,
 			Identity: cache.Identity{Size: cfg.DeviceBytes}, Tunables: t,
@@ -172,7 +176,9 @@ func (s *Sim) trace(format string, args ...any) {
 
 // open starts the cache as a new process would.
 func (s *Sim) open() error {
-	c, err := cache.Open(s.ssd, cache.Options{Pending: s.ring, Discard: s.cfg.Trim})
+	c, err := cache.Open(s.ssd, cache.Options{
+		Pending: s.ring, Discard: s.cfg.Trim, Missed: s.mark, Drop: s.van.drop, Health: s.healthTurned,
+	})
 	if err != nil {
 		return err
 	}
@@ -239,7 +245,7 @@ func (s *Sim) disk(id cache.BackingID) *Disk {
 // Run plays the history and the final checks.
 func (s *Sim) Run() (Result, error) {
 	crashAt := s.cfg.Steps / 4 * 3 // if there was none before
-	for i := 0; i < s.cfg.Steps && s.err == nil; i++ {
+	for i := 0; i < s.cfg.Steps && s.err == nil && !s.van.over; i++ {
 		if s.Keep != nil && !s.Keep[i] {
 			continue
 		}
@@ -253,7 +259,11 @@ func (s *Sim) Run() (Result, error) {
 			s.checkWishes("while running")
 		}
 	}
-	if s.err == nil {
+	switch {
+	case s.err != nil:
+	case s.van.over:
+		s.c.Abandon()
+	default:
 		s.pcg.Seed(s.cfg.Seed, 2)
 		s.err = s.epilogue()
 	}
@@ -270,6 +280,9 @@ func (s *Sim) step(requests bool) {
 			return
 		case x < s.cfg.Crashes+s.cfg.FaultRate:
 			s.arm()
+			return
+		case x < s.cfg.Crashes+s.cfg.FaultRate+s.cfg.Vanish:
+			s.vanishStep()
 			return
 		}
 	}
@@ -288,9 +301,10 @@ func (s *Sim) step(requests bool) {
 			s.run(l)
 		}
 	case x < 19:
+		s.finishMarker()
 		s.now += int64(s.rng.IntN(100)) * int64(time.Millisecond)
 		s.bg().l.Tick()
-	case requests && s.cfg.ModeChanges && s.rng.IntN(20) == 0:
+	case requests && s.cfg.ModeChanges && s.van.gone == nil && s.van.health == cache.HealthOK && s.rng.IntN(20) == 0:
 		id := s.ids[s.rng.IntN(len(s.ids))]
 		if err := s.c.SetMode(id, s.mode()); err != nil {
 			s.err = err
@@ -314,6 +328,9 @@ func (s *Sim) complete(i int) {
 	}
 	s.ops[i] = s.ops[len(s.ops)-1]
 	s.ops = s.ops[:len(s.ops)-1]
+	if s.vanished(f) {
+		return
+	}
 	f.l.l.Complete(f.op, s.outcome(f))
 }
 
@@ -449,6 +466,7 @@ func (s *Sim) finish(r *request) {
 	s.answered(r)
 	m := s.models[r.dev]
 	switch {
+	case r.Err != nil && s.excused(r):
 	case r.Err != nil && !r.ofAttributes():
 		s.failed(r)
 	case s.cfg.Attributes && s.finishAttributes(r):
