@@ -26,6 +26,7 @@ const (
 	summaryMagic     = "UBSS"
 	journalMagic     = "UBJL"
 	jpSeq            = 24
+	smEpoch          = 32
 	ownPlace, ownSum = 40, 56 // of summary pages
 	superIn          = 40     // after sequence, place and checksum
 )

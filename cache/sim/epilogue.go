@@ -131,12 +131,13 @@ func (s *Sim) checkCopies() error {
 }
 
 // alike reports whether both copies of a summary page say the same, as far as faults have left them.
+// They may be of two epochs: a crash came between the two, and before it nothing had changed.
 func (s *Sim) alike(at int64) bool {
 	const bad = markUnreadable | markWrong
 	offs := [2]int64{s.geo.SummaryOff[0] + at, s.geo.SummaryOff[1] + at}
 	a, b := s.ssd.now[offs[0]:][:pageBytes], s.ssd.now[offs[1]:][:pageBytes]
 	return s.ssd.marked(offs[0], pageBytes, bad) || s.ssd.marked(offs[1], pageBytes, bad) ||
-		bytes.Equal(a[:ownPlace], b[:ownPlace]) && bytes.Equal(a[ownSum+8:], b[ownSum+8:])
+		bytes.Equal(a[:smEpoch], b[:smEpoch]) && bytes.Equal(a[ownSum+8:], b[ownSum+8:])
 }
 
 // damaged reports whether a problem that a check found is what faults have done to data, or to a copy

@@ -75,7 +75,8 @@ func (s *Sim) losing(r *request, op *cache.Op) bool {
 		p, ok := s.c.Locate(r.Backing, at)
 		switch {
 		case !ok || !p.Dirty:
-		case op != nil && !p.Pending && op.Off <= p.Off && p.Off < op.Off+op.Len:
+		case op != nil && !p.Pending && op.Off <= p.Off && p.Off < op.Off+op.Len &&
+			(op.Len <= cache.BlockSize || s.ssd.marked(p.Off, cache.BlockSize, markUnreadable|markWrong)):
 			return true
 		case p.Bad && s.ssd.marked(p.Off, cache.BlockSize, markUnreadable|markWrong|markDoubted):
 			return true

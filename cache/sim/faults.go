@@ -311,7 +311,8 @@ func (s *Sim) mislay(kind Fault, op *cache.Op, d *Disk) {
 // partly is the effect of an operation that fails: that of any of its sectors.
 func (s *Sim) partly(op *cache.Op, d *Disk) {
 	if op.Kind == cache.OpRead || op.Kind == cache.OpFlush {
-		if op.Kind == cache.OpRead && op.Dev == cache.SSD {
+		// One bad sector fails the read of many blocks; which it was is seen when each is read by itself.
+		if op.Kind == cache.OpRead && op.Dev == cache.SSD && op.Len <= cache.BlockSize {
 			d.mark(op.Off, op.Len, markDoubted)
 		}
 		return
