@@ -315,6 +315,9 @@ func mapRecord(k key, e entry) record {
 	if e.st&stPending != 0 {
 		r.flags |= recPending
 	}
+	if e.st&stBad != 0 {
+		r.flags |= recBad
+	}
 	return r
 }
 

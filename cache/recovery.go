@@ -539,6 +539,9 @@ func (r *recovery) applyMap(l LSN, rec *record) {
 	e := entry{slot: slot, st: state(rec.mask), sum: rec.sum}
 	if rec.flags&recDirty != 0 {
 		e.st |= stDirty
+		if rec.flags&recBad != 0 {
+			e.st |= stBad
+		}
 	}
 	if rec.flags&recPinned != 0 && !mutated(mutPinForgotten) {
 		e.st |= stPinned

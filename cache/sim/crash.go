@@ -206,6 +206,12 @@ func (s *Sim) idle(what string, done func() bool) error {
 		if s.err != nil {
 			return s.err
 		}
+		if s.ending && s.away() {
+			if s.comeBack(); s.van.over {
+				return errOver
+			}
+			continue
+		}
 		if i > 1_000_000 {
 			return fmt.Errorf("%s does not end: %d operations and %d requests in flight",
 				what, len(s.ops), len(s.reqs))

@@ -10,17 +10,21 @@ import (
 	"ubcache/cache"
 )
 
+// end plays the epilogue, which may turn out to be the operator's.
+func (s *Sim) end() error {
+	err := s.epilogue()
+	if errors.Is(err, errOver) {
+		s.c.Abandon()
+		return s.err
+	}
+	return err
+}
+
 // epilogue ends all faults but lets their damage be; it reads everything back, stops in order,
 // checks the format, starts again warm, overwrites what was lost, writes everything back and
 // compares the backing devices.
 func (s *Sim) epilogue() error {
-	s.armed, s.strike = nil, nil
-	if s.away() {
-		if s.comeBack(); s.van.over {
-			s.c.Abandon()
-			return nil
-		}
-	}
+	s.armed, s.strike, s.ending = nil, nil, true
 	for _, d := range append(s.backs, s.ssd) {
 		d.full, d.dead = false, false
 	}
@@ -226,8 +230,12 @@ func (s *Sim) compareBackings() error {
 			return err
 		}
 	}
+	crashes := s.res.Crashes
 	err := s.idle("the drain", func() bool {
 		for _, id := range s.ids {
+			if crashes != s.res.Crashes && s.c.SetDrain(id, true) != nil {
+				return false // it was started again, and nobody remembers that
+			}
 			if b, err := s.c.Backing(id); err != nil || b.Remaining() > 0 {
 				return false
 			}

@@ -47,6 +47,7 @@ type Sim struct {
 	res      Result
 	wishes   wishes
 	van      vanishing
+	ending   bool // an SSD that is away comes back at once
 	err      error
 	// Keep has the steps that are played; all if it is nil.
 	Keep []bool
@@ -265,7 +266,7 @@ func (s *Sim) Run() (Result, error) {
 		s.c.Abandon()
 	default:
 		s.pcg.Seed(s.cfg.Seed, 2)
-		s.err = s.epilogue()
+		s.err = s.end()
 	}
 	return s.res, s.err
 }

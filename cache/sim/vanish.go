@@ -97,6 +97,9 @@ func (s *Sim) healthTurned(e cache.HealthEvent) {
 	}
 }
 
+// errOver ends a history that only an operator can go on with.
+var errOver = errors.New("sim: the SSD is refused")
+
 // away reports whether the cache is without its SSD.
 func (s *Sim) away() bool { return s.van.gone != nil || s.van.health == cache.HealthLost }
 
