@@ -185,8 +185,9 @@ func (k *checkpoint) opsDone(l *Lane) {
 // fail leaves the buckets to the next start; until then replay starts before their changes.
 func (k *checkpoint) fail(l *Lane) {
 	k.running = false
-	if d := &k.bg.doctor; d.ckptFailing == 0 {
-		d.ckptFailing = l.d.Now()
+	d := &k.bg.doctor
+	if d.ckptFailed = l.d.Now(); d.ckptFailing == 0 {
+		d.ckptFailing = d.ckptFailed
 	}
 	l.stats.JournalErrors.Add(1)
 }

@@ -240,6 +240,11 @@ func (g *edge) untrusted(l *Lane, failed bool) {
 		}
 		g.direct(l)
 	case distrustLeft:
+		if g.write != nil && g.e.st&stDirty == 0 {
+			clear(g.page)
+			g.merge(l, 0) // the backing device keeps its promises
+			return
+		}
 		if g.write != nil {
 			// The new slot takes over what the old one promises.
 			g.restore(l)

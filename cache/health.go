@@ -40,7 +40,9 @@ const (
 	defaultStallLimit = 3 * time.Second
 	defaultLossLimit  = 30 * time.Second
 	// failLimit is how long probes, or writes of metadata, may go on failing before the SSD counts
-	// as lost. A device that is reset by its driver is back sooner.
+	// as lost: it is between two failures without a success in between, as the second try may just hang.
+	// A device that is reset by its driver is back sooner. Why they fail does not matter: without space
+	// for metadata there is no cache either.
 	failLimit = int64(time.Second)
 	// probePause is between probes of a device that fails them, lostPause between those of one that
 	// is lost.
@@ -57,8 +59,9 @@ type health struct {
 
 	failures atomic.Int64 // operations on the SSD that failed
 	gone     atomic.Bool  // one failed as on a device that is not there
-	// commitFailing is since when commits of the journal fail, 0 if they do not.
-	commitFailing atomic.Int64
+	// commitFailing is since when commits of the journal fail, 0 if they do not, and commitFailed when the
+	// last one did.
+	commitFailing, commitFailed atomic.Int64
 	// begun is the number of the newest probe, good of the newest that succeeded.
 	// wanted is the newest that somebody waits for.
 	begun, good, wanted atomic.Uint64
@@ -132,12 +135,13 @@ type doctor struct {
 	looked  int64  // failures that a good probe has covered
 	next    int64  // no probe before then
 	failing int64  // since when probes fail, 0 if they do not
+	failed  int64  // when the last one did
 	base    int64  // failures before the present trouble
-	// ckptFailing is since when checkpoints fail.
-	ckptFailing int64
-	problem     error // of the last probe
-	second      bool  // probe the other copy of the superblock: one may have become unreadable
-	markers     [MaxBackings + 1]*marker
+	// ckptFailing is since when checkpoints fail, ckptFailed when the last one did.
+	ckptFailing, ckptFailed int64
+	problem                 error // of the last probe
+	second                  bool  // probe the other copy of the superblock: one may have become unreadable
+	markers                 [MaxBackings + 1]*marker
 }
 
 // tick looks at the SSD and reports whether to look again soon.
@@ -156,11 +160,11 @@ func (d *doctor) tick(now int64) (busy bool) {
 	switch {
 	case h.gone.Load():
 		d.lose(now, "it is gone", false)
-	case d.failing != 0 && now-d.failing >= failLimit:
+	case d.failing != 0 && d.failed-d.failing >= failLimit:
 		d.lose(now, fmt.Sprintf("its superblock cannot be read: %v", d.problem), false)
-	case commits != 0 && now-commits >= failLimit:
+	case commits != 0 && h.commitFailed.Load()-commits >= failLimit:
 		d.lose(now, "its journal cannot be written", false)
-	case d.ckptFailing != 0 && now-d.ckptFailing >= failLimit:
+	case d.ckptFailing != 0 && d.ckptFailed-d.ckptFailing >= failLimit:
 		d.lose(now, "its metadata cannot be written", false)
 	case c.lossLimit > 0 && age >= c.lossLimit:
 		d.lose(now, fmt.Sprintf("an operation has not ended for %s", seconds(age)), true)
@@ -252,7 +256,8 @@ func (d *doctor) opDone(l *Lane, _ *Op, err error) {
 	switch d.problem = err; {
 	case err != nil:
 		d.second = !d.second
-		if d.next = now + probePause; d.failing == 0 {
+		d.failed, d.next = now, now+probePause
+		if d.failing == 0 {
 			d.failing = now
 		}
 	default:

@@ -516,7 +516,9 @@ func (k *commit) finish(l *Lane) {
 	k.seal = false
 	h := &l.c.ssdHealth
 	if err != nil {
-		h.commitFailing.CompareAndSwap(0, l.d.Now())
+		now := l.d.Now()
+		h.commitFailed.Store(now)
+		h.commitFailing.CompareAndSwap(0, now)
 	} else {
 		h.commitFailing.Store(0)
 	}

@@ -1,6 +1,9 @@
 package cache
 
-import "fmt"
+import (
+	"errors"
+	"fmt"
+)
 
 // readPiece reads the part of a request that lies in one region: hits from the SSD, the rest
 // from the backing device, into the request's data. Runs of blocks that lie side by side on
@@ -311,7 +314,7 @@ func (p *readPiece) verify(l *Lane, op *Op, i, n int, err error) {
 		if bad {
 			p.again[j/64] |= 1 << (j % 64)
 		}
-		if err != nil && n > 1 && !mutated(mutGroupLost) {
+		if err != nil && n > 1 && !errors.Is(err, errStuck) && !mutated(mutGroupLost) {
 			p.group[j/64] |= 1 << (j % 64)
 		}
 	}

@@ -207,6 +207,7 @@ func (wb *writeback) sure(l *Lane, b *Backing) bool {
 	}
 	if wb.want == 0 {
 		wb.want = h.begun.Load() + 1
+		storeMax(&h.wanted, wb.want)
 	}
 	wb.pause[b.id], wb.rates[b.id] = l.d.Now()+probePause, 0
 	return false

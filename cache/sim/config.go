@@ -93,4 +93,5 @@ type Result struct {
 	// lack of it, and for what it had lost.
 	Vanished, Returned, ReturnedWarm int
 	FailedLost, FailedBad            int
+	GivenUp, Over                    int // that faults made the engine do; histories that are the operator's
 }

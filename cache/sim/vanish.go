@@ -93,6 +93,7 @@ func (s *Sim) noteDirty() {
 func (s *Sim) healthTurned(e cache.HealthEvent) {
 	s.trace("the SSD is %v: %s", e.Health, e.Why)
 	if s.van.health = e.Health; e.Health == cache.HealthLost && s.van.gone == nil {
+		s.res.GivenUp++
 		s.noteDirty()
 	}
 }
@@ -133,6 +134,7 @@ func (s *Sim) comeBack() {
 		if drop = append(drop, id); m.Dirty > 0 {
 			s.trace("the SSD is refused")
 			s.van.over = true
+			s.res.Over++
 			return
 		}
 	}
