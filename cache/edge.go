@@ -99,6 +99,10 @@ func (g *edge) lookUp(l *Lane) {
 	case lost:
 		g.withoutSSD(l, ok)
 	case ok && e.st&stBad != 0:
+		if from, n, _ := blockPart(g.span, g.r, g.blk); g.write == nil && sectors(from, n)&e.st == 0 {
+			g.direct(l) // replaced since
+			return
+		}
 		g.lost(l)
 	case ok:
 		if g.page == nil {

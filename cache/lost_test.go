@@ -380,6 +380,37 @@ func TestLostVolatileData(t *testing.T) {
 	}
 }
 
+// TestLostStaysLost: what was lost with the SSD's volatile cache stays an error after a crash, also where some
+// sectors of the block have been replaced meanwhile, and these are not lost again.
+func TestLostStaysLost(t *testing.T) {
+	for _, sums := range []bool{true, false} {
+		t.Run(fmt.Sprint("checksums=", sums), func(t *testing.T) {
+			v := newLossy(t, FormatOptions{NoChecksums: !sums}, Writeback)
+			before := bytes.Clone(v.ssd)
+			v.write(0, fill(1, 1))
+			v.vanish()
+			copy(v.ssd, before)
+			v.restart()
+			if err := v.do(&Request{Op: ReqWriteZeroes, Off: 512, Len: 512}); err != nil {
+				t.Fatal(err)
+			}
+			v.flush()
+			for range 2 {
+				clear(v.opts.Pending[:pageSize]) // as after a power cut
+				v.restart()
+				_, err := v.read(0, 512)
+				v.wantError(err, ErrDirtyBad, "read of lost data")
+				got, err := v.read(512, 512)
+				if err != nil || !bytes.Equal(got, make([]byte, 512)) {
+					t.Errorf("the sector that was replaced: %v", err)
+				}
+			}
+			v.write(0, fill(3, 1))
+			v.wantRead(0, fill(3, 1))
+		})
+	}
+}
+
 // TestLostVolatileCopies: in writethrough mode nothing is lost with the SSD's volatile cache.
 func TestLostVolatileCopies(t *testing.T) {
 	for _, sums := range []bool{true, false} {

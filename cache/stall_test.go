@@ -160,6 +160,33 @@ func TestFailingCommits(t *testing.T) {
 	v.wantRead(0, append(append(fill(3, 1), fill(2, 1)...), fill(1, 2)...))
 }
 
+// TestFailureThenStall: a commit that fails once and then hangs for a while is one of an SSD that stalls.
+func TestFailureThenStall(t *testing.T) {
+	v := newLossy(t, FormatOptions{}, Writeback)
+	v.write(0, fill(1, 1))
+	failed := false
+	v.fail = func(op *Op) error {
+		if op.Dev == SSD && op.Kind == OpFlush && !failed {
+			failed = true
+			v.stall()
+			return errMedium
+		}
+		return nil
+	}
+	r := v.start(&Request{Op: ReqFlush})
+	done := false
+	v.finish = func(f *Request) { done = done || f == r }
+	v.pass(time.Duration(2 * failLimit))
+	if !failed || done || v.c.health() != HealthOK {
+		t.Fatalf("the SSD is %v, the FLUSH done: %v", v.c.health(), done)
+	}
+	v.stuck = nil
+	v.until("the FLUSH", func() bool { return done })
+	if r.Err != nil || v.c.health() != HealthOK {
+		t.Errorf("FLUSH: %v, the SSD is %v", r.Err, v.c.health())
+	}
+}
+
 // TestFailingCheckpoints: a journal that cannot be emptied must not make writers wait for ever.
 func TestFailingCheckpoints(t *testing.T) {
 	v := newLossy(t, FormatOptions{}, Writeback)
