@@ -114,6 +114,8 @@ func (l *Lane) decideMode(r *Request, mode Mode) {
 	switch {
 	case mode == None:
 		r.res.Ignore(attrs.IDMode, attrs.ReasonMode)
+	case r.ordered() && w != attrs.Writeback:
+		r.res.Ignore(attrs.IDMode, attrs.ReasonOverruled)
 	case w == attrs.Writearound && l.anyPinned(r.b, span{r.Off, r.Len}):
 		r.res.Ignore(attrs.IDMode, attrs.ReasonOverruled)
 	case w == attrs.Writethrough:
@@ -259,7 +261,7 @@ func (l *Lane) decideCache(r *Request, mode Mode) {
 func (l *Lane) decideBypass(r *Request) {
 	asked := r.Op == ReqWrite && r.Attrs.Mode() == attrs.Writeback &&
 		r.res.For(attrs.IDMode).Status == attrs.Handled
-	if s := (span{r.Off, r.Len}); asked || r.Op == ReqWrite &&
+	if s := (span{r.Off, r.Len}); asked || r.ordered() || r.Op == ReqWrite &&
 		(r.way.back && l.anyDirty(r.b, s) || l.anyPinned(r.b, s)) {
 		r.res.Ignore(attrs.IDHint, attrs.ReasonOverruled)
 		return
@@ -269,6 +271,12 @@ func (l *Lane) decideBypass(r *Request) {
 		r.way.refs = refDrop
 	}
 	r.res.Handle(attrs.IDHint)
+}
+
+// ordered reports whether the request is a write that has to take its turn on the way to the backing
+// device, so that it goes to the SSD first.
+func (r *Request) ordered() bool {
+	return r.Op == ReqWrite && r.way.back && r.b.order.on.Load()
 }
 
 // full reports whether the device may make no more dirty data.

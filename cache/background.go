@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"sync/atomic"
 	"time"
 
 	"ubcache/policy"
@@ -20,7 +21,9 @@ type background struct {
 	scrub      *scrub // nil: none
 	flushes    [MaxBackings + 1]*backingFlush
 	doctor     doctor
-	pressed    bool // eviction found only dirty buckets
+	orders     [MaxBackings + 1]*orderRun // nil for those that have nothing to do with it
+	pressed    bool                       // eviction found only dirty buckets
+	seen       atomic.Int64               // Driver.Now of the last Tick
 }
 
 const (
@@ -52,6 +55,7 @@ func (c *Cache) StartBackground(l *Lane) {
 func (l *Lane) Tick() time.Duration {
 	bg := l.bg
 	now := l.d.Now()
+	bg.seen.Store(now)
 	ill := bg.doctor.tick(now)
 	if l.c.lost() {
 		l.runTasks()
@@ -68,10 +72,12 @@ func (l *Lane) Tick() time.Duration {
 	bg.evict.start()
 	bg.ckpt.start()
 	bg.wb.tick(now)
+	soon := bg.tickOrders(now)
 	if bg.scrub != nil {
 		bg.scrub.tick(now)
 	}
-	if l.runTasks() || bg.evict.running || bg.ckpt.running || bg.wb.working || bg.scrub != nil || hurry || ill {
+	if l.runTasks() || soon || bg.evict.running || bg.ckpt.running || bg.wb.working || bg.scrub != nil ||
+		hurry || ill {
 		return tickEvery
 	}
 	if pending > 0 {

@@ -48,9 +48,9 @@ type Options struct {
 
 // Cache is a running cache: an SSD and the backing devices it serves.
 //
-// Lock order: stripe.mu, then pins.mu, then journal.mu. allocator.mu, Lane.mail and Backing.mu are
-// leaves, and so are roll and health.mu. None is held across I/O. control orders the operations of the
-// control path and may be.
+// Lock order: stripe.mu, then pins.mu, then journal.mu, then order.mu. allocator.mu, Lane.mail and
+// Backing.mu are leaves, and so are roll and health.mu. None is held across I/O. control orders the
+// operations of the control path and may be.
 type Cache struct {
 	geo       Geometry
 	checksums bool
@@ -116,6 +116,7 @@ type Backing struct {
 	bad     atomic.Int64 // dirty blocks that the SSD cannot return
 	pinned  atomic.Int64 // blocks
 	leaving atomic.Int64 // blocks that are dirty, not pending, and to leave the cache
+	order   order
 	number  atomic.Uint32
 	lastIO  atomic.Int64 // Driver.Now of the newest request
 	// dirtySince is when the oldest of the present dirty data was written, 0 if none.
@@ -279,8 +280,18 @@ func (b *Backing) addPending(p pendingSlot, losses uint64) bool {
 // backing device has to wait for it as for any other. A pin goes over to the new slot. The stripe
 // is locked.
 func (c *Cache) mapBlock(b *Backing, s *stripe, k key, e entry) {
-	touched := [2]BucketID{c.bucketOf(e.slot)}
-	n := 1
+	touched, n, clean := c.place(b, k, &e)
+	lsn := c.journal.append(mapRecord(k, e), touched[:n]...)
+	if clean {
+		s.lastUnmap = lsn
+	}
+}
+
+// place is mapBlock's change of the index: it returns the buckets that it touches, and whether it
+// replaced a clean copy. The record comes after it, since a checkpoint that does not find the
+// entry must not find the record either.
+func (c *Cache) place(b *Backing, k key, e *entry) (touched [2]BucketID, n int, clean bool) {
+	touched[0], n = c.bucketOf(e.slot), 1
 	old, ok := c.index.find(k)
 	e.st |= old.st & stPinned
 	c.account(b, e.st, 1, e.slot)
@@ -290,15 +301,16 @@ func (c *Cache) mapBlock(b *Backing, s *stripe, k key, e entry) {
 			e.owner = c.index.ownerOf(old.slot)
 		}
 		c.disown(old.slot)
-		c.index.remove(k, old.slot)
-		c.account(b, old.st, -1, old.slot)
+		if old.st&stQueued != 0 {
+			c.shadow(b, k, old)
+		} else {
+			c.index.remove(k, old.slot)
+			c.account(b, old.st, -1, old.slot)
+		}
 	}
-	c.index.insert(k, e)
+	c.index.insert(k, *e)
 	c.own(e.slot, e.owner)
-	lsn := c.journal.append(mapRecord(k, e), touched[:n]...)
-	if ok && old.st&stDirty == 0 {
-		s.lastUnmap = lsn
-	}
+	return touched, n, ok && old.st&stDirty == 0
 }
 
 func mapRecord(k key, e entry) record {
@@ -323,6 +335,9 @@ func mapRecord(k key, e entry) record {
 
 // unmapEntry takes an entry out of the index; the record is the caller's. The stripe is locked.
 func (c *Cache) unmapEntry(b *Backing, k key, e entry) {
+	if e.st&stQueued != 0 {
+		panic("cache: a block leaves the cache before its turn")
+	}
 	c.disown(e.slot)
 	c.index.remove(k, e.slot)
 	c.account(b, e.st, -1, e.slot)
@@ -361,8 +376,11 @@ func (c *Cache) account(b *Backing, st state, n int64, s Slot) {
 	if st&stLeave != 0 {
 		b.leaving.Add(n)
 	}
-	if st&stBad != 0 {
+	switch {
+	case st&stBad != 0:
 		b.bad.Add(n)
+	case st&stQueued != 0:
+		b.order.queued.Add(n)
 	}
 }
 

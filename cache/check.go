@@ -24,14 +24,16 @@ type CheckOptions struct {
 
 // Report is what Check found. A cache without problems is consistent.
 type Report struct {
-	Super          *Superblock
-	CachedBlocks   int64
-	DirtyBlocks    int64
-	FreeBuckets    int
-	PendingRecords int
-	ReadBlocks     int64
-	ComparedBlocks int64 // with their backing devices
-	Problems       []Problem
+	Super        *Superblock
+	CachedBlocks int64
+	DirtyBlocks  int64
+	// UnsettledBlocks are those that ordered devices have to write back, of each all versions.
+	UnsettledBlocks int64
+	FreeBuckets     int
+	PendingRecords  int
+	ReadBlocks      int64
+	ComparedBlocks  int64 // with their backing devices
+	Problems        []Problem
 	// MoreProblems is how many there are beyond those in Problems.
 	MoreProblems int
 	// Startable says whether a start takes the cache as it is, and Refusal why it does not.
@@ -169,6 +171,7 @@ func (r *recovery) topEnd() LSN { return r.top.first + LSN(r.top.count) }
 func (c *Cache) verifyIndex(r *Report) {
 	var cached, dirty, pins [MaxBackings + 1]int64
 	var owned [tenantRows + 1]int64
+	var shadows int64
 	for i := range c.buckets {
 		live, dirtyHere, pinnedHere := int32(0), int32(0), int32(0)
 		c.slotsOf(BucketID(i), func(s Slot) {
@@ -182,6 +185,11 @@ func (c *Cache) verifyIndex(r *Report) {
 				return
 			}
 			live++
+			if st.shadow() {
+				dirtyHere++
+				shadows++
+				return
+			}
 			b := c.backing(k.backing())
 			if b == nil || int64(k.block())*BlockSize >= b.size || st&stMask == 0 {
 				r.wrong("slot %d holds block %d of backing device %d, which cannot be",
@@ -230,6 +238,7 @@ func (c *Cache) verifyIndex(r *Report) {
 		r.CachedBlocks += cached[b.id]
 		r.DirtyBlocks += dirty[b.id]
 	}
+	c.verifyOrders(r, shadows)
 	r.FreeBuckets = int(c.alloc.freeCount.Load())
 	for i := 1; i < len(owned); i++ {
 		if n := c.tenants.rows[i].cached.Load(); n != owned[i] {

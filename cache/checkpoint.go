@@ -53,7 +53,7 @@ func (k *checkpoint) start() {
 	if k.running {
 		return
 	}
-	if !c.closing.Load() && !j.needsRoom() {
+	if !c.closing.Load() && (!j.needsRoom() || j.heldByOrders()) {
 		return
 	}
 	if k.buf == nil {
@@ -92,7 +92,7 @@ func (c *Cache) snapshot(b BucketID, next LSN, p []byte) {
 	for i := range c.geo.summaryPages() {
 		h := p[i*pageSize:]
 		le.PutUint32(h, summaryMagic)
-		le.PutUint16(h[smVersion:], formatVersion)
+		le.PutUint16(h[smVersion:], pageVersion)
 		le.PutUint64(h[smCache:], c.journal.cacheID)
 		le.PutUint32(h[smBucket:], uint32(b))
 		le.PutUint32(h[smPage:], uint32(i))
@@ -103,6 +103,9 @@ func (c *Cache) snapshot(b BucketID, next LSN, p []byte) {
 		le.PutUint64(h[smEpoch:], c.epoch)
 	}
 	c.locked(b, func(_ *stripe, k key, e entry) {
+		if e.st.shadow() {
+			return // the journal has it until it is settled
+		}
 		n := int64(e.slot - first)
 		q := p[n/summarySlots*pageSize+summaryHeader+n%summarySlots*summaryEntry:]
 		le.PutUint64(q, uint64(k)<<16|uint64(e.st&stStored))

@@ -57,7 +57,8 @@ func (c *Cache) Attach(o AttachOptions) (*Backing, error) {
 	r := BackingRecord{
 		ID: id, Mode: o.Mode, LBS: int32(o.LBS), UUID: o.UUID, Size: size, DataOff: o.DataOff,
 		Name: o.Name, Identity: o.Identity, Tunables: o.Tunables, Dirty: 1,
-		Head: o.Head,
+		OrderedFrom: c.journal.nextLSN(),
+		Head:        o.Head,
 	}
 	old, oldNext := c.sb.Backings, c.sb.NextID
 	c.sb.Backings = append(slices.Clone(old), r)
@@ -128,7 +129,13 @@ func (c *Cache) SetTunables(id BackingID, t Tunables) error {
 	if err := t.Validate(); err != nil {
 		return err
 	}
-	return c.setting(id, func(r *BackingRecord) { r.Tunables = t },
+	return c.setting(id, func(r *BackingRecord) {
+		// Switched off and on before the background has seen it, the queue goes on.
+		if t.Ordered && !r.Tunables.Ordered && !c.backing(id).order.on.Load() {
+			r.OrderedFrom = c.journal.nextLSN()
+		}
+		r.Tunables = t
+	},
 		func(b *Backing) { c.applyTunables(b, t) })
 }
 
@@ -148,7 +155,7 @@ func (c *Cache) SetDrain(id BackingID, on bool) error {
 func (b *Backing) Remaining() int64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.dirty.Load() - b.bad.Load() + int64(len(b.mu.pending))
+	return b.dirty.Load() - b.bad.Load() + int64(len(b.mu.pending)) + b.order.shadows.Load()
 }
 
 // BeginDetach makes the backing device write back everything and cache nothing new. It goes on
@@ -182,6 +189,17 @@ func (c *Cache) FinishDetach(ctx context.Context, id BackingID, force bool) erro
 		return fmt.Errorf("detach %s: %w (%d blocks; flush first, or force and lose them)",
 			b.name, ErrNotFinished, n)
 	}
+	want := b.order.want.Swap(false) // no queue begins again
+	err = c.forget(ctx, b)
+	if err != nil {
+		b.order.want.Store(want)
+	}
+	return err
+}
+
+// forget takes all blocks of a backing device out of the cache, and then the device.
+func (c *Cache) forget(ctx context.Context, b *Backing) error {
+	id := b.id
 	lsn, err := c.dropBacking(ctx, b)
 	if err != nil {
 		return err
@@ -215,7 +233,7 @@ func (c *Cache) dropBacking(ctx context.Context, b *Backing) (LSN, error) {
 		if lost = c.lostError(); lost != nil {
 			return true
 		}
-		if !l.bg.leaveScrub(b) {
+		if !l.bg.leaveScrub(b) || !l.bg.dropOrder(b) {
 			return false
 		}
 		if !c.journal.reserve(1) {
@@ -338,7 +356,7 @@ func (l *Lane) Settled() bool {
 		return false
 	}
 	for _, b := range c.backings.Load() {
-		if b != nil && bg.flushes[b.id].running {
+		if b != nil && (bg.flushes[b.id].running || bg.orders[b.id] != nil && bg.orders[b.id].busy) {
 			return false
 		}
 	}
@@ -390,6 +408,19 @@ type BackingStatus struct {
 	// Missed: the lost SSD has missed changes of this device, so that its copies will not be used
 	// again.
 	Missed bool `json:"missed,omitempty"`
+	// Ordered is off, on, or starting: ordered, but the backing device is no consistent image yet.
+	Ordered string `json:"ordered"`
+	// UnsettledBytes is what an ordered device would lose with the SSD now, and UnsettledMs how old
+	// the oldest of it is.
+	UnsettledBytes int64 `json:"unsettled_bytes"`
+	UnsettledMs    int64 `json:"unsettled_ms"`
+	// OrderedLimit is how much it may be now: ordered-max, or less if the backing device is slow.
+	OrderedLimit int64 `json:"ordered_limit_bytes"`
+	// OrderedLost counts blocks that the SSD could not return when it was their turn.
+	OrderedLost int64 `json:"ordered_lost_blocks"`
+	// OrderedBroken counts how often the order was given up and begun anew, because the backing
+	// device failed while the others needed the journal.
+	OrderedBroken int64 `json:"ordered_broken"`
 }
 
 // Status is the present state of a cache.
@@ -451,6 +482,7 @@ func (c *Cache) Status() Status {
 			DirtyTarget: b.dirtyTarget.Load() * BlockSize, DirtyMax: b.dirtyMax.Load() * BlockSize,
 			HasHeader: r.DataOff != 0, LBS: int(r.LBS), SequentialCut: r.Tunables.SequentialCutoff,
 		}
+		c.orderStatus(b, &t)
 		switch {
 		case r.Detaching:
 			t.State = "detaching"
@@ -467,7 +499,13 @@ func (c *Cache) Status() Status {
 // MemoryBytes is what the index and the other metadata take, whether touched or not.
 func (c *Cache) MemoryBytes() int64 {
 	const bucketSize = int64(unsafe.Sizeof(bucket{}))
-	return int64(len(c.index.mem[0])+len(c.index.mem[1])+len(c.index.mem[2])) + int64(len(c.buckets))*bucketSize +
+	queues := int64(0)
+	for _, b := range c.backings.Load() {
+		if b != nil {
+			queues += b.order.bytes()
+		}
+	}
+	return queues + int64(len(c.index.mem[0])+len(c.index.mem[1])+len(c.index.mem[2])) + int64(len(c.buckets))*bucketSize +
 		int64(len(c.journal.firstLSN))*8 + int64(len(c.journal.mu.ring.mem)) +
 		int64(len(c.index.stripes))*64
 }

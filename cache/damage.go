@@ -274,6 +274,11 @@ func (r *recovery) noteBucket(b BucketID, l LSN) {
 // dropContents takes everything of a backing device out of the cache, before there are lanes.
 func (r *recovery) dropContents(ids []BackingID) error {
 	c := r.c
+	for _, id := range ids {
+		if b := c.backing(id); b != nil {
+			c.dropQueue(b)
+		}
+	}
 	for i := range c.buckets {
 		c.locked(BucketID(i), func(_ *stripe, k key, e entry) {
 			if slices.Contains(ids, k.backing()) {

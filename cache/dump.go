@@ -107,7 +107,11 @@ type DumpedBlock struct {
 	Dirty   bool      `json:"dirty"`
 	Bad     bool      `json:"bad,omitempty"`
 	Pinned  bool      `json:"pinned,omitempty"`
-	Sum     uint32    `json:"checksum"`
+	// Queued is to be written back in its turn, of an ordered device; Shadow is an older version of such a
+	// block, in another slot.
+	Queued bool   `json:"queued,omitempty"`
+	Shadow bool   `json:"shadow,omitempty"`
+	Sum    uint32 `json:"checksum"`
 }
 
 // Dump describes a cache that is not running. It goes on past damage.
@@ -245,6 +249,7 @@ func (c *Cache) dumpBlocks(d *Dumped) {
 				Slot: e.slot, Bucket: BucketID(i), Backing: k.backing(), Block: k.block(),
 				Sectors: uint8(e.st & stMask), Dirty: e.st&stDirty != 0, Bad: e.st&stBad != 0,
 				Pinned: e.st&stPinned != 0, Sum: e.sum,
+				Queued: e.st&stQueued != 0 && !e.st.shadow(), Shadow: e.st.shadow(),
 			})
 		})
 	}
@@ -338,6 +343,12 @@ func (d *Dumped) printBlocks(p func(string, ...any)) {
 		}
 		if b.Bad {
 			p(" bad")
+		}
+		if b.Queued {
+			p(" queued")
+		}
+		if b.Shadow {
+			p(" shadow")
 		}
 		p("\n")
 	}

@@ -132,6 +132,9 @@ func (f *flush) done(l *Lane, err error) {
 	}
 	r, again := f.r, f.again && f.err == nil
 	r.Err = f.err
+	if r.Err == nil {
+		r.b.order.cut(LSN(l.c.journal.durableLSN.Load()))
+	}
 	f.r, f.next = nil, l.freeFlushes
 	l.freeFlushes = f
 	if again {

@@ -102,6 +102,7 @@ func TestGoldenImage(t *testing.T) {
 	}{
 		{"v1", nil},
 		{"v1-repair", repairImage},
+		{"v2", orderedImage},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			image := filepath.Join("testdata", tt.name+".image")

@@ -29,6 +29,7 @@ type harness struct {
 	count              map[OpKind]int // of completed SSD operations
 
 	finish func(r *Request) // called by Driver.Finish, if set
+	pick   func() int       // chooses the operation to complete next, if set; -1 for none
 	hidden []byte           // memory of requests without visible data
 	lapse  int64            // what each operation takes
 	ahead  int64            // of Clock before Now
@@ -91,9 +92,13 @@ func (h *harness) Reclaim(int)  { h.reclaimed++ }
 func (h *harness) Now() int64   { return h.now }
 func (h *harness) Clock() int64 { return h.now + h.ahead }
 
-// step completes the oldest operation and runs what was woken.
+// step completes the oldest operation, or the one that was picked, and runs what was woken.
 func (h *harness) step() {
-	if i := h.runnable(); i >= 0 {
+	i := h.runnable()
+	if h.pick != nil && i >= 0 {
+		i = h.pick()
+	}
+	if i >= 0 {
 		op := h.ops[i]
 		h.ops = slices.Delete(h.ops, i, i+1)
 		h.now += h.lapse

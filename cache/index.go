@@ -25,6 +25,7 @@ const (
 	stRefMax  state = 3 << 11
 	stPinned  state = 1 << 13 // eviction keeps it
 	stLeave   state = 1 << 14 // dirty, and leaves the cache as soon as it is clean
+	stQueued  state = 1 << 15 // the order of its device says when it is written back
 
 	// stStored is what summaries keep.
 	stStored = stMask | stDirty | stBad | stPinned
@@ -34,6 +35,12 @@ const (
 func (s state) onBacking() bool { return s&(stDirty|stPending) != stDirty }
 
 func (s state) full() bool { return s&stMask == fullMask }
+
+// stShadow is the state of a slot with a version that the index does not know any more, but that the
+// order of its device has to write back first. To whoever looks at slots it is dirty.
+const stShadow = stDirty | stPending | stQueued
+
+func (s state) shadow() bool { return s&stShadow == stShadow }
 
 // index maps blocks to slots. An entry belongs to a slot, so the table also says what a slot
 // holds. Entries are 16 bytes off the Go heap and chained through their slot numbers:
@@ -167,8 +174,23 @@ func (x *index) insert(k key, e entry) {
 	*h = uint32(e.slot) + 1
 }
 
-// remove takes the entry of a slot out of its chain.
+// remove takes the entry of a slot away.
 func (x *index) remove(k key, s Slot) {
+	x.unlink(k, s)
+	x.clear(s)
+}
+
+// clear makes a slot that is on no chain hold nothing.
+func (x *index) clear(s Slot) { atomic.StoreUint64(&x.words[2*uint64(s)], 0) }
+
+// fill makes a slot that is on no chain hold a version of a block.
+func (x *index) fill(s Slot, k key, sum uint32, st state) {
+	x.words[2*uint64(s)+1] = uint64(sum) << 32
+	atomic.StoreUint64(&x.words[2*uint64(s)], uint64(k)<<16|uint64(st))
+}
+
+// unlink takes the entry of a slot out of its chain, but leaves what the slot holds.
+func (x *index) unlink(k key, s Slot) {
 	me := uint32(s) + 1
 	gone := 2*uint64(s) + 1
 	next := uint32(x.words[gone])
@@ -183,7 +205,6 @@ func (x *index) remove(k key, s Slot) {
 		link := &x.words[2*uint64(at-1)+1]
 		*link = *link&^(1<<32-1) | uint64(next)
 	}
-	atomic.StoreUint64(&x.words[gone-1], 0)
 }
 
 // setState replaces the state of an entry.

@@ -132,7 +132,7 @@ func (c *Cache) nextKeys(keys []dirtyKey, from key, limit int, want func(key, st
 			continue
 		}
 		c.slotsOf(BucketID(b), func(s Slot) {
-			if k, st := c.index.at(s); k != 0 && k >= from && want(k, st) {
+			if k, st := c.index.at(s); k != 0 && !st.shadow() && k >= from && want(k, st) {
 				keys = append(keys, dirtyKey{k, s})
 			}
 		})

@@ -7,7 +7,7 @@ import (
 )
 
 // Journal pages, little-endian: magic (4), version (2), count of records (2), first half of the
-// cache UUID (8), epoch (8), sequence (8), own page in the ring (4), 0 (4), LSN of the first
+// cache UUID (8), epoch (8), sequence (8), own page in the ring (4), flags (4), LSN of the first
 // record (8), sequence at which replay starts (8), newest sequence known durable (8), checksum
 // (8), records; at 36 a flag (4) that the last but one word (8) says which backing devices may have
 // dirty data.
@@ -30,6 +30,10 @@ const (
 
 	jpHasDirty = 1 // flag: jpDirty is there
 
+	// pageEndsCommit says that what is durable may end with this page: a flush may have been
+	// acknowledged then, so no batch of an ordered device goes on in the next.
+	pageEndsCommit = 1 << 1
+
 	// commitPages bounds one round of a commit.
 	commitPages = 64
 )
@@ -46,6 +50,7 @@ type journal struct {
 	pages    uint64 // size of the ring
 	slack    uint64 // pages kept free for the commits of checkpoints
 	margin   uint64 // pages that these may leave half empty
+	settled  uint64 // pages kept free besides for the settled records of ordered devices
 	cacheID  uint64
 	firstLSN []LSN // per ring page: the first record it holds; guarded by mu
 
@@ -83,14 +88,27 @@ func (j *journal) reserve(n int) bool {
 	return j.reserveLocked(n)
 }
 
+// reserveSettled promises room for a settled record, of which there is some kept: a full journal may
+// be waiting for it.
+func (j *journal) reserveSettled() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.fits(1, 0, 0)
+}
+
 // reserveLocked keeps two promises: the records fit in the pending ring, and all that is in there
 // fits in the free pages of the journal, so that it can be committed whatever happens.
 func (j *journal) reserveLocked(n int) bool {
+	return j.fits(n, MaxBackings, j.settled)
+}
+
+// fits reserves n records unless that leaves less than the given number of records and pages.
+func (j *journal) fits(n int, records, pages uint64) bool {
 	if j.c.lost() {
 		return false
 	}
 	used := uint64(j.mu.next) - j.durableLSN.Load() + j.mu.reserved + uint64(n)
-	if used > j.mu.ring.cap || used/pageRecords+1+j.margin > j.freePages() {
+	if used+records > j.mu.ring.cap || used/pageRecords+1+j.margin+pages > j.freePages() {
 		return false
 	}
 	j.mu.reserved += uint64(n)
@@ -139,7 +157,18 @@ func (j *journal) unreserve(n int) {
 // are noted for the next checkpoint.
 func (j *journal) append(r record, touched ...BucketID) LSN {
 	j.mu.Lock()
-	l := j.mu.next
+	l, half := j.appendLocked(r, touched)
+	j.mu.Unlock()
+	if half {
+		j.c.pokeBackground()
+	}
+	return l
+}
+
+// appendLocked is append with j.mu held. half says that the background should commit before
+// appenders have to wait for it.
+func (j *journal) appendLocked(r record, touched []BucketID) (l LSN, half bool) {
+	l = j.mu.next
 	r.encode(j.mu.ring.at(l))
 	j.mu.next++
 	j.mu.reserved--
@@ -149,12 +178,7 @@ func (j *journal) append(r record, touched ...BucketID) LSN {
 	if !mutated(mutRingUnpublished) {
 		j.mu.ring.publish(j.mu.next)
 	}
-	half := uint64(j.mu.next)-j.durableLSN.Load() == j.mu.ring.cap/2
-	j.mu.Unlock()
-	if half {
-		j.c.pokeBackground() // to commit before appenders have to wait for it
-	}
-	return l
+	return l, uint64(j.mu.next)-j.durableLSN.Load() == j.mu.ring.cap/2
 }
 
 // release lets go of all who wait for the journal.
@@ -255,11 +279,39 @@ func (j *journal) needsRoom() bool {
 	return j.mu.pageSeq-j.mu.tailSeq >= j.pages/2 || j.mu.stalled || j.mu.credits.head != nil
 }
 
+// hasNoRoom reports whether a commit or an operation waits for pages.
+func (j *journal) hasNoRoom() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.mu.stalled || j.mu.credits.head != nil
+}
+
+// summariesFrom is the oldest change that no summary has.
+func (j *journal) summariesFrom() LSN {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.mu.queue.oldest(j.c.buckets, noLSN)
+}
+
+// heldByOrders reports whether the tail is where it is for what an ordered device has to write back,
+// so that checkpoints cannot move it.
+func (j *journal) heldByOrders() bool { return j.c.oldestQueued(noLSN) < j.summariesFrom() }
+
+// heldBy reports whether nothing that holds the tail is older than what the device has to write
+// back.
+func (j *journal) heldBy(o *order) bool {
+	first := j.c.oldestQueued(noLSN)
+	return o.oldest(noLSN) == first && first <= j.summariesFrom()
+}
+
+// wants reports whether the device should write back for the sake of the journal.
+func (j *journal) wants(o *order) bool { return j.usedPages() >= j.pages/4 && j.heldBy(o) }
+
 // advanceTail moves the start of replay to the page of the oldest change that no durable summary
-// has, and lets a stalled commit go on.
+// has or that an ordered device has to write back, and lets a stalled commit go on.
 func (j *journal) advanceTail() {
 	j.mu.Lock()
-	oldest := j.mu.queue.oldest(j.c.buckets, LSN(j.durableLSN.Load()))
+	oldest := j.c.oldestQueued(j.mu.queue.oldest(j.c.buckets, LSN(j.durableLSN.Load())))
 	if mutated(mutTailAhead) {
 		oldest = LSN(j.durableLSN.Load())
 	}
@@ -418,7 +470,7 @@ func (k *commit) writePages(l *Lane) {
 	first := j.mu.pageSeq
 	k.first = first
 	for i := range n {
-		from = k.pack(k.buf[i*pageSize:][:pageSize], from)
+		from = k.pack(k.buf[i*pageSize:][:pageSize], from, i == n-1)
 	}
 	k.upTo, k.lastSeq = from, first+n-1
 	j.mu.pageSeq += n
@@ -433,15 +485,15 @@ func (k *commit) writePages(l *Lane) {
 	}
 }
 
-// pack fills a page with the records from l on and returns the first that is not in it. j.mu is
-// held.
-func (k *commit) pack(p []byte, l LSN) LSN {
+// pack fills a page with the records from l on and returns the first that is not in it. ends says
+// that the records before that become durable together. j.mu is held.
+func (k *commit) pack(p []byte, l LSN, ends bool) LSN {
 	j, le := k.j, binary.LittleEndian
 	seq := j.mu.pageSeq + uint64(l-LSN(j.durableLSN.Load()))/pageRecords
 	n := min(uint64(k.target-l), pageRecords)
 	clear(p)
 	le.PutUint32(p, journalMagic)
-	le.PutUint16(p[jpVersion:], formatVersion)
+	le.PutUint16(p[jpVersion:], pageVersion)
 	le.PutUint16(p[jpCount:], uint16(n))
 	le.PutUint64(p[jpCache:], j.cacheID)
 	le.PutUint64(p[jpEpoch:], j.c.epoch)
@@ -450,7 +502,11 @@ func (k *commit) pack(p []byte, l LSN) LSN {
 	le.PutUint64(p[jpFirst:], uint64(l))
 	le.PutUint64(p[jpTail:], j.mu.tailSeq)
 	le.PutUint64(p[jpDurable:], j.mu.durSeq)
-	le.PutUint32(p[jpFlags:], jpHasDirty)
+	flags := uint32(jpHasDirty)
+	if ends {
+		flags |= pageEndsCommit
+	}
+	le.PutUint32(p[jpFlags:], flags)
 	le.PutUint64(p[jpDirty:], j.dirtied.Load())
 	for i := range n {
 		copy(p[journalHeader+i*recordBytes:], j.mu.ring.at(l+LSN(i)))

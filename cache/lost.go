@@ -104,6 +104,11 @@ func (d *doctor) lose(now int64, why string, stalled bool) {
 	d.turn(now, HealthLost, why)
 	// Who asks from here on is answered at once.
 	c.journal.release(ErrSSDLost)
+	for _, b := range c.backings.Load() {
+		if b != nil {
+			b.order.wakeAll(ErrSSDLost)
+		}
+	}
 }
 
 // tickLost goes on with a loss.
@@ -281,11 +286,13 @@ func (l *Lane) mayChange(b *Backing, missed bool) (passage, error) {
 	if !h.settled.Load() {
 		return passWait, nil
 	}
-	if b.dirty.Load() > 0 {
+	// An ordered device is of use by itself as long as nothing is written there out of turn.
+	ordered := b.order.unsettled()
+	if b.dirty.Load() > 0 || ordered {
 		switch holds := l.holds(b); {
-		case holds && missed:
+		case holds && (missed || ordered):
 			return passWait, nil
-		case !holds && LossKind(b.lossKind.Load()) != LossError:
+		case !holds && (ordered || LossKind(b.lossKind.Load()) != LossError):
 			return passFail, ErrSSDLost
 		}
 	}

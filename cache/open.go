@@ -80,7 +80,8 @@ func (c *Cache) newJournal() error {
 	// batches that bring all summaries up to date may leave a page half empty.
 	records := min(maxPendingRecs, j.pages/4*pageRecords)
 	j.margin = uint64(int64(c.geo.Buckets)*c.geo.summaryPages()*pageSize/checkpointBytes) + 4
-	j.slack = records/pageRecords + 1 + j.margin
+	j.settled = uint64(clamp(int64(j.pages)/16, 4, MaxBackings))
+	j.slack = records/pageRecords + 1 + j.margin + j.settled
 	j.firstLSN = make([]LSN, j.pages)
 	j.mu.queue = bucketQueue{head: noBucket, tail: noBucket}
 	j.mu.ring = pendingRing{mem: c.opts.Pending, cap: records}
@@ -102,6 +103,8 @@ func (c *Cache) addBacking(r *BackingRecord) *Backing {
 		b.detaching.Store(true)
 	}
 	c.applyTunables(b, r.Tunables)
+	b.order.from = r.OrderedFrom
+	b.order.on.Store(r.Tunables.Ordered)
 	all := *c.backings.Load()
 	all[r.ID] = b
 	c.backings.Store(&all)
@@ -116,6 +119,7 @@ func (c *Cache) applyTunables(b *Backing, t Tunables) {
 	b.pinMax.Store(c.geo.slots() * int64(t.PinQuota) / 100)
 	b.lossKind.Store(uint32(t.Loss.Kind))
 	b.lossHold.Store(int64(t.Loss.Hold))
+	b.order.setLimits(c, b, t)
 	b.hold.Store(int64(t.BackingHold))
 }
 
@@ -134,6 +138,11 @@ func (c *Cache) load() error {
 		c.epoch++
 	}
 	c.sb.Epoch, c.sb.Clean = c.epoch, false
+	for i := range c.sb.Backings {
+		// A power cut may have taken records away that were counted when the order began.
+		from := &c.sb.Backings[i].OrderedFrom
+		*from = min(*from, c.journal.mu.next)
+	}
 	c.noteDirty()
 	if err := c.saveSuper(); err != nil {
 		return err
@@ -153,7 +162,7 @@ func (c *Cache) noteDirty() {
 			continue
 		}
 		c.slotsOf(BucketID(i), func(s Slot) {
-			if k, st := c.index.at(s); st&stDirty != 0 {
+			if k, st := c.index.at(s); st&stDirty != 0 && !st.shadow() {
 				dirty[k.backing()]++
 			}
 		})
@@ -193,9 +202,19 @@ func (c *Cache) release() {
 	for _, l := range *c.lanes.Load() {
 		l.freePools()
 	}
+	for _, b := range c.backings.Load() {
+		if b != nil {
+			b.order.mu.ring.free()
+		}
+	}
 	if l := c.bgLane.Load(); l != nil {
 		freeOffHeap(l.bg.ckpt.buf)
 		freeOffHeap(l.bg.evict.move.buf)
+		for _, r := range l.bg.orders {
+			if r != nil {
+				r.free()
+			}
+		}
 		for _, t := range l.bg.wb.batches {
 			if t != nil {
 				freeOffHeap(t.buf)

@@ -19,14 +19,18 @@ const (
 	recFree
 	// recDrop: no block of the backing device is cached.
 	recDrop
+	// recSettled: the backing device has all that was queued for it by records before block, which
+	// is an LSN.
+	recSettled
 )
 
 const (
 	recDirty     = 1 << 0
 	recCleanOnly = 1 << 1
 	recPinned    = 1 << 2
-	recPending   = 1 << 3 // dirty, but the backing device had it
-	recBad       = 1 << 4 // dirty, and the SSD does not have it
+	recOrdered   = 1 << 3 // the slot has a version that was queued; see order
+	recPending   = 1 << 4 // dirty, but the backing device had it
+	recBad       = 1 << 5 // dirty, and the SSD does not have it
 
 	recordBytes = 24
 )
@@ -41,6 +45,10 @@ type record struct {
 	sum     uint32 // recMap: checksum; recUnmap: count of blocks
 	slot    uint32 // recFree: the bucket
 	block   Block
+}
+
+func settledRecord(id BackingID, before LSN) record {
+	return record{kind: recSettled, backing: id, block: Block(before)}
 }
 
 func (r *record) encode(p []byte) {
@@ -75,7 +83,7 @@ func (r *record) check(g *Geometry) error {
 		ok = r.backing != 0 && uint64(r.block)+uint64(r.sum) <= maxBlock+1
 	case recFree:
 		ok = r.slot < g.Buckets
-	case recDrop:
+	case recDrop, recSettled:
 		ok = r.backing != 0
 	default:
 		ok = false
@@ -96,6 +104,9 @@ func (r *record) String() string {
 		if r.flags&recBad != 0 {
 			also += " lost"
 		}
+		if r.flags&recOrdered != 0 {
+			also += " ordered"
+		}
 		return fmt.Sprintf("map backing=%d block=%d slot=%d mask=%02x dirty=%v sum=%08x%s",
 			r.backing, r.block, r.slot, r.mask, r.flags&recDirty != 0, r.sum, also)
 	case recUnmap:
@@ -107,6 +118,8 @@ func (r *record) String() string {
 		return fmt.Sprintf("free bucket=%d", r.slot)
 	case recDrop:
 		return fmt.Sprintf("drop backing=%d", r.backing)
+	case recSettled:
+		return fmt.Sprintf("settled backing=%d before=%d", r.backing, r.block)
 	}
 	return fmt.Sprintf("unknown record %d", r.kind)
 }

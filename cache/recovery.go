@@ -15,6 +15,7 @@ type recovery struct {
 	stale   []BucketID // buckets whose summary has to be written again
 	next    LSN        // of the next record to replay
 	pages   map[uint64]journalPage
+	epoch   uint64          // of the page replayed last
 	top     journalPage     // the newest; seq 0: there is none
 	torn    map[uint64]bool // places in the ring whose pages are neither whole nor empty
 	doubt   bool            // the page behind the end is one of them, so it is not known what it said
@@ -40,6 +41,7 @@ type journalPage struct {
 	seq, epoch, tail, durable uint64
 	first                     LSN
 	count                     int
+	ends                      bool   // what was durable may have ended with it
 	noted                     bool   // dirty is there
 	dirty                     uint64 // which backing devices may have dirty data
 }
@@ -57,11 +59,16 @@ func (r *recovery) run() error {
 	if err := r.replay(); err != nil {
 		return err
 	}
+	r.endBatches()
 	recs, err := r.replayPending()
 	if err != nil {
 		return err
 	}
+	r.endBatches()
 	if err := r.judge(); err != nil {
+		return err
+	}
+	if err := r.rebuildOrders(); err != nil {
 		return err
 	}
 	defer func() { r.pages = nil }()
@@ -298,6 +305,7 @@ func (c *Cache) decodeJournalPage(p []byte, index int64) (jp journalPage, state 
 		durable: le.Uint64(p[jpDurable:]), first: LSN(le.Uint64(p[jpFirst:])),
 		count: int(le.Uint16(p[jpCount:])),
 		noted: le.Uint32(p[jpFlags:])&jpHasDirty != 0, dirty: le.Uint64(p[jpDirty:]),
+		ends: le.Uint32(p[jpFlags:])&pageEndsCommit != 0,
 	}
 	if metaSum(q[:], journalOff+index*pageSize) != le.Uint64(p[jpSum:]) && !mutated(mutTornPage) ||
 		jp.count > pageRecords || int64(jp.seq%uint64(c.geo.JournalPages)) != index {
@@ -430,6 +438,10 @@ func (r *recovery) replayPage(p journalPage, data []byte) error {
 		r.next, r.dmg.after = p.first, p.first
 	}
 	j.firstLSN[p.seq%j.pages] = p.first
+	if p.epoch != r.epoch {
+		r.endBatches() // a flush at the start had nothing to write
+		r.epoch = p.epoch
+	}
 	for i := range p.count {
 		l := p.first + LSN(i)
 		if l != r.next {
@@ -446,6 +458,9 @@ func (r *recovery) replayPage(p journalPage, data []byte) error {
 			continue
 		}
 		r.apply(l, &rec)
+	}
+	if p.ends {
+		r.endBatches()
 	}
 	return nil
 }
@@ -472,7 +487,10 @@ func (r *recovery) apply(l LSN, rec *record) {
 	c := r.c
 	switch rec.kind {
 	case recMap:
+		r.requeue(l, rec)
 		r.applyMap(l, rec)
+	case recSettled:
+		r.settled(rec.backing, LSN(rec.block))
 	case recUnmap:
 		for i := range Block(rec.sum) {
 			k := makeKey(rec.backing, rec.block+i)
@@ -499,6 +517,7 @@ func (r *recovery) apply(l LSN, rec *record) {
 			r.touch(first, l)
 		}
 	case recDrop:
+		r.settled(rec.backing, l)
 		for b := range c.buckets {
 			c.locked(BucketID(b), func(_ *stripe, k key, e entry) {
 				if k.backing() == rec.backing {
@@ -620,7 +639,7 @@ func (c *Cache) commitBlocking(j *journal, from LSN, recs []record) error {
 		j.durableLSN.Store(uint64(l)) // pack numbers pages from here
 		p := alignedBytes(pageSize)
 		off := c.geo.journalPageOff(j.mu.pageSeq)
-		next := k.pack(p, l)
+		next := k.pack(p, l, l+pageRecords >= k.target)
 		if _, err := c.ssd.WriteAt(p, off); err != nil {
 			return fmt.Errorf("write journal: %w", err)
 		}

@@ -18,6 +18,7 @@ type ioStats struct {
 	FillBlocks               counter
 	CachedWriteBlocks        counter // writes that went to the SSD
 	WritebackBlocks          counter
+	SettledBatches           counter // of ordered devices
 	HealedBlocks             counter // clean blocks that the SSD returned wrongly
 	BadBlocks                counter // dirty blocks that it returned wrongly
 	SSDErrors, BackingErrors counter
@@ -52,6 +53,7 @@ type BackingStats struct {
 	FillBlocks        int64 `json:"fill_blocks"`
 	CachedWriteBlocks int64 `json:"cached_write_blocks"`
 	WritebackBlocks   int64 `json:"writeback_blocks"`
+	SettledBatches    int64 `json:"settled_batches"`
 	HealedBlocks      int64 `json:"healed_blocks"`
 	BadBlocks         int64 `json:"bad_blocks"`
 	SSDErrors         int64 `json:"ssd_errors"`
@@ -80,6 +82,7 @@ func (s *BackingStats) add(o *ioStats) {
 	s.FillBlocks += o.FillBlocks.Load()
 	s.CachedWriteBlocks += o.CachedWriteBlocks.Load()
 	s.WritebackBlocks += o.WritebackBlocks.Load()
+	s.SettledBatches += o.SettledBatches.Load()
 	s.HealedBlocks += o.HealedBlocks.Load()
 	s.BadBlocks += o.BadBlocks.Load()
 	s.SSDErrors += o.SSDErrors.Load()

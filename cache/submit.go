@@ -126,6 +126,10 @@ func (l *Lane) submitWrite(r *Request) {
 		admit = true // a pin outlives a write
 		r.way.through = r.way.through || !r.way.back || l.full(b)
 	}
+	if r.way.back && b.order.on.Load() && !l.full(b) && !r.way.over {
+		l.startWrites(r, s) // past the cache it would have to wait for its turn
+		return
+	}
 	if r.way.through {
 		l.startThrough(r, s, admit)
 		return
@@ -139,6 +143,11 @@ func (l *Lane) submitWrite(r *Request) {
 		l.startThrough(r, s, false)
 		return
 	}
+	l.startWrites(r, s)
+}
+
+// startWrites writes to the SSD, region by region.
+func (l *Lane) startWrites(r *Request, s span) {
 	r.pending = 1
 	for s.len > 0 {
 		var part span
@@ -206,6 +215,9 @@ func (l *Lane) served(r *Request) {
 		}
 		if r.touched&touchedBacking != 0 {
 			scope |= flushBacking | flushSSD
+		}
+		if r.b.order.on.Load() {
+			scope = flushAll // it ends a batch, of which all has to be durable
 		}
 		l.startFlush(r, scope)
 		return

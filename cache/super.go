@@ -10,8 +10,11 @@ import (
 
 const (
 	superMagic      = "UBCACHE\x01"
-	formatVersion   = 1
+	formatVersion   = 2 // the newest that is known
+	pageVersion     = 1 // of journal and summary pages
 	backingRecBytes = 512
+
+	orderedVersion = 2 // in which devices may be ordered
 
 	flagClean     = 1 << 0 // stopped in order: no pending records, all summaries written
 	flagChecksums = 1 << 1 // data checksums are kept and verified
@@ -59,6 +62,8 @@ type BackingRecord struct {
 	Name      string
 	Identity  Identity
 	Tunables  Tunables
+	// OrderedFrom is the record at which the device became ordered; queues have none before it.
+	OrderedFrom LSN
 	// Dirty is how many blocks were dirty on record: at the stop, of a cache that was stopped in
 	// order, else after the start. 0 is not known, 1 none, n+1 n blocks.
 	Dirty uint64
@@ -80,6 +85,7 @@ type Fingerprint struct {
 
 // Superblock describes a cache; two copies alternate on the SSD.
 type Superblock struct {
+	Version   uint32 // of the format: 2 once a device was ordered, else 1
 	UUID      UUID
 	Seq       uint64
 	Label     string
@@ -122,7 +128,14 @@ func (sb *Superblock) encode(off int64) []byte {
 	p := make([]byte, superBytes)
 	le := binary.LittleEndian
 	copy(p, superMagic)
-	le.PutUint32(p[supVersion:], formatVersion)
+	sb.Version = max(sb.Version, 1)
+	for i := range sb.Backings {
+		if sb.Backings[i].Tunables.Ordered {
+			// What does not know of it would write back in any order.
+			sb.Version = max(sb.Version, orderedVersion)
+		}
+	}
+	le.PutUint32(p[supVersion:], sb.Version)
 	le.PutUint64(p[supSeq:], sb.Seq)
 	le.PutUint64(p[supLocation:], uint64(off))
 	copy(p[supUUID:], sb.UUID[:])
@@ -171,7 +184,8 @@ func decodeSuper(p []byte, off int64) (*Superblock, error) {
 		return nil, fmt.Errorf("%w: superblock at %d fails its checksum", ErrCorrupt, off)
 	}
 	sb := &Superblock{
-		Seq: le.Uint64(p[supSeq:]), Epoch: le.Uint64(p[supEpoch:]),
+		Version: le.Uint32(p[supVersion:]),
+		Seq:     le.Uint64(p[supSeq:]), Epoch: le.Uint64(p[supEpoch:]),
 		NextID:  BackingID(le.Uint16(p[supNextID:])),
 		Created: time.Unix(0, int64(le.Uint64(p[supCreated:]))).UTC(),
 		Label:   getString(p[supLabel : supLabel+supLabelLen]),
@@ -211,7 +225,11 @@ const (
 	bakPins    = 50 // quota and 1; 0 is the default
 	bakDelay   = 56
 	bakIDSize  = 64
+	bakOrdAge  = 72 // 0 is the default
+	bakOrdMax  = 80 // 0 is the default
+	bakOrdFrom = 88
 	bakHold    = 96 // see encodeHold
+	bakOrdered = 100
 	bakName    = 128
 	bakSerial  = 192
 	bakFSType  = 320
@@ -242,6 +260,12 @@ func (r *BackingRecord) encode(p []byte) {
 	p[bakPins] = byte(r.Tunables.PinQuota + 1)
 	le.PutUint64(p[bakDelay:], uint64(r.Tunables.WritebackDelay))
 	le.PutUint64(p[bakIDSize:], uint64(r.Identity.Size))
+	le.PutUint64(p[bakOrdAge:], uint64(r.Tunables.OrderedAge))
+	le.PutUint64(p[bakOrdMax:], uint64(r.Tunables.OrderedMax))
+	le.PutUint64(p[bakOrdFrom:], uint64(r.OrderedFrom))
+	if r.Tunables.Ordered {
+		p[bakOrdered] = 1
+	}
 	le.PutUint32(p[bakHold:], encodeHold(r.Tunables.BackingHold))
 	p[bakLoss] = byte(r.Tunables.Loss.Kind)
 	le.PutUint32(p[bakWait:], uint32(r.Tunables.Loss.Hold/time.Millisecond)+1)
@@ -276,8 +300,18 @@ func decodeBacking(p []byte) (r BackingRecord, ok bool) {
 			SequentialCutoff: int64(le.Uint64(p[bakCutoff:])),
 			DirtyTarget:      int(p[bakTarget]), DirtyMax: int(p[bakMax]),
 			WritebackDelay: time.Duration(le.Uint64(p[bakDelay:])), PinQuota: int(p[bakPins]) - 1,
+			Ordered:     p[bakOrdered] != 0,
+			OrderedAge:  time.Duration(le.Uint64(p[bakOrdAge:])),
+			OrderedMax:  int64(le.Uint64(p[bakOrdMax:])),
 			BackingHold: decodeHold(le.Uint32(p[bakHold:])),
 		},
+		OrderedFrom: LSN(le.Uint64(p[bakOrdFrom:])),
+	}
+	if r.Tunables.OrderedAge == 0 {
+		r.Tunables.OrderedAge = defaultOrderedAge
+	}
+	if r.Tunables.OrderedMax == 0 {
+		r.Tunables.OrderedMax = defaultOrderedMax
 	}
 	r.Tunables.Loss = LossPolicy{Kind: LossKind(p[bakLoss]), Hold: DefaultLossHold}
 	if int(r.Tunables.Loss.Kind) >= len(lossNames) {

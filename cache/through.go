@@ -12,7 +12,8 @@ import (
 // zeroes. Its order is what keeps the SSD from ever showing older data than the backing device
 // had, whenever the power goes:
 //
-//  1. exclude all other changes of the blocks;
+//  1. exclude all other changes of the blocks; if the device is ordered, wait until it has all that
+//     was acknowledged before;
 //  2. take clean copies out of the index, and wait until that, and every earlier removal in
 //     their stripes, is durable;
 //  3. change the backing device, and beside it write the new copy, if there is to be one;
@@ -40,6 +41,7 @@ type through struct {
 	// losses is the smallest Backing.losses with which an operation of the change began.
 	losses uint64
 	need   LSN
+	order  LSN        // what an ordered device has to write back before
 	whole  blockRange // blocks of the window that are written in full
 	runs   []slotRun
 	sums   []uint32
@@ -53,6 +55,7 @@ const (
 	throughAbsent throughStep = iota // waits for the backing device
 	throughReserve
 	throughLock
+	throughOrder   // waits until what came before is on the ordered device
 	throughDurable // waits for the removals
 	throughMarker  // waits until it may change what a lost SSD knows
 	throughChange  // the devices are being written
@@ -172,6 +175,10 @@ func (t *through) run(l *Lane, err error) {
 		t.room, t.step = 0, throughLock // withoutSSD needs none
 		t.lock(l)
 		return
+	case err != nil && t.step == throughOrder && !errors.Is(err, ErrSSDLost): // of the backing device
+		t.err = err
+		t.finish(l)
+		return
 	case err != nil:
 		t.withoutSSD(l)
 		return
@@ -188,6 +195,8 @@ func (t *through) run(l *Lane, err error) {
 	case throughLock:
 		t.at++
 		t.lock(l)
+	case throughOrder:
+		t.inOrder(l)
 	case throughDurable:
 		t.change(l)
 	}
@@ -220,6 +229,22 @@ func (t *through) lock(l *Lane) {
 	}
 	for i := range t.locks {
 		t.dropClean(l, &t.locks[i])
+	}
+	t.step, t.order = throughOrder, l.c.journal.nextLSN()
+	t.inOrder(l)
+}
+
+// inOrder waits for the writeback of what was acknowledged before. What comes later need not wait for
+// this change: it does not touch the same blocks, and nobody knows yet that the change will be.
+func (t *through) inOrder(l *Lane) {
+	idle := t.r.Op == ReqDiscard && !t.r.b.discards.Load()
+	if o := &t.r.b.order; o.live() && !idle {
+		said, ok := o.waitSettled(l.c, t.order, &t.w)
+		if !ok {
+			l.c.pokeBackground()
+			return
+		}
+		t.need = max(t.need, said)
 	}
 	if mutated(mutRemovalVolatile) {
 		t.need = 0

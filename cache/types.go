@@ -44,6 +44,7 @@ const (
 	maxBlock    = 1<<36 - 1
 	maxSlots    = 1<<32 - 2
 	noSlot      = Slot(1<<32 - 1)
+	noLSN       = LSN(1<<64 - 1)
 )
 
 // Mode says where the writes of a backing device go and whether its reads fill the cache.
@@ -142,6 +143,14 @@ type Tunables struct {
 	PinQuota int
 	// Loss says what becomes of requests if the SSD is lost with dirty data of this device.
 	Loss LossPolicy
+	// Ordered makes the backing device a consistent older image at all times: what is written
+	// back goes there in the order in which it was acknowledged, as far as flushes tell.
+	Ordered bool
+	// OrderedAge is how old acknowledged data of an ordered device may be that the backing device
+	// does not have, and OrderedMax how much of it there may be, in bytes: losing the SSD loses no
+	// more. Writes wait where writeback cannot keep up.
+	OrderedAge time.Duration
+	OrderedMax int64
 	// BackingHold is how long requests wait for the backing device when it is gone, from then on,
 	// before they fail: whole seconds, 0 for not at all, or HoldForever.
 	BackingHold time.Duration
@@ -157,7 +166,8 @@ func DefaultTunables() Tunables {
 	return Tunables{
 		SequentialCutoff: 4 << 20, DirtyTarget: 10, DirtyMax: 70,
 		WritebackDelay: 30 * time.Second, PinQuota: defaultPinQuota, BackingHold: defaultBackingHold,
-		Loss: LossPolicy{Hold: DefaultLossHold},
+		Loss:       LossPolicy{Hold: DefaultLossHold},
+		OrderedAge: defaultOrderedAge, OrderedMax: defaultOrderedMax,
 	}
 }
 
@@ -187,6 +197,12 @@ func (t Tunables) Validate() error {
 	}
 	if t.Loss.Hold < 0 || t.Loss.Hold > maxLossHold || t.Loss.Hold%time.Millisecond != 0 {
 		errs = append(errs, fmt.Errorf("ssd-loss-hold must be between 0 and %s, in whole milliseconds", maxLossHold))
+	}
+	if t.OrderedAge < minOrderedAge || t.OrderedAge > maxOrderedAge {
+		errs = append(errs, fmt.Errorf("ordered-age %v is not between 1s and 24h", t.OrderedAge))
+	}
+	if t.OrderedMax < minOrderedMax || t.OrderedMax > maxOrderedMax {
+		errs = append(errs, fmt.Errorf("ordered-max of %d bytes is not between 1M and 1T", t.OrderedMax))
 	}
 	if err := checkHold(t.BackingHold); err != nil {
 		errs = append(errs, err)

@@ -1,13 +1,18 @@
 package cache
 
-import "ubcache/attrs"
+import (
+	"errors"
+
+	"ubcache/attrs"
+)
 
 // writePiece writes the part of a request that lies in one region to new slots of the SSD, and
 // then makes the index point to them: an overwrite never touches the old slot, so a crash
 // leaves the old or the new block. Blocks written in part are merged with what is cached of
 // them; for that the piece excludes all other changes of its blocks.
 //
-// Where no slot is to be had, or the SSD fails the write, it goes to the backing device.
+// Where no slot is to be had, or the SSD fails the write, it goes to the backing device. On an
+// ordered device it waits at first while too much is to be written back.
 type writePiece struct {
 	r     *Request
 	span  span
@@ -19,6 +24,7 @@ type writePiece struct {
 	waits int // operations under way
 	err   error
 	lost  error // a merge found its old data lost
+	room  int   // promised by the order of the device and not used yet
 
 	runs  []slotRun
 	sums  [regionBlocks]uint32
@@ -41,7 +47,7 @@ func (l *Lane) startWrite(r *Request, s span) {
 	} else {
 		l.freeWrites = p.next
 	}
-	p.r, p.span, p.err, p.lost, p.runs = r, s, nil, nil, p.runs[:0]
+	p.r, p.span, p.err, p.lost, p.room, p.runs = r, s, nil, nil, 0, p.runs[:0]
 	p.first, p.n = s.first(), int(s.last()-s.first())+1
 	p.w = waiter{lane: l, owner: p}
 	p.step = writeReserve
@@ -53,6 +59,18 @@ func (p *writePiece) run(l *Lane, err error) {
 	if p.step == writeLock {
 		p.write(l)
 		return
+	}
+	o := &p.r.b.order
+	if lost := errors.Is(err, ErrSSDLost); p.room == 0 && o.on.Load() && !lost {
+		if err != nil { // nothing can be written back
+			p.finish(l, err)
+			return
+		}
+		if !o.admit(l.c, p.n, l.d.Now(), &p.w) {
+			l.c.pokeBackground()
+			return
+		}
+		p.room = p.n
 	}
 	if err != nil { // the journal cannot be written
 		p.through(l, 0)
@@ -214,10 +232,11 @@ func (p *writePiece) insert(l *Lane, s *stripe) {
 				slot: r.first + Slot(j), st: state(p.masks[i]) | stDirty, sum: p.sums[i],
 				owner: p.r.way.tenant,
 			}
-			l.c.mapBlock(b, s, makeKey(b.id, p.first+Block(i)), e)
+			l.c.mapFresh(b, s, makeKey(b.id, p.first+Block(i)), e, l.d.Now(), p.room > 0)
 			i++
 		}
 	}
+	p.room = 0
 }
 
 // giveUp ends a piece that has done nothing and must not begin any more.
@@ -248,6 +267,7 @@ func (p *writePiece) finish(l *Lane, err error) {
 }
 
 func (p *writePiece) free(l *Lane) {
+	p.r.b.order.release(p.room)
 	p.r, p.next = nil, l.freeWrites
 	l.freeWrites = p
 }

@@ -27,6 +27,8 @@ type writeback struct {
 	last    int64
 	pause   [MaxBackings + 1]int64 // after an error, until then
 	want    uint64                 // the probe that says whether reads that failed were of bad blocks
+	// flyingOf counts the batches under way of each device.
+	flyingOf [MaxBackings + 1]int
 }
 
 type dirtyKey struct {
@@ -94,7 +96,11 @@ func (wb *writeback) fill(now int64, parallel int) {
 
 // rate asks the policy; what no longer belongs in the cache has to go at once.
 func (wb *writeback) rate(b *Backing, now int64) int64 {
-	dirty := b.dirty.Load() - b.bad.Load()
+	o := &b.order
+	dirty := b.loose()
+	if r := wb.bg.orders[b.id]; r != nil && r.busy {
+		return 0 // two versions of a block must not be on their way at once
+	}
 	if dirty <= 0 {
 		b.dirtySince.Store(0)
 		return 0
@@ -106,8 +112,9 @@ func (wb *writeback) rate(b *Backing, now int64) int64 {
 	v := policy.WritebackView{
 		Dirty: dirty, Target: b.dirtyTarget.Load(), Max: b.dirtyMax.Load(),
 		Delay: time.Duration(b.delay.Load()), Idle: time.Duration(now - b.lastIO.Load()),
-		Drain: b.draining.Load() || wb.bg.pressed || !modeTable[b.Mode()].back,
-		RT:    wb.bg.l.contention(now).RT,
+		Drain: b.draining.Load() || wb.bg.pressed || !modeTable[b.Mode()].back ||
+			o.on.Load() && !o.based.Load(),
+		RT: wb.bg.l.contention(now).RT,
 	}
 	b.dirtySince.CompareAndSwap(0, now) // what a write did not make dirty
 	v.Age = time.Duration(now - b.dirtySince.Load())
@@ -121,7 +128,7 @@ func (wb *writeback) rate(b *Backing, now int64) int64 {
 
 // wants reports whether a block of the state is to be written back now.
 func (wb *writeback) wants(id BackingID, st state) bool {
-	return st&(stDirty|stPending|stBad) == stDirty && wb.rates[id] > 0 &&
+	return st&(stDirty|stPending|stBad|stQueued) == stDirty && wb.rates[id] > 0 &&
 		(!wb.only[id] || st&stLeave != 0)
 }
 
@@ -257,6 +264,7 @@ func (wb *writeback) newBatch(keys []dirtyKey) {
 		}
 	}
 	wb.flying++
+	wb.flyingOf[keys[0].k.backing()]++
 	t.busy, t.err, t.step = true, nil, batchLock
 	t.keys = append(t.keys[:0], keys...)
 	t.b = l.c.backing(keys[0].k.backing())
@@ -297,7 +305,7 @@ func (t *batch) run(l *Lane, err error) {
 	s.mu.Lock()
 	for i, d := range t.keys {
 		e, ok := c.index.find(d.k)
-		t.live[i] = ok && e.slot == d.slot && e.st&(stDirty|stPending|stBad) == stDirty
+		t.live[i] = ok && e.slot == d.slot && e.st&(stDirty|stPending|stBad|stQueued) == stDirty
 		t.ents[i] = e
 		if t.live[i] {
 			c.buckets[c.bucketOf(e.slot)].pins.Add(1)
@@ -445,6 +453,7 @@ func (t *batch) finish(l *Lane) {
 	}
 	t.busy = false
 	t.wb.flying--
+	t.wb.flyingOf[t.b.id]--
 	if t.err == nil {
 		t.wb.fill(l.d.Now(), t.wb.flying+1)
 	}

@@ -26,6 +26,7 @@ type Config struct {
 	Hot         int  // per cent of requests that go to a small part of the device
 	Large       bool // many requests fill the pending ring before it is committed
 	Attributes  bool // requests carry attributes
+	Ordered     bool // devices are ordered; see ordered.go
 	Pinning     bool // many of them pin
 	Through     bool // nothing is written back: the modes are writethrough and writearound
 	Faults      faultSet
@@ -87,8 +88,9 @@ type Result struct {
 	Lost                         int            // dirty blocks at the end
 	Hits, Evicted, Checkpoints   int64
 	WrittenBack, Moved, Healed   int64
-	Pins, Evictions              int // that were handled
-	Refused, Mismatched, Late    int // requests that failed for their attributes
+	Pins, Evictions              int   // that were handled
+	Refused, Mismatched, Late    int   // requests that failed for their attributes
+	Images, Behind, Batches      int64 // of ordered devices: looked at, older than what was acknowledged
 	// How often the SSD vanished, came back, and came back having missed nothing; requests that failed for
 	// lack of it, and for what it had lost.
 	Vanished, Returned, ReturnedWarm int

@@ -108,6 +108,7 @@ func (s *Sim) restartAfter(how Crash) {
 		s.fail(fmt.Errorf("after a crash: %s", p[0]))
 	}
 	s.checkWishes("after a crash")
+	s.lookAtAllImages()
 	s.reissue()
 }
 
@@ -212,6 +213,7 @@ func (s *Sim) idle(what string, done func() bool) error {
 			}
 			continue
 		}
+		s.lookAtImages()
 		if i > 1_000_000 {
 			return fmt.Errorf("%s does not end: %d operations and %d requests in flight",
 				what, len(s.ops), len(s.reqs))
@@ -264,6 +266,7 @@ func (s *Sim) countStats() {
 	for _, b := range st.Backings {
 		s.res.Hits += b.HitBlocks
 		s.res.WrittenBack += b.WritebackBlocks
+		s.res.Batches += b.SettledBatches
 		s.res.Healed += b.HealedBlocks
 	}
 }

@@ -52,7 +52,8 @@ type model struct {
 	acked   []uint64 // by version number: clock of the acknowledgement or the crash, 0 if in flight
 	reads   []*modelRead
 	clock   uint64
-	cut     uint64 // clock of the last power cut
+	cut     uint64      // clock of the last power cut
+	order   *orderModel // nil unless devices are ordered
 }
 
 // modelRead is a read in flight: what each of its sectors may return.
@@ -72,6 +73,7 @@ type modelFlush struct {
 	sectors []int
 	legal   []versions
 	number  uint64
+	order   uint64 // orderModel.clock of its issue
 }
 
 func newModel(size int64) *model {
@@ -134,6 +136,7 @@ func (m *model) write(first, n int, zero bool) version {
 			m.touched = append(m.touched, i)
 		}
 	}
+	m.order.write(v, first, n)
 	for _, r := range m.reads {
 		lo, hi := max(first, r.first), min(first+n, r.first+len(r.allowed))
 		for i := lo; i < hi; i++ {
@@ -148,6 +151,7 @@ func (m *model) write(first, n int, zero bool) version {
 func (m *model) writeDone(first, n int, v version, issued uint64, maybe, fua bool) {
 	m.clock++
 	m.acked[v.number] = m.clock
+	m.order.done(v, maybe, fua)
 	for i := first; i < first+n; i++ {
 		s := &m.sectors[i]
 		s.flying--
@@ -172,6 +176,7 @@ func (m *model) writeDone(first, n int, v version, issued uint64, maybe, fua boo
 // it, and nothing will.
 func (m *model) writeUndone(first, n int, v version) {
 	m.writeDead(first, n, v)
+	m.order.undone(v)
 	same := func(o version) bool { return o == v }
 	for i := first; i < first+n; i++ {
 		s := &m.sectors[i]
@@ -187,6 +192,7 @@ func (m *model) writeUndone(first, n int, v version) {
 // writeDead notes that a write will never be acknowledged.
 func (m *model) writeDead(first, n int, v version) {
 	m.clock++
+	m.order.dead(v)
 	m.acked[v.number] = m.clock
 	for i := first; i < first+n; i++ {
 		m.sectors[i].flying--
@@ -234,6 +240,7 @@ func (m *model) readDone(r *modelRead, data []byte) error {
 
 func (m *model) flush() *modelFlush {
 	f := &modelFlush{number: uint64(len(m.acked)) - 1}
+	f.order = m.order.flush()
 	keep := m.touched[:0]
 	for _, i := range m.touched {
 		s := &m.sectors[i]
@@ -248,6 +255,7 @@ func (m *model) flush() *modelFlush {
 
 // flushDone notes that what was legal when the flush was issued, or newer, is durable.
 func (m *model) flushDone(f *modelFlush) {
+	m.order.flushDone(f.order)
 	for i, n := range f.sectors {
 		s := &m.sectors[n]
 		s.durable = s.durable.without(func(o version) bool {
@@ -261,6 +269,7 @@ func (m *model) powerCut() {
 	m.clock++
 	m.cut = m.clock
 	m.reads = nil
+	m.order.powerCut()
 	for _, i := range m.touched {
 		m.sectors[i].legal = m.sectors[i].durable
 	}

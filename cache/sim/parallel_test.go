@@ -126,7 +126,7 @@ func TestParallelLanes(t *testing.T) {
 		t.Fatal(err)
 	}
 	tun := cache.DefaultTunables()
-	tun.SequentialCutoff = 0
+	tun.SequentialCutoff, tun.Ordered = 0, true
 	b, err := c.Attach(cache.AttachOptions{
 		Name: "p", Mode: cache.Writeback, LBS: 512, Tunables: tun,
 		Identity: cache.Identity{Size: 8 << 20},
@@ -177,8 +177,17 @@ func TestParallelLanes(t *testing.T) {
 		if err := c.SetMode(b.ID(), cache.Mode(i%5)); err != nil {
 			t.Error(err)
 		}
+		if i%6 == 5 { // so does the order
+			tun.Ordered = !tun.Ordered
+			if err := c.SetTunables(b.ID(), tun); err != nil {
+				t.Error(err)
+			}
+		}
 	}
 	wg.Wait()
+	if c.Stats().Backings[b.ID()].SettledBatches == 0 {
+		t.Error("nothing was written back in order")
+	}
 	s := c.Stats().Attributes
 	if a := s.ByAttribute["trace"]; a.Handled != a.Seen || a.Seen < lanes*perLane/6 ||
 		len(s.ByPriority) < lanes || len(c.Traces()) == 0 {

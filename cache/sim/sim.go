@@ -48,6 +48,7 @@ type Sim struct {
 	wishes   wishes
 	van      vanishing
 	ending   bool // an SSD that is away comes back at once
+	orders   orders
 	err      error
 	// Keep has the steps that are played; all if it is nil.
 	Keep []bool
@@ -129,8 +130,9 @@ func New(cfg Config) (*Sim, error) {
 			t.PinQuota = 50
 		}
 		t.Loss = s.loss()
+		mode := s.orderTunables(&t, s.mode(), s.models[i])
 		b, err := s.c.Attach(cache.AttachOptions{
-			Name: fmt.Sprint("d", i), Mode: s.mode(), LBS: cfg.LBS,
+			Name: fmt.Sprint("d", i), Mode: mode, LBS: cfg.LBS,
 			Identity: cache.Identity{Size: cfg.DeviceBytes}, Tunables: t,
 			UUID: cache.UUID{2, byte(i)},
 		})
@@ -256,6 +258,7 @@ func (s *Sim) Run() (Result, error) {
 			continue
 		}
 		s.step(true)
+		s.lookAtImages()
 		if i%100 == 0 {
 			s.checkWishes("while running")
 		}

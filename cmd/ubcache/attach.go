@@ -61,6 +61,9 @@ a write has any effect, and each block read is verified by the kernel. It costs 
 		{"pin-quota", "share of the cache in percent that may be pinned, at most 50 [25]"},
 		{"ssd-loss", "if the SSD is lost with dirty data: error, read-only or stop [error]"},
 		{"ssd-loss-hold", "how long I/O waits for a lost SSD before that [10s]"},
+		{"ordered", "on: writeback keeps DEVICE a consistent older image at all times [off]"},
+		{"ordered-age", "how old the data may be that an ordered DEVICE lacks [30s]"},
+		{"ordered-max", "how much data an ordered DEVICE may lack [256M]"},
 		{"backing-loss", "what becomes of I/O that needs the device when it is gone: fail, hold or " +
 			"hold=DURATION [hold=30s]"},
 	} {

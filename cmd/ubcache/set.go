@@ -22,6 +22,11 @@ func setCommand(g *globals) *cobra.Command {
   dirty-max          share at which writes go past the cache instead of making more dirty data
   writeback-delay    age that dirty data may reach on an idle device
   pin-quota          share of the cache in percent that requests with hint=pin may take; at most 50
+  ordered            on or off: writeback keeps the backing device a consistent older image at all
+                     times, so that losing the SSD loses the newest data and not the filesystem
+  ordered-age        how old the data may be that would be lost with the SSD then; writes wait
+                     where the backing device cannot keep up
+  ordered-max        how much that data may be
   backing-loss       what becomes of I/O that needs the backing device when that is gone: fail, hold
                      (it waits) or hold=DURATION (it waits for that long after the loss)
   ssd-loss           if the SSD is lost with dirty data of the device: error (requests for that data

@@ -151,6 +151,7 @@ func deviceRow(d *control.Device) []string {
 	if d.BadBytes > 0 {
 		state += fmt.Sprintf(", %s lost by the SSD", human(d.BadBytes))
 	}
+	state += orderState(d)
 	path, used := d.Path, d.UsedBy
 	if path == "" {
 		path = "-"
@@ -165,6 +166,26 @@ func deviceRow(d *control.Device) []string {
 		"  " + d.Name, path, d.BackingDevice, human(d.SizeBytes), d.Mode, state,
 		human(d.CachedBytes), human(d.DirtyBytes), human(d.PinnedBytes), used,
 	}
+}
+
+// orderState says of an ordered device what it would lose with the SSD now.
+func orderState(d *control.Device) (s string) {
+	switch d.Ordered {
+	case "on":
+		s = ", ordered"
+	case "starting":
+		s = ", becoming ordered"
+	default:
+		return ""
+	}
+	if d.UnsettledBytes > 0 {
+		s += fmt.Sprintf(" (%s behind by %v)", human(d.UnsettledBytes),
+			(time.Duration(d.UnsettledMs) * time.Millisecond).Round(100*time.Millisecond))
+	}
+	if d.OrderedLost > 0 {
+		s += fmt.Sprintf(", %d blocks missing on the disk", d.OrderedLost)
+	}
+	return s
 }
 
 func onOff(b bool) string {

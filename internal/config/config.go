@@ -81,6 +81,11 @@ type Backing struct {
 	// SSDLoss and SSDLossHold are there only if they are not the defaults.
 	SSDLoss     string    `toml:"ssd-loss,omitempty"`
 	SSDLossHold *Duration `toml:"ssd-loss-hold,omitempty"`
+	// Ordered makes writeback keep the device a consistent older image; the limits are there only
+	// if they are not the defaults.
+	Ordered    bool     `toml:"ordered,omitempty"`
+	OrderedAge Duration `toml:"ordered-age,omitzero"`
+	OrderedMax Size     `toml:"ordered-max,omitzero"`
 	// BackingLoss says what becomes of I/O that needs the device when it is gone; empty for the default.
 	BackingLoss string `toml:"backing-loss,omitempty"`
 

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -261,11 +262,14 @@ func settingsOf(c *config.Backing) (cache.Mode, cache.Tunables, error) {
 	if err != nil {
 		return 0, cache.Tunables{}, err
 	}
+	std := cache.DefaultTunables()
 	t := cache.Tunables{
 		SequentialCutoff: int64(c.SequentialCutoff), DirtyTarget: c.DirtyTarget,
 		DirtyMax: c.DirtyMax, WritebackDelay: time.Duration(c.WritebackDelay),
-		PinQuota: cache.DefaultTunables().PinQuota, BackingHold: cache.DefaultTunables().BackingHold,
-		Loss: cache.DefaultTunables().Loss,
+		PinQuota: std.PinQuota, Loss: std.Loss, Ordered: c.Ordered,
+		OrderedAge:  cmp.Or(time.Duration(c.OrderedAge), std.OrderedAge),
+		OrderedMax:  cmp.Or(int64(c.OrderedMax), std.OrderedMax),
+		BackingHold: std.BackingHold,
 	}
 	if c.SSDLoss != "" {
 		if t.Loss.Kind, err = cache.ParseLossKind(c.SSDLoss); err != nil {

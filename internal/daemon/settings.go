@@ -72,6 +72,38 @@ var settingTable = []setting{
 		func(_ cache.Mode, t *cache.Tunables) string { return strconv.Itoa(t.PinQuota) },
 	},
 	{
+		"ordered", func(v string, _ *cache.Mode, t *cache.Tunables) error {
+			if t.Ordered = v == "on"; !t.Ordered && v != "off" {
+				return fmt.Errorf("%q is neither on nor off", v)
+			}
+			return nil
+		},
+		func(_ cache.Mode, t *cache.Tunables) string {
+			if t.Ordered {
+				return "on"
+			}
+			return "off"
+		},
+	},
+	{
+		"ordered-age", func(v string, _ *cache.Mode, t *cache.Tunables) (err error) {
+			t.OrderedAge, err = time.ParseDuration(v)
+			return err
+		},
+		func(_ cache.Mode, t *cache.Tunables) string {
+			b, _ := config.Duration(t.OrderedAge).MarshalText()
+			return string(b)
+		},
+	},
+	{
+		"ordered-max", func(v string, _ *cache.Mode, t *cache.Tunables) error {
+			n, err := config.ParseSize(v)
+			t.OrderedMax = int64(n)
+			return err
+		},
+		func(_ cache.Mode, t *cache.Tunables) string { return config.Size(t.OrderedMax).String() },
+	},
+	{
 		"backing-loss", func(v string, _ *cache.Mode, t *cache.Tunables) (err error) {
 			t.BackingHold, err = parseLoss(v)
 			return err
@@ -144,10 +176,18 @@ func putSettings(b *config.Backing, m cache.Mode, t cache.Tunables) {
 	b.Mode, b.SequentialCutoff = m.String(), config.Size(t.SequentialCutoff)
 	b.DirtyTarget, b.DirtyMax = t.DirtyTarget, t.DirtyMax
 	b.WritebackDelay = config.Duration(t.WritebackDelay)
-	if b.PinQuota = nil; t.PinQuota != cache.DefaultTunables().PinQuota {
+	std := cache.DefaultTunables()
+	if b.PinQuota = nil; t.PinQuota != std.PinQuota {
 		b.PinQuota = &t.PinQuota
 	}
-	if b.BackingLoss = ""; t.BackingHold != cache.DefaultTunables().BackingHold {
+	b.Ordered, b.OrderedAge, b.OrderedMax = t.Ordered, 0, 0
+	if t.OrderedAge != std.OrderedAge {
+		b.OrderedAge = config.Duration(t.OrderedAge)
+	}
+	if t.OrderedMax != std.OrderedMax {
+		b.OrderedMax = config.Size(t.OrderedMax)
+	}
+	if b.BackingLoss = ""; t.BackingHold != std.BackingHold {
 		b.BackingLoss = showLoss(t.BackingHold)
 	}
 	def := cache.DefaultTunables().Loss

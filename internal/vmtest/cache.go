@@ -61,6 +61,10 @@ type DeviceStatus struct {
 	Integrity     bool   `json:"integrity"`
 	Presence      string `json:"presence"`
 	Problem       string `json:"problem"`
+
+	Ordered        string `json:"ordered"`
+	UnsettledBytes int64  `json:"unsettled_bytes"`
+	UnsettledMs    int64  `json:"unsettled_ms"`
 }
 
 // CacheStats is what tests read of `ubcache stats --json`.
@@ -101,6 +105,7 @@ type DeviceStats struct {
 	MissBlocks        int64   `json:"miss_blocks"`
 	CachedWriteBlocks int64   `json:"cached_write_blocks"`
 	WritebackBlocks   int64   `json:"writeback_blocks"`
+	SettledBatches    int64   `json:"settled_batches"`
 	HealedBlocks      int64   `json:"healed_blocks"`
 	BadBlocks         int64   `json:"bad_blocks"`
 	SSDErrors         int64   `json:"ssd_errors"`

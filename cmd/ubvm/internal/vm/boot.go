@@ -21,7 +21,7 @@ import (
 const (
 	// bootTime is how long a guest may take until its init starts the job: seconds, but on a host
 	// that is busy with others' guests.
-	bootTime = 6 * time.Minute
+	bootTime = 2 * time.Minute
 	// offTime is how long a guest may take to power off once its results are safe.
 	offTime = 15 * time.Second
 	// dumpTime is how long it may take to show what is stuck when its time is up.
@@ -103,7 +103,9 @@ func (r *run) bootOnce(ctx context.Context, boot int) (done bool, err error) {
 	case ctx.Err() != nil:
 		return false, ctx.Err()
 	case what != "":
-		return false, r.guestError(what)
+		e := r.guestError(what)
+		e.spoilt = s.config.Accel == TCG && what == didNotBoot
+		return false, e
 	}
 	select {
 	case <-s.done:
@@ -141,12 +143,16 @@ func (s *session) wait(ctx context.Context) (what string, qemu error) {
 			}
 			return "time is up", nil
 		case <-booting:
-			return fmt.Sprintf("did not boot within %s", bootTime), nil
+			return didNotBoot, nil
 		case <-ready:
 			booting, ready = nil, nil
 		}
 	}
 }
+
+// didNotBoot is what is said of a guest that took too long. Under emulation some boots hang for good when
+// the second CPU starts.
+var didNotBoot = fmt.Sprintf("did not boot within %s", bootTime)
 
 // isReady tells whether the guest's init has started the job.
 func (s *session) isReady() bool {

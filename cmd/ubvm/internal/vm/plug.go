@@ -61,8 +61,7 @@ type plugger struct {
 	*run
 	listener net.Listener
 	done     chan struct{}
-	conn     net.Conn // of the port
-	qmp      *qmp     // nil until it is needed
+	qmp      *qmp // nil until it is needed
 }
 
 func newPlugger(r *run) (*plugger, error) {

@@ -1,0 +1,297 @@
+package cache
+
+import (
+	"cmp"
+	"errors"
+	"slices"
+	"time"
+)
+
+// orderRun writes back the queue of an ordered device, batch by batch. It is the background lane's.
+// The blocks of a batch are sorted, so that the backing device is written in the order of
+// addresses, and of a block that was written several times within it only the last version counts.
+//
+// A batch of which there is more than fits is cut; any cut is right that leaves the older part
+// first. So is a batch of which the flush that ends it has not come yet.
+type orderRun struct {
+	bg    *background
+	b     *Backing
+	w     waiter
+	step  orderStep
+	busy  bool
+	list  []queued // sorted
+	next  int      // the first that no piece has
+	count uint64   // versions of the queue that the batch takes
+	bound LSN      // all of their records are before it
+	slots [orderPieces]orderPiece
+	waits int // pieces and operations under way
+	wrote uint64
+	// losses is Backing.losses when the batch began.
+	losses uint64
+	err    error // of the backing device or the journal
+	sick   error // of the SSD
+	tries  int   // in which the SSD failed a read
+
+	fresh   bool // the order began in this life: the backing device need not be an image yet
+	begun   int64
+	retry   int64 // not before then, after an error
+	last    int64 // when tokens were counted
+	tokens  int64 // versions that may be written now
+	said    LSN   // the newest settled record
+	baseEnd LSN   // what was queued later did not wait for the base
+
+	// How fast it goes, for the limit: what was settled lately and how long that took.
+	settledLately int64
+	busyLately    int64
+}
+
+// free gives its memory back.
+func (r *orderRun) free() {
+	for i := range r.slots {
+		freeOffHeap(r.slots[i].buf)
+		r.slots[i].buf = nil
+	}
+}
+
+type orderStep uint8
+
+const (
+	orderBase    orderStep = iota // the base is being flushed
+	orderDurable                  // waits for the record of the last batch
+	orderProbe                    // looks whether the SSD can be read at all
+	orderCopy                     // the pieces are on their way
+	orderFlush                    // the backing device is being flushed
+	orderSettle                   // there was no room for the record
+)
+
+const (
+	// orderBatch bounds a batch, and with it the memory for sorting it, in versions.
+	orderBatch  = 32 << 10
+	orderPieces = 4
+	// sickTries is how often the SSD may fail to read a version before that is given up.
+	sickTries = 3
+	// minAllowed is what may be queued however slow the backing device is.
+	minAllowed = 256
+	lately     = int64(10 * time.Second)
+	// soonAge is the limit of age below which a look every second is too rare.
+	soonAge = int64(10 * time.Second)
+)
+
+// errLost is why a batch is written again.
+var errLost = errors.New("the backing device was gone meanwhile")
+
+func (r *orderRun) flush() {
+	l := r.bg.l
+	r.waits, r.wrote = 1, r.b.wrote.Load()
+	op := l.newOp(r)
+	op.Kind, op.Dev = OpFlush, r.b.id
+	l.issue(op, nil)
+}
+
+// begin starts the next batch, if one is due.
+func (r *orderRun) begin(now int64) (soon bool) {
+	l, o := r.bg.l, &r.b.order
+	urgent, rate, have := r.due(now)
+	elapsed := now - r.last
+	r.last = now
+	if r.tokens = min(r.tokens+rate/1000*min(elapsed, 1e9)/1e6+1, max(rate/4, regionBlocks)); rate == 0 {
+		r.tokens = 0
+	}
+	switch {
+	case !urgent && r.tokens <= 0:
+		return rate > 0 || have > 0 && o.age.Load() < soonAge
+	case r.bg.wb.flyingOf[r.b.id] > 0:
+		return true // it may be writing an older version of what is in the batch
+	case l.c.journal.hasNoRoom() && !l.c.journal.heldBy(o):
+		return true // who holds the tail comes first
+	}
+	if !r.gather() {
+		l.c.journal.kick(l)
+		return true
+	}
+	r.tokens -= int64(r.count)
+	r.busy, r.step, r.begun = true, orderDurable, now
+	if l.c.journal.waitDurable(r.said, &r.w, true) {
+		r.ready()
+	}
+	return true
+}
+
+// gather takes the versions of the next batch whose records are durable; false if there are none.
+func (r *orderRun) gather() bool {
+	o := &r.b.order
+	durable := LSN(r.bg.l.c.journal.durableLSN.Load())
+	r.list, r.next, r.count, r.err, r.sick = r.list[:0], 0, 0, nil, nil
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	q := &o.mu.ring
+	for i := q.head; i != q.tail && len(r.list) < orderBatch; i++ {
+		v := q.at(i)
+		if v.lsn >= durable {
+			break
+		}
+		r.list = append(r.list, v)
+		r.bound = v.lsn + 1
+		if v.end {
+			break
+		}
+	}
+	r.count = uint64(len(r.list))
+	slices.SortFunc(r.list, func(a, b queued) int {
+		return cmp.Or(cmp.Compare(a.k, b.k), cmp.Compare(a.lsn, b.lsn))
+	})
+	n := 0
+	for i := range r.list {
+		if i+1 == len(r.list) || r.list[i+1].k != r.list[i].k {
+			r.list[n] = r.list[i]
+			n++
+		}
+	}
+	r.list = r.list[:n]
+	return n > 0
+}
+
+// run goes on when the record of the last batch is durable.
+func (r *orderRun) run(_ *Lane, err error) {
+	if err != nil {
+		r.fail(err)
+		return
+	}
+	r.ready()
+}
+
+// ready goes on to copy. Before versions are given up that the SSD fails to read, it has to show that
+// it is there at all.
+func (r *orderRun) ready() {
+	if r.tries < sickTries-1 {
+		r.copy()
+		return
+	}
+	l := r.bg.l
+	r.step, r.waits = orderProbe, 1
+	l.move(r, OpRead, SSD, superOffA, l.page(), 0)
+}
+
+// copy starts the pieces.
+func (r *orderRun) copy() {
+	r.step, r.waits, r.losses = orderCopy, 1, r.b.losses.Load()
+	for i := range r.slots {
+		r.waits++
+		r.slots[i].start()
+	}
+	r.pieceDone()
+}
+
+// pieceDone ends a piece for which there is nothing more to do; after the last one the backing device
+// is flushed.
+func (r *orderRun) pieceDone() {
+	if r.waits--; r.waits > 0 {
+		return
+	}
+	switch {
+	case r.err != nil:
+		r.fail(r.err)
+		return
+	case r.sick != nil:
+		if r.tries++; r.tries < sickTries {
+			r.later()
+			return
+		}
+	}
+	r.b.wrote.Add(1)
+	r.step = orderFlush
+	r.flush()
+}
+
+func (r *orderRun) opDone(l *Lane, op *Op, err error) {
+	r.waits--
+	if r.step == orderProbe {
+		l.freePage(op.Mem)
+	}
+	switch {
+	case err != nil && r.step == orderProbe:
+		r.later()
+		return
+	case err != nil:
+		r.fail(err)
+		return
+	}
+	if r.step == orderProbe {
+		r.copy()
+		return
+	}
+	if r.step == orderFlush && r.losses != r.b.losses.Load() {
+		r.fail(errLost) // what was written before may be gone: the batch has to go there again
+		return
+	}
+	r.b.flushDone(r.wrote, op.losses)
+	if r.step == orderBase {
+		r.busy = false
+		r.b.order.based.Store(true)
+		r.looksSound()
+		l.bg.cleanBacking(r.b)
+		r.tick(l.d.Now())
+		return
+	}
+	r.tries = 0
+	r.step = orderSettle
+	r.settle()
+}
+
+// later leaves the batch to a later try because of the SSD. Those who wait for it go on waiting: the SSD
+// returns what is wanted, or it is lost, one version or all of it.
+func (r *orderRun) later() { r.busy, r.retry = false, r.bg.l.d.Now()+errorPause }
+
+// fail leaves the batch to a later try because of the backing device, and tells those who wait for it.
+func (r *orderRun) fail(err error) {
+	o := &r.b.order
+	r.later()
+	o.wakeAll(err)
+}
+
+// settle makes the batch history: the backing device has it for good.
+func (r *orderRun) settle() {
+	l, o := r.bg.l, &r.b.order
+	c := l.c
+	if !c.journal.reserveSettled() {
+		return // at the next tick again
+	}
+	said := c.journal.append(settledRecord(r.b.id, r.bound))
+	r.said = said
+	o.mu.Lock()
+	first := o.mu.ring.head
+	o.mu.Unlock()
+	for i := first; i != first+r.count; i++ {
+		o.mu.Lock()
+		v := o.mu.ring.at(i)
+		o.mu.Unlock()
+		c.settleOne(r.b, v, r.wrote, r.losses)
+	}
+	now := l.d.Now()
+	r.measure(now)
+	o.mu.Lock()
+	o.mu.ring.head += r.count
+	o.mu.last = said
+	o.mu.allowed = r.allowed()
+	room := o.mu.room.takeAll()
+	upTo := said
+	if q := &o.mu.ring; q.len() != 0 {
+		upTo = q.lsn(q.head)
+	}
+	done := o.mu.settled.takeDurable(upTo + 1)
+	o.mu.Unlock()
+	l.io[r.b.id].WritebackBlocks.Add(int64(len(r.list)))
+	l.io[r.b.id].SettledBatches.Add(1)
+	r.busy = false
+	r.looksSound()
+	room.wakeAll(nil)
+	done.wakeAll(nil)
+	l.bg.cleanBacking(r.b)
+	c.journal.kick(l)
+	c.journal.advanceTail()
+	if r.b.loose() > 0 {
+		c.pokeBackground() // writeback has its turn first
+		return
+	}
+	r.tick(now)
+}
