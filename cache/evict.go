@@ -71,7 +71,7 @@ func (v *eviction) start() {
 	}
 	v.running, v.last = true, last
 	v.w = waiter{lane: l, owner: v}
-	if c.journal.waitDurable(last, &v.w, false) {
+	if mutated(mutBucketReused) || c.journal.waitDurable(last, &v.w, false) {
 		v.run(l, nil)
 	}
 }
