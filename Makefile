@@ -108,6 +108,15 @@ demo: build bin/ubdemo bin/ubvm ## see it work: on loop files if this machine ha
 bench: bin/ubbench ## compare with kublk, bcache, dm-cache and others, in a VM
 	bin/ubbench --kernel $(KERNEL) --out $(BENCH_OUT) $(BENCH_FLAGS)
 
+.PHONY: vm-long
+vm-long: stages bin/ubvm ## the VM tests on one kernel, with those that make test has no time for
+	$(STAGE) "VM tests, long list" $(UBVM) test --kernel $(KERNEL) --timeout 3h \
+		--env UBCACHE_VM_SCOPE=long $(addprefix --pkg ,$(VM_PKGS)) --out $(FAULTS)/long $(VM_FLAGS)
+	$(STAGE) "VM power cuts, long list" $(UBVM) test --kernel $(KERNEL) --timeout 1h \
+		--env UBCACHE_VM_SCOPE=long --pkg $(VM_RESET_PKG) --on-reset reboot --out $(FAULTS)/long-powercut \
+		$(VM_FLAGS)
+	$(STAGE) "faults: nothing lost, nothing wrong" $(UBVM) faults $(FAULTS)
+
 # The long versions of tests (vmtest.Soak) play back every point of a recording and repeat each fault.
 .PHONY: soak
 soak: stages bin/ubvm ## new histories for SOAK=1h, every fault at length, then the VM tests SOAK_ROUNDS=5 times

@@ -24,7 +24,9 @@ func TestBackingGone(t *testing.T) {
 		{"table", errorTable}, {"removed", scsiDebug},
 	} {
 		t.Run(k.name, func(t *testing.T) {
-			OnlyFull(t)
+			if OnlyFull(t); k.name == "removed" {
+				OnlyLong(t)
+			}
 			Limit(t, 12*time.Minute)
 			backingGone(t, k.make(t), k.name)
 		})

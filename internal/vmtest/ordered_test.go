@@ -32,7 +32,7 @@ func TestOrdered(t *testing.T) {
 	for _, fs := range fileSystems[:2] {
 		t.Run(fs.name, func(t *testing.T) {
 			if fs.name != "ext4" {
-				OnlyFull(t)
+				OnlyLong(t)
 			}
 			Limit(t, 8*time.Minute)
 			fs.ordered(t)

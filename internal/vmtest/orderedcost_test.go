@@ -12,7 +12,7 @@ import (
 // which the SSD takes, and in the long run, which the disk has to keep up with. docs/operation.md
 // has the figures of one run.
 func TestOrderedCost(t *testing.T) {
-	OnlyFull(t)
+	OnlyLong(t)
 	Limit(t, 8*time.Minute)
 	loads := []struct {
 		name    string

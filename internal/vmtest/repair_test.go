@@ -28,8 +28,9 @@ type byteRange struct {
 func TestRawUse(t *testing.T) {
 	for _, fs := range fileSystems {
 		t.Run(fs.name, func(t *testing.T) {
+			OnlyFull(t)
 			if fs.name != "ext4" {
-				OnlyFull(t)
+				OnlyLong(t)
 			}
 			Limit(t, 6*time.Minute)
 			rawUse(t, fs)
@@ -104,6 +105,7 @@ func rawUse(t *testing.T, fs FS) {
 
 // TestScrub corrupts cached data under a running cache with load on it. The scrub finds exactly that.
 func TestScrub(t *testing.T) {
+	OnlyFull(t)
 	Limit(t, 5*time.Minute)
 	const ssdMiB, backingOff, backingMiB, clean, dirty = 512, 1024, 192, 48, 24
 	c := NewCache(t, Slice(t, "ssd", 0, ssdMiB))
@@ -277,6 +279,7 @@ func sectorsFail(t testing.TB, dev string, want []byte, lost []byteRange) {
 // TestSalvage damages a cache that has a whole filesystem dirty so that it does not start any more, and
 // mounts what salvage makes of it.
 func TestSalvage(t *testing.T) {
+	OnlyFull(t)
 	for _, what := range []string{"superblocks", "journal"} {
 		t.Run(what, func(t *testing.T) {
 			Limit(t, 4*time.Minute)

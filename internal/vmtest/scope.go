@@ -13,22 +13,23 @@ import (
 	"time"
 )
 
-// EnvScope chooses the list of acceptance tests: full or short, or soak for long versions of the full
-// one. Without it the newest kernels get the full list and the older series of the matrix the short one.
+// EnvScope chooses the list of acceptance tests: short, full, long (full, and what takes too long for make
+// test), or soak for long versions of the long one. Without it the newest kernels get the full list and the
+// older series of the matrix the short one.
 const EnvScope = "UBCACHE_VM_SCOPE"
 
 // Full reports whether the full list runs.
 func Full(t testing.TB) bool {
 	t.Helper()
 	switch scope := os.Getenv(EnvScope); scope {
-	case "full", "soak":
+	case "full", "long", "soak":
 		return true
 	case "short":
 		return false
 	case "":
 		return KernelAtLeast(t, "7.0")
 	default:
-		t.Fatalf("%s=%s: want full, short or soak", EnvScope, scope)
+		t.Fatalf("%s=%s: want short, full, long or soak", EnvScope, scope)
 		return false
 	}
 }
@@ -37,6 +38,22 @@ func Full(t testing.TB) bool {
 func Soak(t testing.TB) bool {
 	t.Helper()
 	return Full(t) && os.Getenv(EnvScope) == "soak"
+}
+
+// Long reports whether the long list runs.
+func Long(t testing.TB) bool {
+	t.Helper()
+	scope := os.Getenv(EnvScope)
+	return Full(t) && (scope == "long" || scope == "soak")
+}
+
+// OnlyLong skips a test that is on the long list only, and says so.
+func OnlyLong(t testing.TB) {
+	t.Helper()
+	if !Long(t) {
+		fmt.Printf("%s: only on the long list; make vm-long runs it\n", t.Name())
+		t.Skip("only on the long list")
+	}
 }
 
 // OnlyFull skips a test that is not on the short list, and says so.

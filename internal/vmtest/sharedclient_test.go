@@ -56,6 +56,7 @@ func sharedChild(t *testing.T, path string) *exec.Cmd {
 // where the client cannot end before the next daemon has answered; and between two daemons. What they
 // had registered is given back each time, and another client is served all along.
 func TestSharedClientKilled(t *testing.T) {
+	OnlyLong(t)
 	NeedKernel(t, "7.1")
 	Limit(t, 4*time.Minute)
 	c := NewCache(t, Slice(t, "ssd", 0, 128))

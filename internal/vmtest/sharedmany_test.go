@@ -27,7 +27,7 @@ const sharedGuests = 16
 // data, and nothing is left registered.
 func TestSharedMany(t *testing.T) {
 	NeedKernel(t, "7.1")
-	OnlyFull(t)
+	OnlyLong(t)
 	Limit(t, 6*time.Minute)
 	c := NewCache(t, Slice(t, "ssd", 0, 128))
 	dev := c.Attach(t, Slice(t, "slow", 0, 128), "data", writeback...)

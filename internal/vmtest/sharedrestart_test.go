@@ -191,6 +191,7 @@ func (c *Cache) sharesMemory(t testing.TB, name string, want int) {
 // TestSharedLost: the next daemon does not find the clients' memory, as the record is lost. No request
 // fails all the same, and after some time attributes are handled again.
 func TestSharedLost(t *testing.T) {
+	OnlyLong(t)
 	NeedKernel(t, "7.1")
 	for _, mode := range []string{"ring-copy", "zero-copy", "copy"} {
 		t.Run(mode, func(t *testing.T) { sharedLost(t, mode) })

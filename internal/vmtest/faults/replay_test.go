@@ -52,7 +52,7 @@ func TestReplay(t *testing.T) {
 	for _, r := range replayRows {
 		t.Run(r.fs+"-"+r.mode, func(t *testing.T) {
 			if !r.short {
-				vmtest.OnlyFull(t)
+				vmtest.OnlyLong(t)
 			}
 			if !vmtest.Soak(t) {
 				vmtest.Limit(t, 5*time.Minute)

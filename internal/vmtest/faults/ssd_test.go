@@ -67,8 +67,8 @@ func TestSSDFaults(t *testing.T) {
 		for _, kind := range []string{"clean", "dirty"} {
 			name := f.name + ", " + kind + " data"
 			t.Run(name, func(t *testing.T) {
-				if i > 0 {
-					vmtest.OnlyFull(t)
+				if vmtest.OnlyFull(t); i > 0 && kind == "dirty" {
+					vmtest.OnlyLong(t)
 				}
 				vmtest.Limit(t, 5*time.Minute)
 				if kind == "clean" {

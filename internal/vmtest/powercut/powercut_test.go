@@ -65,8 +65,10 @@ func plan(t *testing.T) []round {
 	switch {
 	case vmtest.Soak(t):
 		return slices.Concat(full, random(soakRounds))
-	case vmtest.Full(t):
+	case vmtest.Long(t):
 		return full
+	case vmtest.Full(t):
+		return full[:5]
 	}
 	return short
 }
