@@ -39,6 +39,7 @@ func NewVanishConfig(seed uint64) Config {
 	c.Vanish, c.Attributes, c.Pinning, c.Crashes = 20+rng.IntN(60), false, false, rng.IntN(8)
 	c.Faults, c.FaultRate = 0, 0
 	c.LossHold = time.Duration(rng.IntN(1500)) * time.Millisecond
+	c.Ordered = rng.IntN(4) == 0
 	return c
 }
 
