@@ -195,16 +195,21 @@ func checkDeadline(b *attrBench) {
 	if r := b.act(attrs.IDDeadline, b.fresh(), "deadline=1m"); r.For(attrs.IDDeadline).Reason != attrs.ReasonNone {
 		b.Errorf("a deadline in a minute: %v", r.For(attrs.IDDeadline))
 	}
-	off := b.fresh()
-	r, err := b.issue(b.writes, off, "deadline=1us")
-	switch {
-	case errors.Is(err, attrs.ErrnoDeadline):
-		if b.writes {
-			b.origin(off, attrs.OriginBacking, "a write that was too late")
+	// It may be met by a request that begins at once; then the answer says that it was late.
+	for range 20 {
+		off := b.fresh()
+		r, err := b.issue(b.writes, off, "deadline=1us")
+		switch {
+		case errors.Is(err, attrs.ErrnoDeadline):
+			if b.writes {
+				b.origin(off, attrs.OriginBacking, "a write that was too late")
+			}
+			return
+		case err != nil || !b.writes && r.For(attrs.IDDeadline).Reason != attrs.ReasonOverdue:
+			b.Fatalf("a deadline that cannot be met: %v, error %v", r.For(attrs.IDDeadline), err)
 		}
-	case b.writes || r.For(attrs.IDDeadline).Reason != attrs.ReasonOverdue:
-		b.Errorf("a deadline that cannot be met: %v, error %v", r.For(attrs.IDDeadline), err)
 	}
+	b.Error("of 20 requests with a deadline that cannot be met none has failed")
 }
 
 // checkTiming: the times are as long as they can be, and where the data came from.

@@ -152,6 +152,17 @@ func (a *attrTable) all(text string) {
 // set fills in check i of the column.
 func (a *attrTable) set(i int, text string) { a.rows[i+1][len(a.rows[0])-1] = text }
 
+// fail takes back what was said of a check.
+func (a *attrTable) fail(name string) {
+	for _, r := range a.rows {
+		for i := range r {
+			if r[0] == name && r[i] == "in effect" {
+				r[i] = "FAILED"
+			}
+		}
+	}
+}
+
 // run fills in what it is called if it succeeds.
 func (a *attrTable) run(t *testing.T, i int, text string, f func(t *testing.T)) {
 	a.set(i, "FAILED")

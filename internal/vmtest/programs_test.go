@@ -184,7 +184,7 @@ func TestAttributePrograms(t *testing.T) {
 			list[len(list)-1] = cgroupCheck(&p, dev)
 			b.columnOf(t, table, list, func(_ *testing.T, b *attrBench) { b.attrIssuer = p.issuer(t, dev) })
 		}
-		b.checkPlaces(t)
+		b.checkPlaces(t, table)
 	})
 	t.Run("integrity", func(t *testing.T) {
 		Limit(t, 2*time.Minute)
@@ -245,11 +245,8 @@ func (b *attrBench) clientColumn(t *testing.T, table *attrTable, checks []attrCh
 
 // checkPlaces stops the cache and looks where on its SSD the data is: what was written with a short lifetime
 // is with nothing else in a bucket.
-func (b *attrBench) checkPlaces(t *testing.T) {
+func (b *attrBench) checkPlaces(t *testing.T, table *attrTable) {
 	t.Helper()
-	if t.Failed() {
-		return
-	}
 	if err := b.probe.Close(); err != nil {
 		t.Error(err)
 	}
@@ -268,10 +265,12 @@ func (b *attrBench) checkPlaces(t *testing.T) {
 	}
 	for bucket, off := range short {
 		if at, mixed := other[bucket]; mixed {
+			table.fail("lifetime")
 			t.Errorf("bucket %d has data with a short lifetime, of %d, and other data, of %d", bucket, off, at)
 		}
 	}
 	if len(short) == 0 || len(other) == 0 {
+		table.fail("lifetime")
 		t.Errorf("%d buckets with short-lived data, %d with other", len(short), len(other))
 	}
 }

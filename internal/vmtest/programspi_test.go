@@ -35,7 +35,7 @@ func integrityColumn(t *testing.T, table *attrTable, checks []attrCheck) {
 		}
 	}
 	b.columnOf(t, table, list, func(t *testing.T, b *attrBench) { b.attrIssuer = newPIRing(t, dev).issuer() })
-	b.checkPlaces(t)
+	b.checkPlaces(t, table)
 }
 
 // issuer sends attributes with writes. What cannot be encoded cannot be said.

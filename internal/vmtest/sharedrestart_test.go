@@ -22,11 +22,12 @@ import (
 // sharedLoad writes and reads with attributes through shared memory all the time, several requests at a
 // time, and looks at data and answers.
 type sharedLoad struct {
-	d     *client.Device
-	wg    sync.WaitGroup
-	over  atomic.Bool                 // stopped
-	done  [sharedWorkers]atomic.Int64 // writes that were read back
-	fault atomic.Pointer[error]
+	submit bool // see startSharedLoadBy
+	d      *client.Device
+	wg     sync.WaitGroup
+	over   atomic.Bool                 // stopped
+	done   [sharedWorkers]atomic.Int64 // writes that were read back
+	fault  atomic.Pointer[error]
 	// lenient allows hints that nobody has handled, and counts them.
 	lenient atomic.Bool
 	silent  atomic.Int64
@@ -44,11 +45,18 @@ const (
 
 func startSharedLoad(t testing.TB, path string) *sharedLoad {
 	t.Helper()
+	return startSharedLoadBy(t, path, false)
+}
+
+// startSharedLoadBy is startSharedLoad of which every other worker submits by io_uring. A request of these is not done
+// again when the memory was lost and it has failed for that.
+func startSharedLoadBy(t testing.TB, path string, submit bool) *sharedLoad {
+	t.Helper()
 	d, err := client.Open(path, client.Options{Channel: client.Shared})
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &sharedLoad{d: d}
+	l := &sharedLoad{d: d, submit: submit}
 	for w := range sharedWorkers {
 		l.wg.Go(func() {
 			if err := l.work(w); err != nil {
@@ -74,15 +82,19 @@ func (l *sharedLoad) work(w int) error {
 	write.SetHint(attrs.HintCache)
 	write.SetTrace(uint64(w))
 	read.SetHint(attrs.HintOnce)
+	writeAt, readAt := l.d.WriteAt, l.d.ReadAt
+	if l.submit && w%2 == 1 {
+		writeAt, readAt = l.submitted(client.Write), l.submitted(client.Read)
+	}
 	for i := 0; !l.over.Load(); i++ {
 		off := base + int64(i%places)*size
 		Fill(buf, uint64(i))
 		want := bytes.Clone(buf)
-		if err := l.handled(l.d.WriteAt(buf, off, &write)); err != nil {
+		if err := l.handled(writeAt(buf, off, &write)); err != nil {
 			return fmt.Errorf("write at %d: %w", off, err)
 		}
 		clear(buf)
-		if err := l.handled(l.d.ReadAt(buf, off, &read)); err != nil {
+		if err := l.handled(readAt(buf, off, &read)); err != nil {
 			return fmt.Errorf("read at %d: %w", off, err)
 		}
 		if !bytes.Equal(buf, want) {
@@ -91,6 +103,19 @@ func (l *sharedLoad) work(w int) error {
 		l.done[w].Add(1)
 	}
 	return nil
+}
+
+// submitted is ReadAt or WriteAt by Submit.
+func (l *sharedLoad) submitted(k client.Kind) func([]byte, int64, *attrs.Set) (int, attrs.Results, error) {
+	var op client.Op
+	return func(p []byte, off int64, s *attrs.Set) (int, attrs.Results, error) {
+		op.Kind, op.Buf, op.Off, op.Attrs = k, p, off, s
+		if err := l.d.Submit(&op); err != nil {
+			return 0, attrs.Results{}, err
+		}
+		err := op.Wait()
+		return op.N, op.Results, err
+	}
 }
 
 // handled wants a request to have succeeded, with its hint handled; or answered by a cache that is short of
@@ -285,8 +310,8 @@ func sharedRestart(t *testing.T, format []string) {
 	waitForDevice(t, parted+"p2")
 	Run(t, "mkfs.ext4", "-q", "-F", "-b", "4096", parted+"p2")
 	loads := []*sharedLoad{
-		startSharedLoad(t, raw), startSharedLoad(t, parted+"p1"),
-		startSharedLoad(t, fileOn(t, parted+"p2")),
+		startSharedLoadBy(t, raw, true), startSharedLoadBy(t, parted+"p1", true),
+		startSharedLoadBy(t, fileOn(t, parted+"p2"), true),
 	}
 	c.sharesMemory(t, "data", 3)
 	c.sharesMemory(t, "parts", 2)
