@@ -20,6 +20,7 @@ type Collector struct {
 	total  attrs.Results
 	buf    [attrs.MaxBytes]byte
 	layers [maxLayers]layer
+	last   attrs.ResultsDecoder
 }
 
 // layer is a row of answers, side by side in order of addresses. Where all of a request went to one
@@ -153,9 +154,9 @@ func (r *Region) decode(t Ticket, c *Collector, f *found) bool {
 			}
 		}
 		at := r.answer(page, k) + slotHeaderBytes
-		copy(c.buf[n:f.bytes], r.mem[at:at+BodyBytes])
+		copy(c.buf[n:f.bytes], r.mem[at:at+BodyBytes]) // no more than the answer has
 	}
-	return c.piece.Decode(c.buf[:f.bytes]) == nil
+	return c.last.Decode(&c.piece, c.buf[:f.bytes]) == nil
 }
 
 // findChunk looks in the slots of a page for the part of an answer that belongs there; -1 if there

@@ -102,7 +102,7 @@ func (h *queue) attach(r *ublk.Request, c *cache.Request, opaque []byte) {
 		return
 	}
 	set := &h.attrs.sets[r.Tag]
-	*set = attrs.Set{}
+	set.Clear()
 	if opaque != nil {
 		_ = set.DecodeCompact(opaque) // the set knows what is wrong, and answers so
 	}
