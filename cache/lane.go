@@ -39,6 +39,7 @@ type Lane struct {
 	io    [MaxBackings + 1]ioStats
 
 	attrs      attrCounters
+	tenant     lastTenant
 	traces     traceRing
 	freeTracks *track
 	latency    *latencies // nil until a request has a deadline

@@ -1,12 +1,6 @@
 package cache
 
-import (
-	"maps"
-	"sync/atomic"
-)
-
-// counter is written by one lane and read by anybody.
-type counter = atomic.Int64
+import "maps"
 
 // ioStats are counters of one lane for one backing device. Bytes are as the client sees them.
 type ioStats struct {
