@@ -227,6 +227,9 @@ func (r *Results) SetChecksums(a Algorithm, sums []byte) {
 	r.Handle(IDChecksum)
 }
 
+// Several says whether several devices have a part in the results, so that they have no encoding.
+func (r *Results) Several() bool { return r.nDevices > 1 }
+
 // DropChecksums gives up returning checksums, for instance as they do not fit the place for
 // results.
 func (r *Results) DropChecksums(why Reason) {

@@ -17,10 +17,10 @@ type Collector struct {
 	n      int
 	lost   uint32
 	piece  attrs.Results
-	total  attrs.Results
-	buf    [attrs.MaxBytes]byte
-	layers [maxLayers]layer
 	last   attrs.ResultsDecoder
+	buf    [attrs.MaxBytes]byte
+	total  attrs.Results
+	layers [maxLayers]layer
 }
 
 // layer is a row of answers, side by side in order of addresses. Where all of a request went to one

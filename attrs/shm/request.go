@@ -16,11 +16,11 @@ type Request struct {
 
 	start, length int64 // of the piece, in the data area
 	seq           uint32
+	sets          attrs.SetDecoder
 	// Set refers to the slot if it came in one, else to buf.
 	slot [SlotBytes]byte
-	out  [attrs.MaxBytes]byte
 	buf  [attrs.MaxBytes]byte
-	sets attrs.SetDecoder
+	out  [attrs.MaxBytes]byte // of an answer that takes more than one slot
 }
 
 // Given says whether the client gave attributes, readable or not: then it waits for answers.
