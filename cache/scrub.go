@@ -333,7 +333,7 @@ func (s *scrub) judge(l *Lane) {
 			continue
 		}
 		blk := s.first + Block(i)
-		switch l.distrust(s.b, makeKey(s.b.id, blk), s.ents[i].slot) {
+		switch l.distrust(s.b, makeKey(s.b.id, blk), s.ents[i].slot, false) {
 		case distrustDropped:
 			s.note(func(r *ScrubReport) { r.Healed++ })
 		case distrustLost:

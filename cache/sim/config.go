@@ -31,6 +31,8 @@ type Config struct {
 	Through     bool // nothing is written back: the modes are writethrough and writearound
 	Faults      faultSet
 	FaultRate   int // per 10,000 steps
+	Vanish      int // how often the SSD vanishes or comes back, per 10,000 steps
+	LossHold    time.Duration
 	// LyingFlush makes every flush of the SSD a lie, for tests of the checker.
 	LyingFlush bool
 }
@@ -89,4 +91,9 @@ type Result struct {
 	Pins, Evictions              int   // that were handled
 	Refused, Mismatched, Late    int   // requests that failed for their attributes
 	Images, Behind, Batches      int64 // of ordered devices: looked at, older than what was acknowledged
+	// How often the SSD vanished, came back, and came back having missed nothing; requests that failed for
+	// lack of it, and for what it had lost.
+	Vanished, Returned, ReturnedWarm int
+	FailedLost, FailedBad            int
+	GivenUp, Over                    int // that faults made the engine do; histories that are the operator's
 }

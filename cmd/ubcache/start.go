@@ -39,7 +39,8 @@ the block devices are there and prints their names.
 After a crash or kill -9 it waits until the last I/O of the dead daemon is over, replays the
 journal, and takes the block devices over, so that mounted filesystems go on.
 
-A backing device that was changed without the cache, mounted by itself for instance, is noticed. If the
+A backing device that was changed without the cache, mounted by itself for instance, or while the
+cache was without its SSD, is noticed. If the
 cache has no newer data for it, what is cached of it is dropped. Otherwise start refuses: ubcache salvage
 saves the newer data elsewhere, --drop NAME gives it up, --keep NAME keeps it, so that it is written over
 the changes. Damaged metadata is repaired where that loses nothing; where dirty data may be lost, start
@@ -136,7 +137,7 @@ func (f *startFlags) options(g *globals, name string) daemon.Options {
 	}
 	return daemon.Options{
 		Name: name, ConfigPath: g.config, Wait: f.wait, AnyRuntimeDir: f.anyDir, NoUblk: f.noUblk,
-		Drop: mine(f.drop), Keep: mine(f.keep),
+		Drop: mine(f.drop), Keep: mine(f.keep), Anew: daemon.ExecAgain,
 	}
 }
 

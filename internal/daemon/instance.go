@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -30,6 +31,7 @@ import (
 	"ubcache/internal/blockdev"
 	"ubcache/internal/config"
 	"ubcache/internal/control"
+	"ubcache/internal/missed"
 	"ubcache/internal/report"
 	"ubcache/ublk"
 )
@@ -47,6 +49,8 @@ type Options struct {
 	Direct DirectOptions
 	// Wait bounds how long the devices of a dying daemon are waited for.
 	Wait time.Duration
+	// Anew executes the program again, to take a lost SSD back; nil: that is not possible.
+	Anew func() error
 	// Drop names backing devices of which nothing that is cached is to be used, dirty data included, and
 	// Keep those that may have been changed without the cache.
 	Drop, Keep []string
@@ -58,11 +62,15 @@ type Options struct {
 
 // Instance is a running cache.
 type Instance struct {
-	opts    Options
-	log     *slog.Logger
-	dir     string // runtime folder
-	conf    *config.Cache
-	started time.Time
+	opts Options
+	log  *slog.Logger
+	dir  string // runtime folder
+	// stateDir is for what outlives a reboot; drop has the backing devices that the SSD missed changes of.
+	stateDir string
+	drop     []cache.UUID
+	lost     bool // it ends without its SSD
+	conf     *config.Cache
+	started  time.Time
 
 	lock    *os.File // of the cache's name
 	ssd     *blockdev.Device
@@ -137,7 +145,8 @@ func Start(ctx context.Context, o Options) (*Instance, error) {
 	}
 	in := &Instance{
 		opts: o, conf: conf, dir: control.RuntimeDir(file.RuntimeDir), started: time.Now(),
-		log: slog.With("cache", o.Name), done: make(chan struct{}), rules: newRuleSet(),
+		stateDir: missed.Dir(file.StateDir),
+		log:      slog.With("cache", o.Name), done: make(chan struct{}), rules: newRuleSet(),
 	}
 	in.traced.log = in.log
 	in.mu.served = map[cache.BackingID]*served{}
@@ -180,6 +189,9 @@ func (in *Instance) start(ctx context.Context) error {
 	if err := in.applyConfig(); err != nil {
 		return err
 	}
+	if err := in.forgetMissed(); err != nil {
+		return err
+	}
 	if err := in.startBackground(); err != nil {
 		return err
 	}
@@ -218,7 +230,14 @@ func (in *Instance) openDevices(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, in.opts.Wait)
 	defer cancel()
 	if in.ssdInfo, err = in.findSSD(); err != nil {
+		if hint := in.withoutSSDHint(); hint != "" {
+			return report.Wrap("start cache "+in.opts.Name, err, hint)
+		}
 		return err
+	}
+	if same, err := filepath.EvalSymlinks(in.conf.Device); err != nil || same != in.ssdInfo.Path {
+		in.log.Info("the SSD has another name than in the configuration", "configured", in.conf.Device,
+			"found", in.ssdInfo.Path)
 	}
 	if in.ssd, err = in.openPatiently(ctx, in.ssdInfo); err != nil {
 		return err
@@ -289,8 +308,10 @@ func (in *Instance) openCache() error {
 	if !sb.Clean {
 		in.opts.Note("the cache was not stopped in order: replaying its journal")
 	}
+	stall, loss := ssdLimits(in.conf)
 	in.cache, err = cache.Open(in.ssd, cache.Options{
 		Pending: in.pending.mem, Discard: in.conf.Discard && in.ssdInfo.Discard,
+		StallLimit: stall, LossLimit: loss, Missed: in.markMissed, Drop: in.drop, Health: in.ssdHealth,
 		Confirm: in.confirmUnused, GiveUp: in.dropped(),
 		Suspect: in.suspect,
 	})

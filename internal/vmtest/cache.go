@@ -36,6 +36,8 @@ type CacheStatus struct {
 		SizeBytes   int64 `json:"size_bytes"`
 		CachedBytes int64 `json:"cached_bytes"`
 		DirtyBytes  int64 `json:"dirty_bytes"`
+		// SSDState is ok, slow or lost.
+		SSDState string `json:"ssd_state"`
 	} `json:"cache"`
 	KernelAttributes string         `json:"kernel_attributes"`
 	Devices          []DeviceStatus `json:"devices"`

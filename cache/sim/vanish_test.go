@@ -1,0 +1,34 @@
+package sim
+
+import "testing"
+
+// TestVanishing plays histories in which the SSD vanishes and comes back. A failing seed is replayed, with
+// a trace, by go test ./cache/sim -run Vanishing -seed N.
+func TestVanishing(t *testing.T) {
+	if *seedFlag != 0 {
+		h := history{cfg: NewVanishConfig(*seedFlag)}
+		t.Logf("config: %+v", h.cfg)
+		if _, err := h.play(t.Logf); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	var total Result
+	for seed := *fromFlag; seed < *fromFlag+*seedsFlag; seed++ {
+		h := history{cfg: NewVanishConfig(seed)}
+		r, err := h.play(nil)
+		if err != nil {
+			t.Fatalf("seed %d: %v", seed, err)
+		}
+		total.add(&r)
+	}
+	t.Logf("the SSD vanished %d times and came back %d times, %d times warm; %d requests failed for lack "+
+		"of it, %d for what it had lost\n%v", total.Vanished, total.Returned, total.ReturnedWarm,
+		total.FailedLost, total.FailedBad, &total)
+	if *seedsFlag >= 100 {
+		if total.Vanished == 0 || total.Returned == 0 || total.ReturnedWarm == 0 || total.FailedLost == 0 ||
+			total.FailedBad == 0 || total.ReturnedWarm == total.Returned {
+			t.Error("the histories miss a part of that")
+		}
+	}
+}

@@ -1,0 +1,147 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"ubcache/cache"
+	"ubcache/internal/blockdev"
+	"ubcache/internal/config"
+	"ubcache/internal/header"
+	"ubcache/internal/missed"
+	"ubcache/internal/report"
+)
+
+// markMissed makes it durable, outside the SSD, that the SSD misses changes of a backing device. The
+// engine asks for it, and its writers wait; that is once for each device and loss, so it has a goroutine.
+func (in *Instance) markMissed(m cache.Missed, done func(error)) {
+	go func() {
+		err := in.writeMarkers(m)
+		if err != nil {
+			in.log.Error("the SSD is lost, and it cannot be recorded that it misses changes: changes of "+
+				"the device fail", "name", m.Name, "error", err)
+		} else {
+			in.log.Warn("the device goes on without the SSD, which misses its changes from here on",
+				"name", m.Name, "dirty blocks on the SSD", m.Dirty)
+		}
+		done(err)
+	}()
+}
+
+func (in *Instance) writeMarkers(m cache.Missed) error {
+	if blockdev.OnUblk(in.stateDir) {
+		return fmt.Errorf("%s is itself on a ublk device: set state-dir to a folder that is not",
+			in.stateDir)
+	}
+	if err := missed.Write(in.stateDir, missed.Of(m, time.Now())); err != nil {
+		return err
+	}
+	in.mu.Lock()
+	s := in.mu.served[m.ID]
+	in.mu.Unlock()
+	if s == nil || s.dev == nil {
+		return nil
+	}
+	return editHeader(s.dev, func(h *header.Header) {
+		h.Missed, h.Dirty, h.Epoch = true, m.Dirty, m.Epoch
+	})
+}
+
+// editHeader changes the header of a backing device, if it has one.
+func editHeader(d *blockdev.Device, edit func(*header.Header)) error {
+	h, err := header.Read(d)
+	if errors.Is(err, header.ErrNone) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	edit(h)
+	return header.Write(d, h)
+}
+
+// checkMissed decides about a backing device that may have been changed while the cache was without
+// its SSD. What the SSD has of it is dropped, unless that includes dirty data: it is kept then, and the
+// operator decides. dev is nil if the device is missing.
+func (in *Instance) checkMissed(name string, r *cache.BackingRecord, sb *cache.Superblock,
+	dev *blockdev.Device,
+) error {
+	m, err := missed.Read(in.stateDir, sb.UUID.String(), r.UUID.String())
+	if err != nil {
+		return report.Wrap("", err, "if you know that the SSD has missed nothing, remove the file")
+	}
+	if dev != nil && r.DataOff != 0 {
+		h, err := header.Read(dev)
+		if err != nil {
+			return err
+		}
+		if h.Missed && m == nil {
+			m = &missed.Marker{Name: name, DirtyBlocks: h.Dirty, Epoch: h.Epoch}
+		}
+	}
+	if m == nil {
+		return nil
+	}
+	if m.DirtyBlocks > 0 && !slices.Contains(in.opts.Drop, name) {
+		when := "meanwhile"
+		if !m.Time.IsZero() {
+			when = "since " + m.Time.Local().Format(time.DateTime)
+		}
+		return report.Refuse("start cache "+in.opts.Name, fmt.Sprintf("%s was changed without the SSD %s, "+
+			"which has %s of it that was never written back", name, when,
+			config.Size(m.DirtyBlocks*cache.BlockSize).Human()), "it is kept: ubcache salvage writes it to an image, "+
+			"ubcache start --drop "+name+" gives it up")
+	}
+	in.log.Warn("the SSD has missed changes of this device: its copies are dropped", "name", name,
+		"dirty blocks given up", m.DirtyBlocks)
+	in.drop = append(in.drop, r.UUID)
+	return nil
+}
+
+// forgetMissed takes the markers away of what has been dropped, before anything else can become dirty.
+func (in *Instance) forgetMissed() error {
+	for _, id := range in.drop {
+		for _, s := range in.list() {
+			if s.dev == nil || s.b == nil || s.b.UUID() != id {
+				continue
+			}
+			err := editHeader(s.dev, func(h *header.Header) { h.Missed, h.Dirty, h.Epoch = false, 0, 0 })
+			if err != nil {
+				return report.Wrap("start cache "+in.opts.Name, err, "")
+			}
+		}
+		if err := missed.Remove(in.stateDir, in.conf.UUID, id.String()); err != nil {
+			return report.Wrap("start cache "+in.opts.Name, err, "")
+		}
+	}
+	return nil
+}
+
+// withoutSSDHint says what is known of the backing devices of a cache whose SSD is not to be found: their
+// markers tell whether they lack anything. It is empty if there are none.
+func (in *Instance) withoutSSDHint() string {
+	var whole, lacking []string
+	for _, name := range in.conf.BackingNames() {
+		m, err := missed.Read(in.stateDir, in.conf.UUID, in.conf.Backings[name].UUID)
+		switch {
+		case err != nil || m == nil:
+		case m.DirtyBlocks == 0:
+			whole = append(whole, name)
+		default:
+			lacking = append(lacking, fmt.Sprintf("%s of %s", config.Size(m.DirtyBlocks*cache.BlockSize).Human(),
+				name))
+		}
+	}
+	var hint []string
+	if len(whole) > 0 {
+		hint = append(hint, "the disk of "+strings.Join(whole, ", ")+
+			" has all its data and can be used by itself")
+	}
+	if len(lacking) > 0 {
+		hint = append(hint, strings.Join(lacking, ", ")+" is on the SSD only")
+	}
+	return strings.Join(hint, "; ")
+}
