@@ -44,6 +44,9 @@ func (c *Cache) StartBackground(l *Lane) {
 	bg := &background{l: l, evictor: policy.SecondChance{Keep: 0.25}, lastCommit: l.d.Now()}
 	bg.evict.bg, bg.evict.move.v, bg.ckpt.bg, bg.wb.bg = bg, &bg.evict, bg, bg
 	bg.doctor.bg = bg
+	if c.blind {
+		c.ssdHealth.since.Store(l.d.Now())
+	}
 	for i := range bg.flushes {
 		bg.flushes[i] = &backingFlush{id: BackingID(i)}
 	}

@@ -39,6 +39,9 @@ func (t *through) withoutSSD(l *Lane) {
 // index, or were and it may not have heard that they are not any more.
 func (t *through) missed(l *Lane) bool {
 	c, b := l.c, t.r.b
+	if c.blind {
+		return true
+	}
 	for i := range t.locks {
 		k := &t.locks[i]
 		s := c.index.stripeOf(b.id, k.first)

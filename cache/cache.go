@@ -75,6 +75,7 @@ type Cache struct {
 	ssdHealth             health
 	stallLimit, lossLimit int64 // nanoseconds; 0: never
 
+	blind   bool        // nobody knows what the SSD has; see OpenWithout
 	closing atomic.Bool // everything is to be written: the cache stops
 
 	control sync.Mutex // guards sb and changes of backings, and is held while sb is written
@@ -393,10 +394,10 @@ func (c *Cache) pokeBackground() {
 
 // saveSuper writes the superblock. c.control is held.
 func (c *Cache) saveSuper() error {
-	switch c.health() {
-	case HealthLost:
+	switch h := c.health(); {
+	case h == HealthLost:
 		return c.lostError()
-	case HealthSlow:
+	case h == HealthSlow && c.ssdBusy(): // else it answers again, and nobody has said so yet
 		return fmt.Errorf("the SSD does not answer (%s)", c.healthWhy())
 	}
 	c.sb.LSN = LSN(c.journal.durableLSN.Load())

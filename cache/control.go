@@ -124,10 +124,16 @@ func (c *Cache) SetMode(id BackingID, m Mode) error {
 	})
 }
 
-// SetTunables replaces the tunables of a backing device. While the SSD is lost they are not recorded there.
+// SetTunables replaces the tunables of a backing device. While the SSD is lost they are not recorded there,
+// and Ordered cannot be changed.
 func (c *Cache) SetTunables(id BackingID, t Tunables) error {
 	if err := t.Validate(); err != nil {
 		return err
+	}
+	if b := c.backing(id); b != nil && t.Ordered != b.order.want.Load() {
+		if err := c.lostError(); err != nil {
+			return fmt.Errorf("the order is a matter of the SSD: %w", err)
+		}
 	}
 	return c.setting(id, func(r *BackingRecord) {
 		// Switched off and on before the background has seen it, the queue goes on.
@@ -223,6 +229,23 @@ func (c *Cache) forget(ctx context.Context, b *Backing) error {
 	delete(c.past.Backings, id) // the number may be another device's later
 	c.roll.Unlock()
 	return nil
+}
+
+// DropClean takes all blocks of a backing device out of the cache, durably, if none of them is dirty; else it is
+// ErrNotFinished. Nobody may use the device meanwhile.
+func (c *Cache) DropClean(ctx context.Context, id BackingID) error {
+	b, err := c.Backing(id)
+	if err != nil {
+		return err
+	}
+	if n := b.dirty.Load() + b.Remaining(); n > 0 {
+		return fmt.Errorf("drop what is cached of %s: %w (%d blocks)", b.name, ErrNotFinished, n)
+	}
+	lsn, err := c.dropBacking(ctx, b)
+	if err != nil {
+		return err
+	}
+	return c.waitControl(ctx, lsn)
 }
 
 // dropBacking takes all blocks of a backing device out of the index under one record.

@@ -105,7 +105,7 @@ func (f *flush) withoutSSD(l *Lane) {
 		f.done(l, nil)
 		return
 	}
-	if pass, err := l.mayFlush(b); pass != passGo && r.Op == ReqFlush {
+	if pass, err := l.mayFlush(b, r.Op == ReqFlush); pass != passGo {
 		if pass == passFail {
 			f.done(l, err)
 			return

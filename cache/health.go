@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"sync"
@@ -78,6 +79,8 @@ type health struct {
 		why     string
 		stalled bool // lost for the time it took, not for errors
 		missed  bool // something was changed, or is about to be, that the SSD should have known
+		// retired are buckets on probation; see retire.go.
+		retired []BucketID
 		// unsafe are dirty blocks whose records are not on the SSD.
 		unsafe map[key]struct{}
 	}
@@ -132,6 +135,7 @@ type doctor struct {
 	probing bool
 	number  uint64 // of the probe under way
 	covers  int64  // health.failures when it began
+	accused int    // buckets on probation then
 	looked  int64  // failures that a good probe has covered
 	next    int64  // no probe before then
 	failing int64  // since when probes fail, 0 if they do not
@@ -142,6 +146,8 @@ type doctor struct {
 	problem                 error // of the last probe
 	second                  bool  // probe the other copy of the superblock: one may have become unreadable
 	markers                 [MaxBackings + 1]*marker
+	// ringed is, by device, the Backing.flushed up to which the pending ring is put right; see cleanLost.
+	ringed [MaxBackings + 1]uint64
 }
 
 // tick looks at the SSD and reports whether to look again soon.
@@ -201,6 +207,16 @@ func (c *Cache) oldestSSDOp(now int64) (age int64) {
 	return age
 }
 
+// ssdBusy reports whether operations on the SSD are under way.
+func (c *Cache) ssdBusy() bool {
+	for _, l := range *c.lanes.Load() {
+		if l.ssdOps.oldest.Load() != 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // turn changes the state and lets everybody know.
 func (d *doctor) turn(now int64, to Health, why string) {
 	c := d.bg.l.c
@@ -235,7 +251,7 @@ func (d *doctor) probe() {
 	}
 	l := d.bg.l
 	h := &l.c.ssdHealth
-	d.probing, d.covers = true, h.failures.Load()
+	d.probing, d.covers, d.accused = true, h.failures.Load(), h.retired()
 	d.number = h.begun.Add(1)
 	op := l.newOp(d)
 	op.Kind, op.Dev, op.Off, op.Len = OpRead, SSD, superOffA, pageSize
@@ -256,12 +272,14 @@ func (d *doctor) opDone(l *Lane, _ *Op, err error) {
 	switch d.problem = err; {
 	case err != nil:
 		d.second = !d.second
+		c.acquit()
 		d.failed, d.next = now, now+probePause
 		if d.failing == 0 {
 			d.failing = now
 		}
 	default:
 		d.failing, d.looked = 0, d.covers
+		h.convict(d.accused)
 		h.good.Store(d.number)
 		h.wakeParked()
 		if c.lost() {
@@ -270,9 +288,12 @@ func (d *doctor) opDone(l *Lane, _ *Op, err error) {
 	}
 }
 
-// ours reports whether what the probe has read is a superblock of this cache.
+// ours reports whether what the probe has read is a superblock of this cache and this start of it. An
+// older one is of a copy that was made before.
 func (d *doctor) ours() bool {
-	return string(d.buf[:8]) == superMagic && UUID(d.buf[supUUID:supUUID+16]) == d.bg.l.c.sb.UUID
+	c := d.bg.l.c
+	return string(d.buf[:8]) == superMagic && UUID(d.buf[supUUID:supUUID+16]) == c.sb.UUID &&
+		binary.LittleEndian.Uint64(d.buf[supEpoch:]) == c.epoch
 }
 
 // lostError says that, and why, the SSD is lost; nil if it is not.
@@ -309,9 +330,7 @@ func (c *Cache) Loss() (l Loss, ok bool) {
 	h.mu.Lock()
 	l.Why, l.Stalled = h.mu.why, h.mu.stalled && !h.mu.missed
 	h.mu.Unlock()
-	for _, lane := range *c.lanes.Load() {
-		l.Busy = l.Busy || lane.ssdOps.oldest.Load() != 0
-	}
+	l.Busy = c.ssdBusy()
 	for _, b := range c.backings.Load() {
 		if b == nil || b.marker.Load() == markerNone {
 			continue

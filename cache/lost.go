@@ -67,10 +67,13 @@ type Missed struct {
 	Backing UUID
 	ID      BackingID
 	Name    string
-	// Dirty is how many blocks have no copy but the lost SSD's; of all others the backing device has
-	// what was written last, flushed.
+	// Dirty is how many blocks have no copy but the lost SSD's, or DirtyUnknown; of all others the backing
+	// device has what was written last, flushed.
 	Dirty int64
 }
+
+// DirtyUnknown stands for the number of dirty blocks where nobody knows it.
+const DirtyUnknown = -1
 
 // The states of Backing.marker.
 const (
@@ -99,6 +102,7 @@ func (d *doctor) lose(now int64, why string, stalled bool) {
 	h.mu.unsafe = map[key]struct{}{}
 	h.mu.Unlock()
 	h.settled.Store(false)
+	c.acquit()
 	c.journal.mu.ring.distrust()
 	d.next = now + lostPause
 	d.turn(now, HealthLost, why)
@@ -122,21 +126,29 @@ func (d *doctor) tickLost(now int64) {
 		c.settleLoss()
 		h.settled.Store(true)
 	}
+	hope := d.hopes()
 	for _, b := range c.backings.Load() {
 		if b != nil {
 			d.mark(b, now)
-			d.cleanLost(b, now)
+			d.cleanLost(b, now, hope)
 		}
 	}
 	d.wakeLanes()
-	h.mu.Lock()
-	hope := h.mu.stalled && !h.mu.missed
-	h.mu.Unlock()
 	if hope && !d.probing && now >= d.next && c.oldestSSDOp(now) == 0 {
 		d.next = now + lostPause
 		d.probe()
 	}
 	h.wakeParked()
+}
+
+// hopes reports whether the SSD may still be taken back in place. What it fails at last, as drivers do that
+// give an operation up, is the end of that: it is looked for then, and taken back by a new start.
+func (d *doctor) hopes() bool {
+	h := &d.bg.l.c.ssdHealth
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.mu.stalled = h.mu.stalled && h.failures.Load() == d.base
+	return h.mu.stalled && !h.mu.missed
 }
 
 // allHeard reports whether every lane acts by the newest state.
@@ -296,20 +308,25 @@ func (l *Lane) mayChange(b *Backing, missed bool) (passage, error) {
 			return passFail, ErrSSDLost
 		}
 	}
-	if !missed {
+	// A start that does not find the last settled record writes that batch once more, older versions
+	// included: nothing newer may be beside them.
+	said := b.order.said()
+	unsaid := said != 0 && !l.c.journal.isDurable(said)
+	if !missed && !unsaid {
 		return passGo, nil
 	}
 	return l.askMarker(b)
 }
 
-// mayFlush says whether a flush of the backing device makes all durable that was acknowledged.
-func (l *Lane) mayFlush(b *Backing) (passage, error) {
+// mayFlush says whether a flush of the backing device makes all durable that was acknowledged, or, if not all is
+// wanted, a write that has gone there: the SSD may not know that what it has of that is obsolete.
+func (l *Lane) mayFlush(b *Backing, all bool) (passage, error) {
 	switch {
 	case !l.c.ssdHealth.settled.Load():
 		return passWait, nil
-	case b.unsafe.Load() > 0 && l.holds(b):
+	case all && b.unsafe.Load() > 0 && l.holds(b):
 		return passWait, nil
-	case b.unsafe.Load() > 0:
+	case all && b.unsafe.Load() > 0:
 		return passFail, fmt.Errorf("%w, and with it %d blocks that were written last", ErrSSDLost,
 			b.unsafe.Load())
 	case b.torn.Load():
@@ -382,18 +399,26 @@ func (d *doctor) comeBack(now int64) {
 
 // cleanLost makes clean, in memory and in the pending ring, what the backing device has: should the SSD
 // turn out to have lost it, the next start reads it from there. Their records on the SSD, if it has them, may
-// stay as they are.
-func (d *doctor) cleanLost(b *Backing, now int64) {
+// stay as they are, for that start believes them. But as long as the SSD may be taken back in place, only the
+// ring is put right: a block that is clean in memory and dirty on record would outlive its removal as a clean
+// one.
+func (d *doctor) cleanLost(b *Backing, now int64, hope bool) {
 	c := d.bg.l.c
 	f := d.bg.flushes[b.id]
 	covered := b.flushed.Load()
 	var slots map[Slot]key
 	var again []pendingSlot
+	late := false
 	b.mu.Lock()
 	left := b.mu.pending[:0]
 	for _, p := range b.mu.pending {
 		if p.wrote > covered {
+			late = true
+		}
+		if hope || p.wrote > covered {
 			left = append(left, p)
+		}
+		if p.wrote > covered || hope && covered == d.ringed[b.id] {
 			continue
 		}
 		if slots == nil {
@@ -403,11 +428,17 @@ func (d *doctor) cleanLost(b *Backing, now int64) {
 	}
 	b.mu.pending = left
 	b.mu.Unlock()
-	if len(left) > 0 && !f.running && now-f.last >= pendingAge {
+	if late && !f.running && now-f.last >= pendingAge {
 		f.running, f.last, f.covers = true, now, b.wrote.Load()
 		op := d.bg.l.newOp(f)
 		op.Kind, op.Dev = OpFlush, b.id
 		d.bg.l.issue(op, nil)
+	}
+	if hope {
+		if d.ringed[b.id] = covered; len(slots) > 0 {
+			c.journal.cleanPending(slots)
+		}
+		return
 	}
 	for slot, k := range slots {
 		s := c.index.stripeOf(b.id, k.block())

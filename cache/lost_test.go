@@ -482,3 +482,31 @@ func TestLostWrittenBack(t *testing.T) {
 		v.wantRead(0, fill(1, 1))
 	}
 }
+
+// TestLostFUAOverDirty: a write with FUA has gone to the backing device, and the record that says that the SSD's dirty
+// copy is obsolete has not gone to the SSD. It must not be acknowledged before a marker says so: the power may go.
+func TestLostFUAOverDirty(t *testing.T) {
+	v := newLossy(t, FormatOptions{}, Writeback)
+	v.setLoss(LossPolicy{})
+	v.write(0, fill(1, 1))
+	v.flush()
+	fail := v.fail
+	v.fail = func(op *Op) error {
+		switch {
+		case op.Dev == SSD && op.Kind == OpWrite && op.Off >= v.c.geo.DataOff:
+			return errMedium
+		case op.Dev == SSD && op.Kind == OpFlush:
+			v.gone = true
+		}
+		return fail(op)
+	}
+	if err := v.do(&Request{Op: ReqWrite, FUA: true, Len: BlockSize, Data: fill(2, 1)}); err != nil {
+		t.Fatal(err)
+	}
+	if !v.c.lost() || !bytes.Equal(v.back[:BlockSize], fill(2, 1)) {
+		t.Fatal("the SSD was not lost at the right time")
+	}
+	if len(v.markers) != 1 {
+		t.Error("after a power cut the SSD would have the older copy, dirty")
+	}
+}

@@ -52,13 +52,16 @@ func (r *recovery) dropMissed() error {
 	if r.readOnly {
 		return nil
 	}
-	var drop []record
+	var drop []BackingID
 	for _, b := range r.c.backings.Load() {
 		if b != nil && slices.Contains(r.c.opts.Drop, b.uuid) {
-			drop = append(drop, record{kind: recDrop, backing: b.id})
+			drop = append(drop, b.id)
 		}
 	}
-	return r.appendRecords(drop)
+	if len(drop) == 0 {
+		return nil
+	}
+	return r.dropContents(drop)
 }
 
 // appendRecords applies new records and makes them durable.

@@ -143,7 +143,9 @@ func (m *mover) insert(l *Lane) {
 	c := l.c
 	if m.err != nil {
 		for _, r := range m.runs {
-			c.buckets[c.bucketOf(r.first)].failed.Store(true)
+			if id := c.bucketOf(r.first); ofBucket(m.err) {
+				c.retire(id)
+			}
 		}
 		l.closeBucket(streamPinned) // another one next time
 	}

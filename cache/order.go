@@ -107,6 +107,13 @@ func (o *order) wakeAll(err error) {
 	wake.wakeAll(err)
 }
 
+// said is the newest settled record.
+func (o *order) said() LSN {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.mu.last
+}
+
 // unsettled reports whether the backing device lacks something that was queued.
 func (o *order) unsettled() bool { return o.queued.Load()+o.shadows.Load() != 0 }
 

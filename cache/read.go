@@ -285,9 +285,7 @@ func (p *readPiece) opDone(l *Lane, op *Op, err error) {
 	case p.step == readFilled:
 		if err != nil {
 			p.unfilled = true
-			if !l.c.lost() {
-				l.ssdWriteFailed(p.r.b, p.runs)
-			}
+			l.ssdWriteFailed(p.r.b, p.runs, err)
 		}
 	case op.Dev == SSD:
 		p.verify(l, op, i, n, err)
@@ -561,29 +559,4 @@ func (p *readPiece) finish(l *Lane, unused int) {
 	p.r, p.buf, p.next = nil, nil, l.freeReads
 	l.freeReads = p
 	l.pieceDone(r, err)
-}
-
-// ssdWriteFailed notes a failed write of slots: their bucket gets no more data, and is used no more once
-// it is empty.
-func (l *Lane) ssdWriteFailed(b *Backing, runs []slotRun) {
-	l.io[b.id].SSDErrors.Add(1)
-	for _, r := range runs {
-		id := l.c.bucketOf(r.first)
-		l.c.buckets[id].failed.Store(true)
-		for st := range numStreams {
-			if l.open[st].id == id {
-				l.closeBucket(st)
-			}
-		}
-	}
-}
-
-// ssdReadFailed notes a failed read of n slots. The bucket of one that fails by itself is used no more once
-// it is empty: what is written there next would be the only copy. An SSD that is gone or does not answer says
-// nothing about its buckets.
-func (l *Lane) ssdReadFailed(b *Backing, s Slot, n int, err error) {
-	l.io[b.id].SSDErrors.Add(1)
-	if n == 1 && !l.c.lost() && !errors.Is(err, errStuck) {
-		l.c.buckets[l.c.bucketOf(s)].failed.Store(true)
-	}
 }

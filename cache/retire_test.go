@@ -2,7 +2,9 @@ package cache
 
 import (
 	"bytes"
+	"syscall"
 	"testing"
+	"time"
 
 	"ubcache/attrs"
 )
@@ -91,4 +93,84 @@ func TestFailedMove(t *testing.T) {
 	for i := 2 * blocks; i < 3*blocks; i++ {
 		v.wantRead(int64(i%blocks)*BlockSize, fill(byte(i), 1))
 	}
+}
+
+// TestBlipRetiresNothing: an SSD that is away for a moment fails everything, and no bucket is bad for it.
+func TestBlipRetiresNothing(t *testing.T) {
+	for name, away := range map[string]error{"errors": errMedium, "gone": syscall.ENODEV} {
+		t.Run(name, func(t *testing.T) {
+			v := newLossyOn(t, FormatOptions{}, Writethrough, 8<<20)
+			for i := range int64(256) {
+				v.write(i*BlockSize, fill(byte(i), 1))
+			}
+			v.flush()
+			gone := false
+			v.fail = func(op *Op) error {
+				if op.Dev == SSD && gone {
+					return away
+				}
+				return nil
+			}
+			failed := func() (n int) {
+				for i := range v.c.buckets {
+					if v.c.buckets[i].failed.Load() {
+						n++
+					}
+				}
+				return n
+			}
+			gone = true
+			for i := range int64(16) {
+				v.wantRead(i*16*BlockSize, fill(byte(i*16), 1))
+			}
+			v.write(0, fill(9, 1))
+			for range 3 {
+				v.tick()
+				v.step()
+			}
+			gone = false
+			if name == "errors" && v.c.lost() {
+				t.Fatal("the SSD is lost after a moment")
+			}
+			v.until("a good probe, or the loss", func() bool {
+				return v.c.lost() || v.c.ssdHealth.failures.Load() == v.l.bg.doctor.looked
+			})
+			if n := failed(); n != 0 {
+				t.Errorf("%d buckets are out of use for an SSD that was away", n)
+			}
+			if v.c.lost() {
+				return
+			}
+			bad := v.slotOf(17)
+			v.fail = func(op *Op) error { // of one bucket only
+				if op.Dev == SSD && op.Kind == OpRead && op.Off == bad {
+					return errMedium
+				}
+				return nil
+			}
+			v.wantRead(17*BlockSize, fill(17, 1))
+			v.until("the verdict", func() bool { return v.c.ssdHealth.retired() == 0 })
+			if n := failed(); n != 1 {
+				t.Errorf("%d buckets are out of use for a bad sector", n)
+			}
+		})
+	}
+}
+
+// TestStallRetiresNothing: a copy that is not waited for any more is not one that has failed.
+func TestStallRetiresNothing(t *testing.T) {
+	v := newLossy(t, FormatOptions{}, Writethrough)
+	v.stall()
+	w := v.start(&Request{Op: ReqWrite, Len: 2 * BlockSize, Data: fill(1, 2)})
+	v.pass(defaultStallLimit + time.Second)
+	if w.Err != nil || v.c.health() != HealthSlow || v.stats().SSDErrors != 0 {
+		t.Fatalf("the SSD is %v, %d errors", v.c.health(), v.stats().SSDErrors)
+	}
+	for i := range v.c.buckets {
+		if v.c.buckets[i].failed.Load() {
+			t.Errorf("bucket %d is out of use after a stall", i)
+		}
+	}
+	v.stuck = nil
+	v.until("the end of the stall", func() bool { return v.c.health() == HealthOK })
 }

@@ -390,9 +390,7 @@ func (t *through) opDone(l *Lane, op *Op, err error) {
 	case op.Dev == SSD: // no copy then
 		t.cache = false
 		t.r.notCached()
-		if !l.c.lost() {
-			l.ssdWriteFailed(t.r.b, t.runs)
-		}
+		l.ssdWriteFailed(t.r.b, t.runs, err)
 	case t.err == nil:
 		t.err = err
 	}

@@ -206,9 +206,7 @@ func (p *writePiece) opsDone(l *Lane, err error) {
 		l.dropRuns(p.runs)
 		p.finish(l, p.lost)
 	case p.err != nil:
-		if !l.c.lost() {
-			l.ssdWriteFailed(p.r.b, p.runs)
-		}
+		l.ssdWriteFailed(p.r.b, p.runs, p.err)
 		p.through(l, p.n)
 	default:
 		p.r.touched |= touchedSSD

@@ -33,6 +33,8 @@ type Config struct {
 	FaultRate   int // per 10,000 steps
 	Vanish      int // how often the SSD vanishes or comes back, per 10,000 steps
 	LossHold    time.Duration
+	StallLimit  time.Duration // cache.Options
+	LossLimit   time.Duration
 	// LyingFlush makes every flush of the SSD a lie, for tests of the checker.
 	LyingFlush bool
 }
@@ -95,5 +97,8 @@ type Result struct {
 	// lack of it, and for what it had lost.
 	Vanished, Returned, ReturnedWarm int
 	FailedLost, FailedBad            int
-	GivenUp, Over                    int // that faults made the engine do; histories that are the operator's
+	// How often it stalled, and was lost for that; how often it was taken back in place, and how often the
+	// machine lost its power while it was away.
+	Stalls, InPlace, CutsAway int
+	GivenUp, Over             int // that faults made the engine do; histories that are the operator's
 }

@@ -188,7 +188,7 @@ func (s *Sim) sorted() (all []*request) {
 // reissue sends the requests again that a killed daemon had not answered, as ublk does; or they
 // are lost with their client.
 func (s *Sim) reissue() {
-	if s.rng.IntN(2) == 0 {
+	if s.rng.IntN(2) == 0 && !s.ending {
 		s.dropRequests()
 		return
 	}

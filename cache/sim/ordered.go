@@ -250,7 +250,7 @@ func (s *Sim) lookAtImages() {
 	case 0, 1, 2, 3, 4:
 		s.lookAtAllImages()
 	case 5:
-		if i := o.rng.IntN(len(o.tuns)); o.rng.IntN(4) == 0 && !s.away() {
+		if i := o.rng.IntN(len(o.tuns)); o.rng.IntN(4) == 0 && s.well() {
 			t := &o.tuns[i]
 			t.Ordered, o.sound[i] = !t.Ordered, false
 			t.OrderedMax = int64(1+o.rng.IntN(4)) << 20

@@ -89,6 +89,7 @@ type request struct {
 	ends    bool   // it may end pins
 	excuse  excuse
 	hinted  bool // of a scenario, with attributes
+	without bool // for some of its time the cache was without its SSD
 }
 
 // New prepares a history: a formatted cache with its backing devices attached.
@@ -181,6 +182,7 @@ func (s *Sim) trace(format string, args ...any) {
 func (s *Sim) open() error {
 	c, err := cache.Open(s.ssd, cache.Options{
 		Pending: s.ring, Discard: s.cfg.Trim, Missed: s.mark, Drop: s.van.drop, Health: s.healthTurned,
+		StallLimit: s.cfg.StallLimit, LossLimit: s.cfg.LossLimit,
 	})
 	if err != nil {
 		return err
@@ -308,7 +310,7 @@ func (s *Sim) step(requests bool) {
 		s.finishMarker()
 		s.now += int64(s.rng.IntN(100)) * int64(time.Millisecond)
 		s.bg().l.Tick()
-	case requests && s.cfg.ModeChanges && s.van.gone == nil && s.van.health == cache.HealthOK && s.rng.IntN(20) == 0:
+	case requests && s.cfg.ModeChanges && s.well() && s.rng.IntN(20) == 0:
 		id := s.ids[s.rng.IntN(len(s.ids))]
 		if err := s.c.SetMode(id, s.mode()); err != nil {
 			s.err = err
@@ -449,6 +451,7 @@ func (s *Sim) submit(r *request) {
 		r.Data = r.data
 	}
 	s.reqs[r.Tag] = r
+	r.without = s.away()
 	s.res.Requests++
 	if s.cfg.Attributes {
 		s.attributes(r)

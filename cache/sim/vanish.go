@@ -15,6 +15,8 @@ import (
 //   - operations in flight fail, with an error that means gone or one that may mean anything, and may have
 //     happened or not; later ones fail and have not happened;
 //   - it comes back as it was, or without what it had not been flushed for;
+//   - it stalls, so that it becomes slow, or is lost and taken back in place, or fails at last;
+//   - the power of the whole machine may go while it is away;
 //   - the cache goes on meanwhile. Requests may fail only if their device has dirty data on the SSD;
 //   - the cache is then started again as a daemon does that finds its SSD: with the pending ring, and told
 //     to drop what the SSD has missed changes of. If it had dirty data of that, the history ends there:
@@ -40,6 +42,8 @@ func NewVanishConfig(seed uint64) Config {
 	c.Faults, c.FaultRate = 0, 0
 	c.LossHold = time.Duration(rng.IntN(1500)) * time.Millisecond
 	c.Ordered = rng.IntN(4) == 0
+	c.StallLimit = time.Duration(50+rng.IntN(200)) * time.Millisecond
+	c.LossLimit = c.StallLimit + time.Duration(100+rng.IntN(500))*time.Millisecond
 	return c
 }
 
@@ -62,6 +66,13 @@ func (s *Sim) vanishStep() {
 		s.comeBack()
 		return
 	}
+	if s.ssd.stalled <= s.now && s.rng.IntN(2) == 0 {
+		s.ssd.stalled = s.now + int64(s.rng.IntN(int(2*time.Second)))
+		s.res.Stalls++
+		s.trace("the SSD stalls until %d", s.ssd.stalled)
+		return
+	}
+	s.ssd.stalled = 0
 	s.van.gone = syscall.EIO
 	if s.rng.IntN(2) == 0 {
 		s.van.gone = syscall.ENODEV
@@ -93,7 +104,13 @@ func (s *Sim) noteDirty() {
 // healthTurned is cache.Options.Health. Faults may go on until the engine takes the SSD for lost.
 func (s *Sim) healthTurned(e cache.HealthEvent) {
 	s.trace("the SSD is %v: %s", e.Health, e.Why)
-	if s.van.health = e.Health; e.Health == cache.HealthLost && s.van.gone == nil {
+	if s.van.health = e.Health; e.Was == cache.HealthLost {
+		s.res.InPlace++
+	}
+	for _, r := range s.reqs {
+		r.without = r.without || e.Health == cache.HealthLost
+	}
+	if e.Health == cache.HealthLost && s.van.gone == nil {
 		s.res.GivenUp++
 		s.noteDirty()
 	}
@@ -104,6 +121,9 @@ var errOver = errors.New("sim: the SSD is refused")
 
 // away reports whether the cache is without its SSD.
 func (s *Sim) away() bool { return s.van.gone != nil || s.van.health == cache.HealthLost }
+
+// well reports whether the superblock can be written.
+func (s *Sim) well() bool { return s.van.gone == nil && s.van.health == cache.HealthOK }
 
 // vanished ends an operation on a vanished SSD.
 func (s *Sim) vanished(f *flyingOp) bool {
@@ -127,9 +147,17 @@ func (s *Sim) finishMarker() {
 // comeBack starts the cache with the SSD that is back.
 func (s *Sim) comeBack() {
 	_, lost := s.c.Loss()
-	lostData := lost && s.rng.IntN(2) == 0
-	doubt := !s.cfg.Checksums && (lost || s.van.gone == syscall.ENODEV)
-	s.ops = slices.DeleteFunc(s.ops, func(f *flyingOp) bool { return f.op.Dev == cache.SSD })
+	how := CrashKill
+	if !s.ending && s.rng.IntN(3) == 0 { // then nothing is left that could speak of data that is lost
+		how = CrashPower
+		s.res.CutsAway++
+	}
+	lostData := lost && how == CrashKill && !s.ending && s.rng.IntN(2) == 0
+	doubt := !s.cfg.Checksums && how == CrashKill && (lost || s.van.gone == syscall.ENODEV)
+	s.ssd.stalled = 0
+	if s.van.gone != nil {
+		s.ops = slices.DeleteFunc(s.ops, func(f *flyingOp) bool { return f.op.Dev == cache.SSD })
+	} // else it stalls, and may have done them
 	var drop []cache.UUID
 	for id, m := range s.van.markers {
 		if drop = append(drop, id); m.Dirty > 0 {
@@ -140,7 +168,7 @@ func (s *Sim) comeBack() {
 		}
 	}
 	s.countStats()
-	s.die(CrashKill)
+	s.die(how)
 	s.c.Abandon()
 	s.van.gone, s.van.health, s.ssd.hook = nil, cache.HealthOK, nil
 	s.wishes.forget()
@@ -190,7 +218,7 @@ func (s *Sim) mayBeBad(r *request) bool {
 // excused deals with a request that has failed for lack of an SSD, and reports whether it may.
 func (s *Sim) excused(r *request) bool {
 	switch {
-	case errors.Is(r.Err, cache.ErrSSDLost) && s.away() && s.van.dirty[r.dev]:
+	case errors.Is(r.Err, cache.ErrSSDLost) && (s.away() || r.without) && s.van.dirty[r.dev]:
 		s.res.FailedLost++
 	case errors.Is(r.Err, cache.ErrDirtyBad) && s.mayBeBad(r):
 		s.res.FailedBad++

@@ -23,11 +23,13 @@ func TestVanishing(t *testing.T) {
 		total.add(&r)
 	}
 	t.Logf("the SSD vanished %d times and came back %d times, %d times warm; %d requests failed for lack "+
-		"of it, %d for what it had lost\n%v", total.Vanished, total.Returned, total.ReturnedWarm,
-		total.FailedLost, total.FailedBad, &total)
+		"of it, %d for what it had lost; it stalled %d times and was taken back in place %d times; the power went %d "+
+		"times while it was away\n%v", total.Vanished, total.Returned, total.ReturnedWarm, total.FailedLost,
+		total.FailedBad, total.Stalls, total.InPlace, total.CutsAway, &total)
 	if *seedsFlag >= 100 {
 		if total.Vanished == 0 || total.Returned == 0 || total.ReturnedWarm == 0 || total.FailedLost == 0 ||
-			total.FailedBad == 0 || total.ReturnedWarm == total.Returned {
+			total.FailedBad == 0 || total.ReturnedWarm == total.Returned || total.InPlace == 0 ||
+			total.CutsAway == 0 {
 			t.Error("the histories miss a part of that")
 		}
 	}

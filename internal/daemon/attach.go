@@ -189,6 +189,7 @@ func (in *Instance) addBacking(ctx context.Context, a *control.AttachArgs, o cac
 	if err != nil {
 		return nil, errors.Join(err, in.forget(ctx, s, true))
 	}
+	in.keepSuperNow()
 	return s, nil
 }
 

@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -50,10 +51,13 @@ type Options struct {
 	// Wait bounds how long the devices of a dying daemon are waited for.
 	Wait time.Duration
 	// Anew executes the program again, to take a lost SSD back; nil: that is not possible.
-	Anew func() error
+	// times says how often in a row that has been so.
+	Anew func(times int) error
 	// Drop names backing devices of which nothing that is cached is to be used, dirty data included, and
 	// Keep those that may have been changed without the cache.
 	Drop, Keep []string
+	// WithoutSSD names those that are to be served if the SSD is not there, although that may have dirty data.
+	WithoutSSD []string
 	// alive finds out whether a device is still there; tests change it.
 	alive func(*blockdev.Device) error
 	// Note is told in a few words what takes time.
@@ -68,9 +72,15 @@ type Instance struct {
 	// stateDir is for what outlives a reboot; drop has the backing devices that the SSD missed changes of.
 	stateDir string
 	drop     []cache.UUID
-	lost     bool // it ends without its SSD
-	conf     *config.Cache
-	started  time.Time
+	// doubted are those of which nobody knew how much dirty data the SSD had when they were changed without it.
+	doubted []cache.UUID
+	// copied is the copy of the superblock of a start without the SSD, and without what can be served then.
+	copied  *cache.Superblock
+	without map[string]withoutSSD
+	lost    bool // it ends without its SSD
+	anew    int  // how often it was started anew with an SSD that was lost soon after
+	conf    *config.Cache
+	started time.Time
 
 	lock    *os.File // of the cache's name
 	ssd     *blockdev.Device
@@ -145,8 +155,8 @@ func Start(ctx context.Context, o Options) (*Instance, error) {
 	}
 	in := &Instance{
 		opts: o, conf: conf, dir: control.RuntimeDir(file.RuntimeDir), started: time.Now(),
-		stateDir: missed.Dir(file.StateDir),
-		log:      slog.With("cache", o.Name), done: make(chan struct{}), rules: newRuleSet(),
+		stateDir: missed.Dir(file.StateDir), anew: startedAnew(),
+		log: slog.With("cache", o.Name), done: make(chan struct{}), rules: newRuleSet(),
 	}
 	in.traced.log = in.log
 	in.mu.served = map[cache.BackingID]*served{}
@@ -189,8 +199,14 @@ func (in *Instance) start(ctx context.Context) error {
 	if err := in.applyConfig(); err != nil {
 		return err
 	}
-	if err := in.forgetMissed(); err != nil {
-		return err
+	if in.ssd != nil {
+		if err := in.forgetMissed(); err != nil {
+			return err
+		}
+		sb := in.cache.Super()
+		if err := in.keepSuper(&sb); err != nil {
+			return err
+		}
 	}
 	if err := in.startBackground(); err != nil {
 		return err
@@ -229,11 +245,14 @@ func (in *Instance) openDevices(ctx context.Context) error {
 	var err error
 	ctx, cancel := context.WithTimeout(ctx, in.opts.Wait)
 	defer cancel()
-	if in.ssdInfo, err = in.findSSD(); err != nil {
-		if hint := in.withoutSSDHint(); hint != "" {
-			return report.Wrap("start cache "+in.opts.Name, err, hint)
+	if in.ssdInfo, err = in.waitForSSD(ctx); err != nil {
+		if !isMissing(err) {
+			return err
 		}
-		return err
+		if ok, werr := in.goWithout(ctx, err); ok || werr != nil {
+			return werr
+		}
+		return report.Wrap("start cache "+in.opts.Name, err, in.withoutSSDHint())
 	}
 	if same, err := filepath.EvalSymlinks(in.conf.Device); err != nil || same != in.ssdInfo.Path {
 		in.log.Info("the SSD has another name than in the configuration", "configured", in.conf.Device,
@@ -298,6 +317,9 @@ func (in *Instance) openPatiently(ctx context.Context, i *blockdev.Info) (*block
 
 // openCache loads the index and replays what a killed daemon has left.
 func (in *Instance) openCache() error {
+	if in.ssd == nil {
+		return in.openWithout()
+	}
 	sb, err := cache.ReadSuper(in.ssd)
 	if err != nil {
 		return err
@@ -357,10 +379,9 @@ func (in *Instance) list() []*served {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	var all []*served
-	for _, s := range in.mu.served {
-		all = append(all, s)
+	for _, id := range slices.Sorted(maps.Keys(in.mu.served)) {
+		all = append(all, in.mu.served[id])
 	}
-	slices.SortFunc(all, func(a, b *served) int { return int(a.b.ID()) - int(b.b.ID()) })
 	return all
 }
 

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"ubcache/cache"
@@ -36,16 +35,34 @@ func (in *Instance) writeMarkers(m cache.Missed) error {
 		return fmt.Errorf("%s is itself on a ublk device: set state-dir to a folder that is not",
 			in.stateDir)
 	}
-	if err := missed.Write(in.stateDir, missed.Of(m, time.Now())); err != nil {
-		return err
-	}
 	in.mu.Lock()
 	s := in.mu.served[m.ID]
 	in.mu.Unlock()
-	if s == nil || s.dev == nil {
+	var dev *blockdev.Device
+	if s != nil {
+		dev = s.dev
+	}
+	return in.writeMarker(m, dev)
+}
+
+// writeMarker writes the marker, also to the header of dev, if that is not nil. One of an earlier loss that tells of
+// dirty data stays: it is on the SSD still.
+func (in *Instance) writeMarker(m cache.Missed, dev *blockdev.Device) error {
+	old, err := missed.Read(in.stateDir, m.Cache.String(), m.Backing.String())
+	switch {
+	case err != nil:
+		return err
+	case old != nil && old.DirtyBlocks != 0:
+		m.Dirty = old.DirtyBlocks
+	default:
+		if err := missed.Write(in.stateDir, missed.Of(m, time.Now())); err != nil {
+			return err
+		}
+	}
+	if dev == nil {
 		return nil
 	}
-	return editHeader(s.dev, func(h *header.Header) {
+	return editHeader(dev, func(h *header.Header) {
 		h.Missed, h.Dirty, h.Epoch = true, m.Dirty, m.Epoch
 	})
 }
@@ -85,6 +102,10 @@ func (in *Instance) checkMissed(name string, r *cache.BackingRecord, sb *cache.S
 	if m == nil {
 		return nil
 	}
+	if m.DirtyBlocks < 0 && !slices.Contains(in.opts.Drop, name) {
+		in.doubted = append(in.doubted, r.UUID) // the SSD tells, see confirmUnused
+		return nil
+	}
 	if m.DirtyBlocks > 0 && !slices.Contains(in.opts.Drop, name) {
 		when := "meanwhile"
 		if !m.Time.IsZero() {
@@ -118,30 +139,4 @@ func (in *Instance) forgetMissed() error {
 		}
 	}
 	return nil
-}
-
-// withoutSSDHint says what is known of the backing devices of a cache whose SSD is not to be found: their
-// markers tell whether they lack anything. It is empty if there are none.
-func (in *Instance) withoutSSDHint() string {
-	var whole, lacking []string
-	for _, name := range in.conf.BackingNames() {
-		m, err := missed.Read(in.stateDir, in.conf.UUID, in.conf.Backings[name].UUID)
-		switch {
-		case err != nil || m == nil:
-		case m.DirtyBlocks == 0:
-			whole = append(whole, name)
-		default:
-			lacking = append(lacking, fmt.Sprintf("%s of %s", config.Size(m.DirtyBlocks*cache.BlockSize).Human(),
-				name))
-		}
-	}
-	var hint []string
-	if len(whole) > 0 {
-		hint = append(hint, "the disk of "+strings.Join(whole, ", ")+
-			" has all its data and can be used by itself")
-	}
-	if len(lacking) > 0 {
-		hint = append(hint, strings.Join(lacking, ", ")+" is on the SSD only")
-	}
-	return strings.Join(hint, "; ")
 }

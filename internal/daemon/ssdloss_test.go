@@ -243,6 +243,7 @@ func TestSSDLossHeader(t *testing.T) {
 // TestSSDLossNoMarker: where the marker cannot be written, changes fail and reads go on.
 func TestSSDLossNoMarker(t *testing.T) {
 	b := newDirectBench(t, directOptions{mode: "writethrough"})
+	must(t, os.RemoveAll(b.stateDir))
 	must(t, os.WriteFile(b.stateDir, nil, 0o600))
 	d := b.open(api.Options{})
 	must(t, b.writeAt(d, 0, 1, 4096))
@@ -303,6 +304,7 @@ func TestSSDSettings(t *testing.T) {
 func TestAgainArgs(t *testing.T) {
 	got := againArgs([]string{
 		"ubcache", "start", "fast", "--drop", "a", "--foreground", "--ready-fd=3", "--drop=b", "--wait=1s",
+		"--keep=c", "--keep", "d", "--without-ssd=e",
 	})
 	if s := strings.Join(got, " "); s != "ubcache start fast --foreground --wait=1s" {
 		t.Error(s)

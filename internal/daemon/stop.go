@@ -175,6 +175,11 @@ func (in *Instance) finish(ctx context.Context) error {
 	if err := in.cache.Close(); err != nil {
 		return fmt.Errorf("close cache: %w", err)
 	}
+	if sb, err := cache.ReadSuper(in.ssd); err == nil {
+		if err := in.keepSuper(sb); err != nil {
+			in.log.Error("the copy of the superblock in state-dir is out of date", "error", err)
+		}
+	}
 	in.release()
 	return nil
 }
@@ -184,6 +189,7 @@ func (in *Instance) finish(ctx context.Context) error {
 func (in *Instance) finishWithoutSSD(loss cache.Loss) error {
 	in.log.Warn("stopped without the SSD", "why it is lost", loss.Why)
 	in.kill()
+	in.stopGuards()
 	in.using.Lock()
 	defer in.using.Unlock()
 	if !loss.Busy { // else the end of the process is what ends its operations

@@ -16,9 +16,9 @@
 //	    80     8  data offset: where the cached device begins, in bytes
 //	    88     8  size of the cached device in bytes
 //	    96     8  size of the backing device in bytes
-//	   104     8  0, or 1 and the number of blocks that had no copy but the SSD's when the cache lost it and
-//	              the backing device was changed without it; such a block has version 2, as programs that
-//	              know only version 1 must not use it
+//	   104     8  0, or 2 and the number of blocks that had no copy but the SSD's when the cache lost it and
+//	              the backing device was changed without it, or 1 if that is not known; such a block has
+//	              version 2, as programs that know only version 1 must not use it
 //	   112     8  epoch of the cache at that time
 //	   120     8  epoch of the cache at its last start with this device; 0: not known
 package header
@@ -56,7 +56,7 @@ type Header struct {
 	DeviceSize int64
 	Start      uint64 // epoch of the cache at its last start with this device; 0: not known
 	// Missed says that the cache's SSD has missed changes of this device, when its epoch was Epoch, and
-	// had Dirty blocks of it that are nowhere else.
+	// had Dirty blocks of it that are nowhere else; -1: not known.
 	Missed bool
 	Dirty  int64
 	Epoch  uint64
@@ -76,7 +76,7 @@ func (h *Header) encode(off int64) []byte {
 	le.PutUint32(p[8:], 1)
 	if h.Missed {
 		le.PutUint32(p[8:], 2)
-		le.PutUint64(p[104:], uint64(h.Dirty)+1)
+		le.PutUint64(p[104:], uint64(h.Dirty+2))
 		le.PutUint64(p[112:], h.Epoch)
 	}
 	le.PutUint64(p[16:], h.Seq)
@@ -110,7 +110,7 @@ func decode(p []byte, off int64) (*Header, error) {
 		DeviceSize: int64(le.Uint64(p[96:])), Start: le.Uint64(p[120:]),
 	}
 	if n := le.Uint64(p[104:]); n != 0 {
-		h.Missed, h.Dirty, h.Epoch = true, int64(n-1), le.Uint64(p[112:])
+		h.Missed, h.Dirty, h.Epoch = true, int64(n)-2, le.Uint64(p[112:])
 	}
 	copy(h.Cache[:], p[40:])
 	copy(h.Backing[:], p[64:])

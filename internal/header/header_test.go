@@ -144,6 +144,15 @@ func TestMissed(t *testing.T) {
 	if err != nil || *got != *h {
 		t.Fatalf("read %+v, %v; wrote %+v", got, err, h)
 	}
+	for _, dirty := range []int64{-1, 0} {
+		h.Dirty = dirty
+		if err := Write(d, h); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := Read(d); err != nil || *got != *h {
+			t.Errorf("read %+v, %v; wrote %+v", got, err, h)
+		}
+	}
 	h.Missed, h.Dirty, h.Epoch = false, 0, 0
 	if err := Write(d, h); err != nil {
 		t.Fatal(err)

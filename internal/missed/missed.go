@@ -41,7 +41,7 @@ type Marker struct {
 	Backing string `json:"backing"` // UUID
 	Name    string `json:"name"`    // of the backing device
 	Epoch   uint64 `json:"epoch"`   // of the cache when it lost its SSD
-	// DirtyBlocks is how many blocks of 4096 bytes the SSD had that the backing device lacked.
+	// DirtyBlocks is how many blocks of 4096 bytes the SSD had that the backing device lacked; -1: not known.
 	DirtyBlocks int64     `json:"dirty_blocks"`
 	Time        time.Time `json:"time"`
 }
@@ -61,21 +61,25 @@ func Path(dir, cacheID, backing string) string {
 
 // Write makes a marker durable, its folder included.
 func Write(dir string, m *Marker) error {
-	path := Path(dir, m.Cache, m.Backing)
-	parent := filepath.Dir(path)
-	if err := os.MkdirAll(parent, 0o700); err != nil {
-		return fmt.Errorf("make folder for markers: %w", err)
-	}
 	text, err := json.MarshalIndent(m, "", "  ")
 	if err != nil {
 		return err
 	}
+	return writeDurably(dir, Path(dir, m.Cache, m.Backing), append(text, '\n'))
+}
+
+// writeDurably replaces a file in a folder of dir, and makes that durable.
+func writeDurably(dir, path string, text []byte) error {
+	parent := filepath.Dir(path)
+	if err := os.MkdirAll(parent, 0o700); err != nil {
+		return fmt.Errorf("make folder in state-dir: %w", err)
+	}
 	tmp := path + ".new"
-	if err := writeSync(tmp, append(text, '\n')); err != nil {
-		return fmt.Errorf("write marker: %w", err)
+	if err := writeSync(tmp, text); err != nil {
+		return fmt.Errorf("write state: %w", err)
 	}
 	if err := os.Rename(tmp, path); err != nil {
-		return fmt.Errorf("write marker: %w", err)
+		return fmt.Errorf("write state: %w", err)
 	}
 	// A folder is durable when the one above is; that chain ends at one which was there before.
 	for _, d := range []string{parent, dir, filepath.Dir(dir)} {
@@ -118,7 +122,7 @@ func Read(dir, cacheID, backing string) (*Marker, error) {
 	if err := json.Unmarshal(text, m); err != nil {
 		return nil, fmt.Errorf("read marker %s: %w", path, err)
 	}
-	if m.Cache != cacheID || m.Backing != backing || m.DirtyBlocks < 0 {
+	if m.Cache != cacheID || m.Backing != backing || m.DirtyBlocks < cache.DirtyUnknown {
 		return nil, fmt.Errorf("marker %s is of something else", path)
 	}
 	return m, nil
