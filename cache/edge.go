@@ -23,6 +23,7 @@ type edge struct {
 	w     waiter
 	want  uint64 // the probe of the SSD whose outcome is waited for, 0 if none is
 	gone  bool   // it fails for lack of an SSD
+	away  bool   // what it waits for was not read because the SSD was away: that is no verdict
 	next  *edge
 }
 
@@ -136,6 +137,7 @@ func (g *edge) opDone(l *Lane, _ *Op, err error) {
 		l.c.unpin(g.e.slot)
 		if err != nil {
 			l.ssdReadFailed(g.b, g.e.slot, 1, err)
+			g.away = !ofBucket(err)
 		}
 		if err != nil || (l.c.checksums && !mutated(mutNoVerify) && dataSum(g.page, uint64(g.key())) != g.e.sum) {
 			g.untrusted(l, err != nil)
@@ -303,6 +305,9 @@ func (g *edge) run(l *Lane, _ error) {
 		g.lookUp(l)
 	case l.c.ssdHealth.good.Load() < g.want:
 		g.park(l)
+	case g.away:
+		g.want, g.away = 0, false
+		g.lookUp(l)
 	default:
 		g.want = 0
 		g.untrusted(l, false)

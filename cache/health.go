@@ -60,6 +60,7 @@ type health struct {
 
 	failures atomic.Int64 // operations on the SSD that failed
 	gone     atomic.Bool  // one failed as on a device that is not there
+	doubt    atomic.Bool  // the last probe failed, or the SSD is gone: what fails now is not dropped for it
 	// commitFailing is since when commits of the journal fail, 0 if they do not, and commitFailed when the
 	// last one did.
 	commitFailing, commitFailed atomic.Int64
@@ -106,6 +107,7 @@ func meansGone(err error) bool {
 func (c *Cache) ssdFailed(err error) {
 	h := &c.ssdHealth
 	if meansGone(err) && !h.gone.Swap(true) {
+		h.doubt.Store(true)
 		c.journal.mu.ring.distrust()
 	}
 	h.failures.Add(1)
@@ -218,11 +220,12 @@ func (c *Cache) ssdBusy() bool {
 }
 
 // turn changes the state and lets everybody know.
-func (d *doctor) turn(now int64, to Health, why string) {
+func (d *doctor) turn(now int64, to Health, why string) { d.turnFrom(now, d.bg.l.c.health(), to, why) }
+
+func (d *doctor) turnFrom(now int64, was, to Health, why string) {
 	c := d.bg.l.c
 	h := &c.ssdHealth
 	h.mu.Lock()
-	was := c.health()
 	h.mu.why = why
 	h.since.Store(now)
 	h.state.Store(uint32(to))
@@ -272,6 +275,7 @@ func (d *doctor) opDone(l *Lane, _ *Op, err error) {
 	switch d.problem = err; {
 	case err != nil:
 		d.second = !d.second
+		h.doubt.Store(true)
 		c.acquit()
 		d.failed, d.next = now, now+probePause
 		if d.failing == 0 {
@@ -279,6 +283,7 @@ func (d *doctor) opDone(l *Lane, _ *Op, err error) {
 		}
 	default:
 		d.failing, d.looked = 0, d.covers
+		h.doubt.Store(h.gone.Load())
 		h.convict(d.accused)
 		h.good.Store(d.number)
 		h.wakeParked()

@@ -393,7 +393,7 @@ func (d *doctor) comeBack(now int64) {
 	h.commitFailing.Store(0)
 	d.ckptFailing, d.failing = 0, 0
 	h.returns.Add(1)
-	d.turn(now, HealthOK, "it answers again, and nothing is missing")
+	d.turnFrom(now, HealthLost, HealthOK, "it answers again, and nothing is missing")
 	h.wakeParked()
 }
 

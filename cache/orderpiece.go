@@ -77,7 +77,7 @@ func (p *orderPiece) verify(i, n int, err error) {
 	l := r.bg.l
 	if err != nil {
 		r.sick = err
-		if r.tries+1 < sickTries || l.c.lost() || l.c.ssdHealth.gone.Load() {
+		if r.tries+1 < sickTries || l.c.lost() || l.c.ssdHealth.gone.Load() || !ofBucket(err) {
 			r.tries = min(r.tries, sickTries-2)
 			return // nothing of this try counts
 		}

@@ -17,9 +17,11 @@ type readPiece struct {
 	span span
 	fill bool // admitted: misses enter the cache
 	held bool // lock is on its stripe
-	// unfilled says that the SSD failed the fill, failed that it failed a read.
+	// unfilled says that the SSD failed the fill, failed that it failed a read,
+	// and away that it was, or may be, for the SSD's absence.
 	unfilled bool
 	failed   bool
+	away     bool
 	step     readStep
 	lock     rangeLock
 	w        waiter
@@ -59,7 +61,7 @@ func (l *Lane) startRead(r *Request, s span, fill bool) {
 		l.freeReads = p.next
 	}
 	p.r, p.span, p.fill, p.held, p.step, p.err = r, s, fill, false, readFirst, nil
-	p.unfilled, p.failed, p.losses = false, false, r.b.losses.Load()
+	p.unfilled, p.failed, p.away, p.losses = false, false, false, r.b.losses.Load()
 	p.first, p.n = s.first(), int(s.last()-s.first())+1
 	p.again, p.group = [regionBlocks / 64]uint64{}, [regionBlocks / 64]uint64{}
 	p.w = waiter{lane: l, owner: p}
@@ -318,6 +320,7 @@ func (p *readPiece) verify(l *Lane, op *Op, i, n int, err error) {
 	}
 	if err != nil {
 		p.failed = true
+		p.away = p.away || !ofBucket(err)
 		l.ssdReadFailed(p.r.b, p.slots[i], n, err)
 	}
 	c.buckets[c.bucketOf(p.slots[i])].pins.Add(-int32(n))
@@ -363,7 +366,9 @@ func (p *readPiece) readAgain(l *Lane) {
 		switch l.distrust(p.r.b, k, p.slots[i], p.failed) {
 		case distrustUnsure:
 			p.waits++
-			l.newReadEdge(p, i).await(l)
+			g := l.newReadEdge(p, i)
+			g.away = p.away
+			g.await(l)
 		case distrustLost:
 			p.fail(fmt.Errorf("block %d of %s: %w", p.first+Block(i), p.r.b.name, ErrDirtyBad))
 		case distrustChanged:
@@ -408,7 +413,7 @@ func (l *Lane) distrust(b *Backing, k key, slot Slot, failed bool) distrustResul
 	result := distrustChanged
 	switch {
 	case !ok || e.slot != slot:
-	case e.st.onBacking() && (e.st&stPending != 0 || c.health() != HealthOK):
+	case e.st.onBacking() && (e.st&stPending != 0 || c.health() != HealthOK || failed && c.ssdHealth.doubt.Load()):
 		// The backing device has the only copy now, so a FLUSH is to it.
 		b.relyOn(b.wrote.Load())
 		result = distrustLeft

@@ -122,8 +122,14 @@ func TestBlipRetiresNothing(t *testing.T) {
 			gone = true
 			for i := range int64(16) {
 				v.wantRead(i*16*BlockSize, fill(byte(i*16), 1))
+				if i < 4 {
+					v.tick() // soon the background finds out
+				}
 			}
-			v.write(0, fill(9, 1))
+			if n := v.b.cached.Load(); n < 254 {
+				t.Errorf("%d blocks left the cache for an SSD that is away", 256-n)
+			}
+			v.write(1000*BlockSize, fill(9, 1)) // its copy fails
 			for range 3 {
 				v.tick()
 				v.step()

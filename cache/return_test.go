@@ -57,8 +57,9 @@ func TestReturnInPlaceThenCrash(t *testing.T) {
 			t.Fatalf("%d blocks are pending", n)
 		}
 		stalled = true
+		wrote := v.b.mu.pending[3].wrote
 		v.stallUntilLost()
-		v.until("the backing device's flush", func() bool { return v.b.flushed.Load() >= v.b.mu.pending[3].wrote })
+		v.until("the backing device's flush", func() bool { return v.b.flushed.Load() >= wrote })
 		v.pass(2 * time.Second)
 		v.stuck = nil
 		v.until("the return", func() bool { return v.c.health() == HealthOK })
@@ -135,4 +136,41 @@ func TestOlderSSDIsNotTakenBack(t *testing.T) {
 	if v.c.health() == HealthOK {
 		t.Error("an older copy of the SSD was taken back")
 	}
+}
+
+// TestReturnIsNoVerdict: dirty blocks that could not be read while the SSD was away are read again when it is back in
+// place. They are not bad.
+func TestReturnIsNoVerdict(t *testing.T) {
+	v := newLossy(t, FormatOptions{}, Writeback)
+	v.setLoss(LossPolicy{Hold: time.Hour})
+	v.write(0, fill(1, 4))
+	v.write(8*BlockSize, fill(2, 1))
+	v.flush()
+	var answered []*Request
+	v.finish = func(r *Request) { answered = append(answered, r) }
+	v.stall()
+	reads := []*Request{
+		v.start(&Request{Op: ReqRead, Len: 4 * BlockSize, Data: make([]byte, 4*BlockSize)}),
+		v.start(&Request{Op: ReqRead, Off: 8 * BlockSize, Len: BlockSize, Data: make([]byte, BlockSize)}),
+		v.start(&Request{Op: ReqRead, Off: 8*BlockSize + 512, Len: 512, Data: make([]byte, 512)}),
+		v.start(&Request{Op: ReqWrite, Off: 512, Len: 512, Data: fill(3, 1)[:512]}),
+	}
+	v.pass(defaultLossLimit + 2*time.Second)
+	if !v.c.lost() || len(answered) != 0 {
+		t.Fatalf("the SSD is %v, %d requests are answered", v.c.health(), len(answered))
+	}
+	v.stuck = nil
+	v.until("the answers", func() bool { return len(answered) == len(reads) })
+	for i, r := range reads {
+		if r.Err != nil {
+			t.Errorf("request %d: %v", i, r.Err)
+		}
+	}
+	if n := v.b.bad.Load(); n != 0 || v.c.health() != HealthOK {
+		t.Errorf("%d blocks count as bad, the SSD is %v", n, v.c.health())
+	}
+	want := fill(1, 4)
+	copy(want[512:1024], fill(3, 1))
+	v.wantRead(0, want)
+	v.wantRead(8*BlockSize, fill(2, 1))
 }

@@ -304,7 +304,7 @@ func (s *scrub) opDone(l *Lane, op *Op, err error) {
 		case s.step == scrubBacking:
 			s.unread[j] = err != nil
 		case err != nil:
-			s.failed[j] = true
+			s.failed[j] = ofBucket(err) && !l.c.lost() // else it says nothing about the block
 		case l.c.checksums:
 			k := makeKey(s.b.id, s.first+Block(j))
 			s.failed[j] = dataSum(s.ssd[j*BlockSize:][:BlockSize], uint64(k)) != s.ents[j].sum

@@ -354,7 +354,7 @@ func (t *batch) verify(l *Lane, i, n int, err error) {
 		}
 		return
 	}
-	failed := err != nil && !t.wb.sure(l, t.b)
+	failed := err != nil && (!t.wb.sure(l, t.b) || !ofBucket(err))
 	for j := i; j < i+n; j++ {
 		c.unpin(t.keys[j].slot)
 		bad := err != nil
