@@ -106,11 +106,15 @@ func TestSSDLossClean(t *testing.T) {
 		Name: "disk1", Settings: map[string]string{"ssd-loss": "stop"},
 	}, nil)
 	must(t, err) // it is wanted most at this time
+	path := makeImage(t, filepath.Join(b.dir, "disk2"), 4<<20)
 	_, err = b.attach(context.Background(), control.AttachArgs{
-		Name: "disk2", Device: makeImage(t, filepath.Join(b.dir, "disk2"), 1<<20), UblkID: -1,
+		Name: "disk2", Device: path, UblkID: -1, Header: true,
 	}, nil)
 	if !errors.Is(err, cache.ErrSSDLost) {
 		t.Errorf("attach: %v", err)
+	}
+	if image, err := os.ReadFile(path); err != nil || !bytes.Equal(image, make([]byte, len(image))) {
+		t.Errorf("attach has written to the device: %v", err)
 	}
 	id := st.Cache.UUID
 	m, err := missed.Read(b.stateDir, id, st.Devices[0].UUID)

@@ -23,6 +23,7 @@ import (
 const (
 	configPath = "/etc/ubcache.toml"
 	runtimeDir = "/run/ubcache"
+	stateDir   = "/var/lib/ubcache"
 )
 
 // CacheStatus is what tests read of `ubcache status --json`. The names of the fields are a promise
@@ -180,7 +181,7 @@ func nothing(t testing.TB) {
 		_, _ = Try(t, "sh", "-c", "kill -9 $(cat "+lock+")")
 	}
 	removeBlockDevices(t)
-	if err := errors.Join(os.RemoveAll(runtimeDir), os.RemoveAll("/dev/ubcache")); err != nil {
+	if err := errors.Join(os.RemoveAll(runtimeDir), os.RemoveAll(stateDir), os.RemoveAll("/dev/ubcache")); err != nil {
 		t.Error(err)
 	}
 	if err := os.Remove(configPath); err != nil && !errors.Is(err, fs.ErrNotExist) {

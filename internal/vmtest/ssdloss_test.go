@@ -4,7 +4,6 @@ package vmtest
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -51,22 +50,6 @@ func (f *fragile) back()   { f.t.Helper(); f.table(f.good) }
 func (f *fragile) stall() {
 	f.t.Helper()
 	Run(f.t, "dmsetup", "suspend", "--noflush", "--nolockfs", f.dev)
-}
-
-// ssdState is the state of the SSD, empty while the daemon starts anew.
-func ssdState(t testing.TB) string {
-	t.Helper()
-	out, err := Try(t, "ubcache", "status", "--json")
-	var list []CacheStatus
-	if err != nil || json.Unmarshal([]byte(out), &list) != nil || len(list) != 1 || !list[0].Running {
-		return ""
-	}
-	return list[0].Cache.SSDState
-}
-
-func waitSSD(t testing.TB, want string) {
-	t.Helper()
-	Wait(t, 2*time.Minute, "the SSD to be "+want, func() bool { return ssdState(t) == want })
 }
 
 // device is a cached device that is read and written past the page cache.
@@ -140,7 +123,7 @@ func lossClean(t *testing.T) {
 			return c.Stats(t).Devices["data"].Writes > seen+200 || load.failed()
 		})
 		ssd.vanish()
-		waitSSD(t, "lost")
+		WaitSSD(t, "lost")
 		seen = c.Stats(t).Devices["data"].Writes
 		Wait(t, time.Minute, "writes without the SSD", func() bool {
 			return c.Stats(t).Devices["data"].Writes > seen+200 || load.failed()
@@ -150,7 +133,7 @@ func lossClean(t *testing.T) {
 			t.Errorf("markers: %v", left)
 		}
 		ssd.back()
-		waitSSD(t, "ok")
+		WaitSSD(t, "ok")
 	}
 	load.stop()
 	if err := load.err(); err != nil {
@@ -180,14 +163,14 @@ func lossHeld(t *testing.T) {
 	go func() {
 		done <- errors.Join(e.read(0, 1, 1<<20), e.read(1<<20, 2, 1<<20), e.write(0, 3, 4096), e.f.Sync())
 	}()
-	waitSSD(t, "lost")
+	WaitSSD(t, "lost")
 	select {
 	case err := <-done:
 		t.Fatalf("what needs the SSD did not wait for it: %v", err)
 	case <-time.After(time.Second):
 	}
 	ssd.back()
-	waitSSD(t, "ok")
+	WaitSSD(t, "ok")
 	select {
 	case err := <-done:
 		d.must(err)
@@ -246,9 +229,7 @@ func lossDirty(t *testing.T) {
 func lossStall(t *testing.T) {
 	ssd := newFragile(t, 96)
 	c := NewCache(t, ssd.dev)
-	c.Stop(t)
-	Sh(t, `sed -i 's/^\[cache.main\]/&\nssd-stall-limit = "1s"\nssd-loss-limit = "5m"/' `+configPath)
-	c.Start(t)
+	c.SetSSDLimits(t, "1s", "5m")
 	dev := c.Attach(t, Slice(t, "slow", 0, 192), "data", "--mode=writethrough", "--sequential-cutoff=0")
 	d := openDevice(t, dev)
 	d.must(d.write(0, 1, 1<<20))
@@ -263,7 +244,7 @@ func lossStall(t *testing.T) {
 	stuck := make(chan error, 1)
 	e := openDevice(t, dev)
 	go func() { stuck <- e.read(0, 1, 4096) }()
-	waitSSD(t, "slow")
+	WaitSSD(t, "slow")
 	start := time.Now()
 	d.must(d.read(0, 1, 1<<20))
 	d.must(d.write(64<<20, 2, 4096))
@@ -276,7 +257,7 @@ func lossStall(t *testing.T) {
 		t.Error("a read that the SSD had begun goes on waiting")
 	}
 	ssd.back()
-	waitSSD(t, "ok")
+	WaitSSD(t, "ok")
 	hits = c.Stats(t).Devices["data"].HitBlocks
 	d.must(d.read(0, 1, 1<<20))
 	if now := c.Stats(t).Devices["data"].HitBlocks; now != hits+256 {
