@@ -101,10 +101,25 @@ func (l *Lane) decide(r *Request) syscall.Errno {
 		if r.res.Pending(r.Attrs, attrs.IDLifetime) {
 			l.decideLifetime(r)
 		}
+	} else {
+		r.decideWithoutData()
 	}
 	l.decideObserved(r)
 	_, errno := r.Attrs.CheckRequired(r.res)
 	return errno
+}
+
+// decideWithoutData answers what a flush, a discard or a write of zeroes has no data for. It is on its
+// tenant's account all the same: that is statistics.
+func (r *Request) decideWithoutData() {
+	for _, id := range [...]attrs.ID{attrs.IDHint, attrs.IDMode, attrs.IDLifetime} {
+		if r.res.Pending(r.Attrs, id) {
+			r.res.Ignore(id, attrs.ReasonDirection)
+		}
+	}
+	if r.res.Pending(r.Attrs, attrs.IDTenant) {
+		r.res.Handle(attrs.IDTenant)
+	}
 }
 
 // decideMode lets a request be more careful with its data than its device is, not less: that is the
@@ -237,9 +252,15 @@ func (l *Lane) decideLifetime(r *Request) {
 	r.res.Handle(attrs.IDLifetime)
 }
 
-// decideCache admits the data, if the mode has anything to admit it to.
+// decideCache admits the data, if the mode has anything to admit it to. A write that asks to go around
+// the cache gets that.
 func (l *Lane) decideCache(r *Request, mode Mode) {
+	around := r.Op == ReqWrite && r.Attrs.Mode() == attrs.Writearound &&
+		r.res.For(attrs.IDMode).Status == attrs.Handled
 	switch {
+	case around:
+		r.res.Ignore(attrs.IDHint, attrs.ReasonOverruled)
+		return
 	case mode == None || r.Op == ReqRead && !r.way.fill:
 		r.res.Ignore(attrs.IDHint, attrs.ReasonMode)
 		return

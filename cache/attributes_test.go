@@ -115,6 +115,9 @@ func TestAttributesDecideTheWay(t *testing.T) {
 		{Writethrough, 0, ReqWrite, "mode=writeback", silence, ignored, cached, false, attrs.OriginMixed},
 		{None, 0, ReqWrite, "mode=writethrough", silence, ignored, false, false, attrs.OriginBacking},
 		{Writeback, 0, ReqWrite, "mode=writeback,hint=bypass", ignored, handled, cached, dirty, attrs.OriginSSD},
+		{Writeback, 0, ReqWrite, "mode=writearound,hint=cache", ignored, handled, false, false, attrs.OriginBacking},
+		{Writeback, 0, ReqWrite, "mode=writearound,hint=pin", ignored, handled, false, false, attrs.OriginBacking},
+		{Writearound, 0, ReqWrite, "mode=writeback,hint=cache", handled, ignored, cached, false, attrs.OriginMixed},
 		{Writeback, 0, ReqRead, "mode=writethrough", silence, ignored, cached, false, attrs.OriginBacking},
 	} {
 		t.Run(c.mode.String()+"/"+c.op.String()+"/"+c.attrs, func(t *testing.T) {
@@ -145,6 +148,39 @@ func TestAttributesDecideTheWay(t *testing.T) {
 				h.wantRead(0, fill(7, 4))
 			}
 		})
+	}
+}
+
+// Requests without data have an answer for everything, too.
+func TestAttributesWithoutData(t *testing.T) {
+	for _, op := range []ReqOp{ReqFlush, ReqDiscard, ReqWriteZeroes} {
+		h := small(t)
+		h.write(0, fill(1, 4))
+		r := request(t, op, 0, 4, "hint=pin,mode=writethrough,lifetime=short,tenant=7,prio=rt/1,timing,trace=5,"+
+			"deadline=1m,checksum=crc32c")
+		r.Data = nil
+		if op == ReqFlush {
+			r.Len = 0
+		}
+		if err := h.do(r); err != nil {
+			t.Fatal(err)
+		}
+		for id, st := range map[attrs.ID]attrs.Status{
+			attrs.IDHint: attrs.Ignored, attrs.IDMode: attrs.Ignored, attrs.IDLifetime: attrs.Ignored,
+			attrs.IDChecksum: attrs.Ignored, attrs.IDTenant: attrs.Handled, attrs.IDPriority: attrs.Handled,
+			attrs.IDTiming: attrs.Handled, attrs.IDTrace: attrs.Handled, attrs.IDDeadline: attrs.Handled,
+		} {
+			if a := r.Results.For(id); a.Status != st || st == attrs.Ignored && a.Reason == attrs.ReasonNone {
+				t.Errorf("%v, %v: %v, want %v", op, id, a, st)
+			}
+		}
+		if n := h.b.pinned.Load(); n != 0 {
+			t.Errorf("%v: %d blocks pinned", op, n)
+		}
+		s := h.c.Stats().Attributes
+		if s.ByTenant["7"].Requests != 1 || s.ByPriority["rt/1"].Requests != 1 || len(h.c.Traces()) != 1 {
+			t.Errorf("%v: %+v, %+v, %d traces", op, s.ByTenant, s.ByPriority, len(h.c.Traces()))
+		}
 	}
 }
 

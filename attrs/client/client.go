@@ -73,7 +73,7 @@ type Device struct {
 	region *shm.Region
 	memory memory
 	pages  []atomic.Uint32 // 1: a request with attributes has the page
-	async  chan struct{}   // room for goroutines
+	async  async
 
 	// use is locked by who changes the channel, and read-locked for a request from its start until
 	// kernel and daemon are done with it.
@@ -109,7 +109,8 @@ func Open(path string, o Options) (*Device, error) {
 			break
 		}
 	}
-	d := &Device{o: o, path: path, fd: -1, async: make(chan struct{}, o.Depth)}
+	d := &Device{o: o, path: path, fd: -1}
+	d.async.init(d)
 	if path == "" && o.Device == "" {
 		return nil, errors.New("open: neither a path nor Options.Device is given")
 	}
@@ -284,6 +285,7 @@ func (d *Device) release() (err error) {
 		close(d.over)
 		d.watched.Wait()
 	}
+	d.async.close()
 	d.disconnect()
 	if d.fd >= 0 {
 		err = errors.Join(err, unix.Close(d.fd))

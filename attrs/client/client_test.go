@@ -177,7 +177,7 @@ func TestPlainRequired(t *testing.T) {
 }
 
 // fake is a daemon that registers memory with what it says are block devices.
-func fake(t *testing.T, devices []string) (socket string) {
+func fake(t testing.TB, devices []string) (socket string) {
 	t.Helper()
 	socket = filepath.Join(t.TempDir(), "fake"+shm.SocketSuffix)
 	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: socket, Net: "unixpacket"})
@@ -196,7 +196,7 @@ func fake(t *testing.T, devices []string) (socket string) {
 	return socket
 }
 
-func serveFake(t *testing.T, c *net.UnixConn, devices []string) {
+func serveFake(t testing.TB, c *net.UnixConn, devices []string) {
 	defer c.Close()
 	for {
 		var m shm.Message

@@ -18,4 +18,8 @@
 //   - [Plain]: ordinary I/O. Nobody handles any attribute, and the results say so.
 //
 // [Device.Channel] says which it is, and why not a better one.
+//
+// [Device.ReadAt] and its like wait for the request. [Device.Submit] and [Op.Wait] keep many under way, which
+// through the kernel one thread submits and reaps by io_uring, or, where that is not to be had, a few
+// do with system calls. No request starts a goroutine or allocates memory.
 package client

@@ -1,7 +1,6 @@
 package client
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -26,7 +25,7 @@ const (
 )
 
 // Op is one request. The caller fills the first part and hands it to Submit; it is the device's, with
-// its buffer and its set, until Wait returns.
+// its buffer and its set, until Wait returns, and must not be copied.
 type Op struct {
 	Kind Kind
 	// Buf is the data of reads and writes. Buffers that are not from Alloc are copied.
@@ -45,8 +44,9 @@ type Op struct {
 	Results attrs.Results
 	Err     error
 
-	d      *Device
-	done   chan struct{}
+	d      *Device        // while the request is under way by Submit
+	over   sync.WaitGroup // waits for its end
+	next   *Op            // in a list
 	ticket shm.Ticket
 	issued bool
 	place  int64  // of the data in the region
@@ -94,7 +94,7 @@ func (d *Device) Discard(off, n int64, s *attrs.Set) (attrs.Results, error) {
 }
 
 // synchronous are requests whose caller waits for them: they are used again.
-var synchronous = sync.Pool{New: func() any { return &Op{done: make(chan struct{}, 1)} }}
+var synchronous = sync.Pool{New: func() any { return new(Op) }}
 
 func take(k Kind, s *attrs.Set) *Op {
 	op := synchronous.Get().(*Op)
@@ -105,7 +105,7 @@ func take(k Kind, s *attrs.Set) *Op {
 // outcome ends a request of take.
 func (op *Op) outcome() (int, attrs.Results, error) {
 	n, res, err := op.N, op.Results, op.Err
-	*op = Op{done: op.done}
+	*op = Op{}
 	synchronous.Put(op)
 	return n, res, err
 }
@@ -118,58 +118,14 @@ func (d *Device) run(op *Op) {
 		return
 	}
 	if d.ring != nil {
+		op.over.Add(1)
 		d.ring.submit(op)
-		<-op.done
+		op.over.Wait()
 	} else {
 		d.transfer(op)
 		d.use.RUnlock()
 	}
 	d.finish(op)
-}
-
-// Submit starts a request and returns; Op.Wait waits for its end. If as many as Options.Depth are
-// under way it waits for one of them. Submit fails only if the device is closed.
-func (d *Device) Submit(op *Op) error {
-	if err := d.enter(); err != nil {
-		return err
-	}
-	op.N, op.Err, op.Results, op.done = 0, nil, attrs.Results{}, make(chan struct{}, 1)
-	op.d = d
-	if d.broken() {
-		d.revive()
-	}
-	d.use.RLock()
-	if !d.prepare(op) {
-		d.use.RUnlock()
-		op.done <- struct{}{}
-		return nil
-	}
-	if d.ring != nil {
-		d.ring.submit(op)
-		return nil
-	}
-	d.async <- struct{}{}
-	go func() {
-		d.transfer(op)
-		d.use.RUnlock()
-		<-d.async
-		op.done <- struct{}{}
-	}()
-	return nil
-}
-
-// Wait waits for the end of a request that was submitted; its fields then have the outcome, and it may
-// be used again.
-func (op *Op) Wait() error {
-	d := op.d
-	if d == nil {
-		return errors.New("wait: the request was not submitted")
-	}
-	<-op.done
-	d.finish(op)
-	op.d = nil
-	d.life.busy.Done()
-	return op.Err
 }
 
 // maxEntry is how many bytes a Discard or WriteZeroes with attributes has at most: in pieces there
@@ -178,6 +134,14 @@ const maxEntry = 1 << 30
 
 // data says whether the kind moves data.
 func (op *Op) data() bool { return op.Kind <= Write }
+
+// memory is where the data is moved from or to.
+func (op *Op) memory() []byte {
+	if op.own != nil {
+		return op.own
+	}
+	return op.Buf
+}
 
 // prepare finds the memory for a request and writes its attributes to the slots. It returns false if
 // the request fails at once.
@@ -203,7 +167,7 @@ func (d *Device) begin(op *Op) error {
 			return errno
 		}
 	}
-	if op.data() == (len(op.Buf) == 0) || op.Len < 0 {
+	if op.Kind > WriteZeroes || op.data() == (len(op.Buf) == 0) || op.Off < 0 || op.Len < 0 {
 		return unix.EINVAL
 	}
 	if some && !op.data() && op.Len > maxEntry {

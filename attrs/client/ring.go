@@ -116,7 +116,7 @@ func (g *ring) send(op *Op, e *shm.Entry, wake bool) bool {
 func (g *ring) ended(op *Op) {
 	if op.left--; op.left == 0 {
 		g.d.use.RUnlock() // as nobody but the caller has a part in it any more
-		op.done <- struct{}{}
+		op.over.Done()
 	}
 }
 

@@ -8,10 +8,7 @@ import (
 
 // transfer does a request by system calls: channels Shared and Plain.
 func (d *Device) transfer(op *Op) {
-	buf := op.Buf
-	if op.own != nil {
-		buf = op.own
-	}
+	buf := op.memory()
 	for {
 		n, err := 0, error(nil)
 		switch op.Kind {

@@ -82,6 +82,7 @@ type AttributeStats struct {
 	ByAttribute map[string]struct {
 		Seen    int64            `json:"seen"`
 		Handled int64            `json:"handled"`
+		Ignored int64            `json:"ignored"`
 		Sources map[string]int64 `json:"sources"`
 	} `json:"by_attribute"`
 	ByHint     map[string]AttributeGroup `json:"by_hint"`

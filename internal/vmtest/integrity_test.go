@@ -85,7 +85,7 @@ const (
 	checkAll           = 1 | 2 // IO_INTEGRITY_CHK_GUARD, IO_INTEGRITY_CHK_REFTAG
 )
 
-func newPIRing(t *testing.T, dev string) *piRing {
+func newPIRing(t testing.TB, dev string) *piRing {
 	t.Helper()
 	r, err := uring.New(8, uring.Options{})
 	if err != nil {
@@ -105,7 +105,7 @@ func (p *piRing) data(n int) []byte { return p.mem.Slice(0, n) }
 func (p *piRing) meta(n int) []byte { return p.mem.Slice(piMetaAt, n/p.block*pi.Bytes) }
 
 // do moves n bytes at off; the result is a byte count or a negated errno.
-func (p *piRing) do(t *testing.T, write bool, n int, off int64) int32 {
+func (p *piRing) do(t testing.TB, write bool, n int, off int64) int32 {
 	t.Helper()
 	a := (*uring.PIAttr)(unsafe.Pointer(&p.mem.Bytes()[piAttrAt]))
 	*a = uring.PIAttr{
