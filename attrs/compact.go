@@ -90,7 +90,7 @@ func (s *Set) DecodeCompact(b []byte) error {
 
 // refuseCompact notes that something could not be read, as Decode does.
 func (s *Set) refuseCompact(why Reason, required bool) error {
-	o := Set{frame: why, frameRequired: required}
+	o := Set{setHead: setHead{frame: why, frameRequired: required}}
 	s.Merge(&o)
 	return why
 }
@@ -119,7 +119,7 @@ func (r *Results) EncodeCompact(b []byte) error {
 // DecodeCompact replaces r with the results in b. It returns ErrNone if there are none, and a
 // [Reason] if they cannot be read.
 func (r *Results) DecodeCompact(b []byte) error {
-	*r = Results{}
+	r.Clear()
 	if len(b) < CompactBytes || b[0] != compactResults {
 		return ErrNone
 	}

@@ -11,7 +11,7 @@ package attrs
 // refers to b (checksums, values of unknown attributes) and is good for as long as b is not
 // changed. Decode never panics and never allocates.
 func (s *Set) Decode(b []byte) error {
-	*s = Set{}
+	s.Clear()
 	if len(b) < len(setMagic) || string(b[:len(setMagic)]) != setMagic {
 		return ErrNone
 	}
@@ -38,7 +38,7 @@ func (s *Set) Decode(b []byte) error {
 
 // refuse empties the set but for why.
 func (s *Set) refuse(why Reason) error {
-	*s = Set{frame: why, frameRequired: s.frameRequired}
+	s.setHead = setHead{frame: why, frameRequired: s.frameRequired}
 	return why
 }
 

@@ -28,9 +28,10 @@ func (s *Set) EncodedSize() int {
 // A set that is longer than b or than MaxBytes is not written at all: ErrSpace. One with an
 // invalid attribute has no encoding: ErrInvalid. b may be shared memory; it is only written to.
 func (s *Set) Encode(b []byte) (int, error) {
-	size := s.EncodedSize()
-	if size > len(b) || size > MaxBytes {
-		return 0, ErrSpace
+	if len(b) < maxPlainSet || s.nUnknown != 0 || len(s.sums) != 0 {
+		if size := s.EncodedSize(); size > len(b) || size > MaxBytes {
+			return 0, ErrSpace
+		}
 	}
 	if !s.encodable() {
 		return 0, ErrInvalid
@@ -44,13 +45,10 @@ func (s *Set) Encode(b []byte) (int, error) {
 			flags = flagRequired
 		}
 	}
-	for left := s.has; left != 0; left &= left - 1 {
-		count++
-	}
-	w := writer{b: b}
-	w.header(setMagic, flags, count, size, 0)
+	w := writer{b: b, off: setHeaderBytes}
 	for left := s.has; left != 0; left &= left - 1 {
 		s.encodeOne(&w, lowest(left))
+		count++
 	}
 	for i := range int(s.nUnknown) {
 		u := &s.unknown[i]
@@ -58,8 +56,12 @@ func (s *Set) Encode(b []byte) (int, error) {
 		w.bytes(s.raw[u.off : u.off+u.size])
 		w.align()
 	}
-	return size, nil
+	w.header(setMagic, flags, count, w.off, 0)
+	return w.off, nil
 }
+
+// maxPlainSet is more than any set without checksums and unknown attributes needs.
+const maxPlainSet = setHeaderBytes + idEnd*(entryBytes+16)
 
 // encodable says whether all that came is valid.
 func (s *Set) encodable() bool {
@@ -72,20 +74,21 @@ func (s *Set) encodable() bool {
 }
 
 func (s *Set) encodeOne(w *writer, id ID) {
-	size := registry[id].Size
 	w.entry(entry{id: id, b2: requiredFlag(s.required.has(id))}, s.valueSize(id))
-	w.number(s.val[id], min(size, 8))
+	if registry[id].Size != 0 {
+		w.number(s.val[id])
+	}
 	switch id {
 	case IDTenant:
 		kind := uint64(0)
 		if s.cgroup {
 			kind = 1
 		}
-		w.number(kind, 1)
+		w.number(kind)
 	case IDChecksum:
 		w.bytes(s.sums)
+		w.align()
 	}
-	w.align()
 }
 
 func requiredFlag(on bool) byte {

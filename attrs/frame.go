@@ -119,6 +119,9 @@ func (r *reader) end() Reason {
 
 // number is the value's first 8 bytes, or all if it has fewer.
 func number(b []byte) (v uint64) {
+	if len(b) >= 8 {
+		return le.Uint64(b)
+	}
 	for i := min(len(b), 8) - 1; i >= 0; i-- {
 		v = v<<8 | uint64(b[i])
 	}
@@ -132,32 +135,24 @@ type writer struct {
 	off int
 }
 
-// header writes the first 16 bytes.
+// header writes the first 16 bytes, wherever the writer is.
 func (w *writer) header(magic string, b5 byte, count, length int, last uint32) {
-	copy(w.b, magic)
-	w.b[4], w.b[5] = version, b5
-	le.PutUint16(w.b[6:], uint16(count))
-	le.PutUint32(w.b[8:], uint32(length))
-	le.PutUint32(w.b[12:], last)
-	w.off = 16
+	copy(w.b[:len(setMagic)], magic)
+	le.PutUint32(w.b[4:], version|uint32(b5)<<8|uint32(count)<<16)
+	le.PutUint64(w.b[8:], uint64(length)|uint64(last)<<32)
 }
 
 // entry writes the head of an entry; e.id, b2, b3, b6 and b7 count.
 func (w *writer) entry(e entry, size int) {
-	h := w.b[w.off : w.off+entryBytes]
-	le.PutUint16(h, uint16(e.id))
-	h[2], h[3] = e.b2, e.b3
-	le.PutUint16(h[4:], uint16(size))
-	h[6], h[7] = e.b6, e.b7
+	le.PutUint64(w.b[w.off:], uint64(e.id)|uint64(e.b2)<<16|uint64(e.b3)<<24|
+		uint64(size)<<32|uint64(e.b6)<<48|uint64(e.b7)<<56)
 	w.off += entryBytes
 }
 
-// number writes the low n bytes of v.
-func (w *writer) number(v uint64, n int) {
-	for i := range n {
-		w.b[w.off+i] = byte(v >> (8 * i))
-	}
-	w.off += n
+// number writes the low n bytes of v, at a multiple of 8, and zeroes up to the next.
+func (w *writer) number(v uint64) {
+	le.PutUint64(w.b[w.off:], v)
+	w.off += 8
 }
 
 func (w *writer) bytes(b []byte) { w.off += copy(w.b[w.off:], b) }

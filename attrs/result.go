@@ -67,14 +67,20 @@ const MaxDevices = 8
 // silence: nothing was handled. It is a plain value of a fixed size; returned checksums are a
 // reference to memory of whoever filled it.
 type Results struct {
-	timing Timing
-	sums   []byte
-	answer [idEnd]Answer
-
 	// Blocks is how many blocks of BlockSize bytes the request or piece covers.
 	Blocks uint32
 	// Origin is where the data came from or went to.
 	Origin Origin
+
+	resultsHead
+	unknown [MaxUnknown]unknownAnswer
+}
+
+// resultsHead is all but the answers for unknown attributes, as setHead is.
+type resultsHead struct {
+	timing Timing
+	sums   []byte
+	answer [idEnd]Answer
 
 	frame     Reason
 	algorithm Algorithm
@@ -82,8 +88,10 @@ type Results struct {
 	nDevices  uint8
 	nUnknown  uint8
 	devices   [MaxDevices]Device
-	unknown   [MaxUnknown]unknownAnswer
 }
+
+// Clear makes r the results of silence.
+func (r *Results) Clear() { r.Blocks, r.Origin, r.resultsHead = 0, 0, resultsHead{} }
 
 // unknownAnswer is the answer for an id that has no row; they are in order.
 type unknownAnswer struct {
@@ -103,9 +111,8 @@ type Request struct {
 // unknown or not meant for such a request is answered, the rest is [Results.Pending]. dev is the
 // device that answers.
 func (r *Results) Begin(s *Set, q Request, dev Device) {
-	*r = Results{
-		Blocks: uint32((q.Bytes + BlockSize - 1) / BlockSize), Origin: OriginNone, frame: s.frame,
-	}
+	r.Blocks, r.Origin = uint32((q.Bytes+BlockSize-1)/BlockSize), OriginNone
+	r.resultsHead = resultsHead{frame: s.frame}
 	if dev != 0 {
 		r.devices[0], r.nDevices = dev, 1
 	}
@@ -219,6 +226,9 @@ func (r *Results) SetChecksums(a Algorithm, sums []byte) {
 	r.algorithm, r.sums = a, sums
 	r.Handle(IDChecksum)
 }
+
+// Several says whether several devices have a part in the results, so that they have no encoding.
+func (r *Results) Several() bool { return r.nDevices > 1 }
 
 // DropChecksums gives up returning checksums, for instance as they do not fit the place for
 // results.

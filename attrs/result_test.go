@@ -204,7 +204,7 @@ func TestCombineRest(t *testing.T) {
 	if len(r.Devices()) != MaxDevices {
 		t.Errorf("%d devices", len(r.Devices()))
 	}
-	unreadable := Results{frame: ReasonOrder}
+	unreadable := Results{resultsHead: resultsHead{frame: ReasonOrder}}
 	r.Combine(&unreadable)
 	if r.Frame() != ReasonOrder {
 		t.Errorf("frame %v", r.Frame())

@@ -50,37 +50,31 @@ func (r *Results) Encode(b []byte) (int, error) {
 	if r.nDevices > 1 {
 		return 0, ErrSeveral
 	}
-	size := r.EncodedSize()
-	if size > len(b) || size > MaxBytes {
-		return 0, ErrSpace
-	}
-	count := 0
-	for id := ID(1); id < idEnd; id++ {
-		if r.answer[id].Status != NotHandled {
-			count++
+	if len(b) < maxPlainResults || len(r.sums) != 0 || r.nUnknown != 0 {
+		if size := r.EncodedSize(); size > len(b) || size > MaxBytes {
+			return 0, ErrSpace
 		}
 	}
-	for _, u := range r.unknown[:r.nUnknown] {
-		if u.status != NotHandled {
-			count++
-		}
-	}
-	w := writer{b: b}
-	w.header(resultsMagic, byte(r.frame), count, size, uint32(r.devices[0]))
-	w.number(uint64(r.Blocks), 4)
-	w.number(uint64(r.Origin), 4)
+	w, count := writer{b: b, off: resultsHeaderBytes}, 0
 	for id := ID(1); id < idEnd; id++ {
 		if r.answer[id].Status != NotHandled {
 			r.encodeOne(&w, id)
+			count++
 		}
 	}
 	for _, u := range r.unknown[:r.nUnknown] {
 		if u.status != NotHandled {
 			w.entry(entry{id: u.id, b2: byte(u.status), b3: byte(u.reason)}, 0)
+			count++
 		}
 	}
-	return size, nil
+	w.header(resultsMagic, byte(r.frame), count, w.off, uint32(r.devices[0]))
+	le.PutUint64(b[16:], uint64(r.Blocks)|uint64(r.Origin)<<32)
+	return w.off, nil
 }
+
+// maxPlainResults is more than any results without checksums and unknown attributes need.
+const maxPlainResults = resultsHeaderBytes + idEnd*entryBytes + timingBytes + sumsBytes
 
 func (r *Results) encodeOne(w *writer, id ID) {
 	a, size := r.answer[id], r.resultSize(id)
@@ -90,13 +84,12 @@ func (r *Results) encodeOne(w *writer, id ID) {
 	switch {
 	case size == 0:
 	case id == IDTiming:
-		w.number(uint64(r.timing.Queued), 8)
-		w.number(uint64(r.timing.SSD), 8)
-		w.number(uint64(r.timing.Backing), 8)
-		w.number(uint64(r.timing.Total), 8)
+		w.number(uint64(r.timing.Queued))
+		w.number(uint64(r.timing.SSD))
+		w.number(uint64(r.timing.Backing))
+		w.number(uint64(r.timing.Total))
 	default:
-		w.number(uint64(r.algorithm), 4)
-		w.number(uint64(r.badBlock), 4)
+		w.number(uint64(r.algorithm) | uint64(r.badBlock)<<32)
 		w.bytes(r.sums)
 		w.align()
 	}
@@ -107,12 +100,12 @@ func (r *Results) encodeOne(w *writer, id ID) {
 // for ids that are not known here, and reasons and sources not known here, are kept. As with
 // [Set.Decode], b has to be private, r refers to it, and nothing is allocated.
 func (r *Results) Decode(b []byte) error {
-	*r = Results{}
+	r.Clear()
 	if len(b) < len(resultsMagic) || string(b[:len(resultsMagic)]) != resultsMagic {
 		return ErrNone
 	}
 	if why := r.decode(b); why != ReasonNone {
-		*r = Results{}
+		r.Clear()
 		return why
 	}
 	return nil

@@ -10,6 +10,13 @@ const MaxUnknown = 16
 // It is a plain value of a fixed size that may be copied. Checksums, and the values of attributes
 // that are not known here, are references to memory of whoever filled it: see [Set.Decode].
 type Set struct {
+	setHead
+	unknown [MaxUnknown]unknownAttr
+}
+
+// setHead is a set but for its unknown attributes, so that the others of a set, which is read for every
+// request, can be emptied and copied for themselves.
+type setHead struct {
 	// val has each attribute's value, or its first 8 bytes, as one number.
 	val [idEnd]uint64
 	// sums are the checksums to verify.
@@ -29,8 +36,10 @@ type Set struct {
 	frame         Reason
 	frameRequired bool
 	nUnknown      uint8
-	unknown       [MaxUnknown]unknownAttr
 }
+
+// Clear makes s the empty set.
+func (s *Set) Clear() { s.setHead = setHead{} }
 
 // unknownAttr is an attribute without a row in the registry; they are in order of their ids, which
 // are above those of all rows.

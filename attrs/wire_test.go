@@ -65,7 +65,7 @@ func goldenCases(t *testing.T) []struct {
 	m.SetMismatch(CRC32C, 2)
 	add("results: a mismatch in block 2", m.String(), m.Encode)
 	var u Results
-	u.Begin(&Set{frame: ReasonOrder}, Request{Read, 0, 4096}, 9)
+	u.Begin(&Set{setHead: setHead{frame: ReasonOrder}}, Request{Read, 0, 4096}, 9)
 	add("results: of a set that is unreadable", u.String(), u.Encode)
 	return list
 }

@@ -211,7 +211,7 @@ func (l *Lane) decideEvict(r *Request) {
 // decideTenant puts the request on its tenant's account. Beyond the quota nothing more enters the
 // cache, not even what overwrites dirty data, and what has to for a pin is on nobody's account.
 func (l *Lane) decideTenant(r *Request) {
-	row := l.c.tenants.row(r.Attrs.Tenant())
+	row := l.tenantRow(r.Attrs.Tenant())
 	if row == 0 {
 		r.res.Ignore(attrs.IDTenant, attrs.ReasonBusy)
 		return

@@ -20,8 +20,7 @@ const (
 )
 
 // attrCounters count what became of requests with attributes. One lane writes them, at the end of each
-// such request, and anybody may read them. An atomic addition is what costs here, so they are few: what
-// follows from other counters has none of its own.
+// such request, and anybody may read them.
 type attrCounters struct {
 	unreadable counter // sets of which nothing counted
 	answer     [numAttrs]answers
@@ -53,7 +52,8 @@ func groupOf(at *atomic.Pointer[group]) *group {
 	return g
 }
 
-func (g *group) count(r *Request, took int64) {
+// count counts a request whose latency is in that bucket.
+func (g *group) count(r *Request, bucket int) {
 	if r.Err != nil {
 		g.errors.Add(1)
 		return
@@ -67,7 +67,7 @@ func (g *group) count(r *Request, took int64) {
 			g.missBlocks.Add(miss)
 		}
 	}
-	g.latency[latencyBucket(took)].Add(1)
+	g.latency[bucket].Add(1)
 }
 
 // count counts a request that took so many nanoseconds.
@@ -84,15 +84,16 @@ func (a *attrCounters) count(r *Request, took int64) {
 	for i := range set.NumUnknown() {
 		a.unknown[res.For(set.UnknownID(i)).Status][attrs.SourceNone].Add(1)
 	}
+	bucket := latencyBucket(took)
 	if set.Has(attrs.IDHint) {
-		groupOf(&a.hints[set.Hint()]).count(r, took)
+		groupOf(&a.hints[set.Hint()]).count(r, bucket)
 	}
 	if set.Has(attrs.IDPriority) {
 		p := set.Priority()
-		groupOf(&a.prios[p.Class-1][p.Level]).count(r, took)
+		groupOf(&a.prios[p.Class-1][p.Level]).count(r, bucket)
 	}
 	if set.Has(attrs.IDTenant) {
-		a.tenants.group(set.Tenant()).count(r, took)
+		a.tenants.group(set.Tenant()).count(r, bucket)
 	}
 }
 

@@ -20,6 +20,7 @@ type background struct {
 	wb         writeback
 	scrub      *scrub // nil: none
 	flushes    [MaxBackings + 1]*backingFlush
+	doctor     doctor
 	orders     [MaxBackings + 1]*orderRun // nil for those that have nothing to do with it
 	pressed    bool                       // eviction found only dirty buckets
 	seen       atomic.Int64               // Driver.Now of the last Tick
@@ -42,6 +43,10 @@ const (
 func (c *Cache) StartBackground(l *Lane) {
 	bg := &background{l: l, evictor: policy.SecondChance{Keep: 0.25}, lastCommit: l.d.Now()}
 	bg.evict.bg, bg.evict.move.v, bg.ckpt.bg, bg.wb.bg = bg, &bg.evict, bg, bg
+	bg.doctor.bg = bg
+	if c.blind {
+		c.ssdHealth.since.Store(l.d.Now())
+	}
 	for i := range bg.flushes {
 		bg.flushes[i] = &backingFlush{id: BackingID(i)}
 	}
@@ -54,8 +59,14 @@ func (l *Lane) Tick() time.Duration {
 	bg := l.bg
 	now := l.d.Now()
 	bg.seen.Store(now)
+	ill := bg.doctor.tick(now)
+	if l.c.lost() {
+		l.runTasks()
+		return tickEvery
+	}
 	pending, limit := l.c.journal.pendingRecords()
-	if pending > 0 && (l.c.closing.Load() || now-bg.lastCommit >= commitEvery || pending >= limit/2) {
+	if pending > 0 && (l.c.closing.Load() || now-bg.lastCommit >= commitEvery || pending >= limit/2 ||
+		l.c.ssdHealth.commitFailing.Load() != 0) {
 		bg.lastCommit = now
 		l.c.journal.kick(l)
 	}
@@ -68,7 +79,8 @@ func (l *Lane) Tick() time.Duration {
 	if bg.scrub != nil {
 		bg.scrub.tick(now)
 	}
-	if l.runTasks() || soon || bg.evict.running || bg.ckpt.running || bg.wb.working || bg.scrub != nil || hurry {
+	if l.runTasks() || soon || bg.evict.running || bg.ckpt.running || bg.wb.working || bg.scrub != nil ||
+		hurry || ill {
 		return tickEvery
 	}
 	if pending > 0 {

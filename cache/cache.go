@@ -2,8 +2,10 @@ package cache
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Options are for Open. The zero value is usable.
@@ -14,6 +16,20 @@ type Options struct {
 	Pending []byte
 	// Discard tells the SSD about every bucket that becomes free.
 	Discard bool
+	// StallLimit is how long an operation on the SSD may take until the cache does without it as far
+	// as it can, and LossLimit after what time the SSD counts as lost. 0 is the default, less means
+	// never.
+	StallLimit time.Duration
+	LossLimit  time.Duration
+	// Missed is asked to put a marker in a durable place that is not the SSD, before the first change
+	// of a backing device that a lost SSD misses. It must not block; done may be called by any thread,
+	// within it or later. Where it is nil such changes fail.
+	Missed func(m Missed, done func(error))
+	// Drop names backing devices that have changed without the SSD's knowledge: what it has of them is
+	// dropped, dirty data included.
+	Drop []UUID
+	// Health is told, on the background's thread, that the SSD's health has changed. It must not block.
+	Health func(HealthEvent)
 	// Suspect is told, on a lane's thread, that an operation on a backing device has failed in a
 	// way that the device's absence explains. It must not block, and has a probe of the device
 	// begun (Cache.BeginProbe), whose outcome is told with Cache.Alive or SetPresence: until then the
@@ -33,7 +49,8 @@ type Options struct {
 // Cache is a running cache: an SSD and the backing devices it serves.
 //
 // Lock order: stripe.mu, then pins.mu, then journal.mu, then order.mu. allocator.mu, Lane.mail and
-// Backing.mu are leaves. None is held across I/O. control orders the operations of the control path and may be.
+// Backing.mu are leaves, and so are roll and health.mu. None is held across I/O. control orders the
+// operations of the control path and may be.
 type Cache struct {
 	geo       Geometry
 	checksums bool
@@ -55,11 +72,17 @@ type Cache struct {
 	tenants  tenants
 	busy     busy
 
+	ssdHealth             health
+	stallLimit, lossLimit int64 // nanoseconds; 0: never
+
+	blind   bool        // nobody knows what the SSD has; see OpenWithout
 	closing atomic.Bool // everything is to be written: the cache stops
 
-	control sync.Mutex // guards sb and past, and changes of lanes and backings
+	control sync.Mutex // guards sb and changes of backings, and is held while sb is written
 	sb      *Superblock
-	past    Stats // of lanes that were closed
+	super   atomic.Pointer[Superblock] // a copy of sb that is not changed
+	roll    sync.Mutex                 // guards past and changes of lanes
+	past    Stats                      // of lanes that were closed
 	tasks   struct {
 		sync.Mutex
 		list []*task // for the background lane
@@ -73,6 +96,7 @@ type Cache struct {
 type Backing struct {
 	id        BackingID
 	name      string
+	uuid      UUID
 	size      int64 // bytes of the cached device
 	dataOff   int64 // where they begin on the backing device
 	lbs       int64
@@ -122,10 +146,20 @@ type Backing struct {
 	bareLoss   atomic.Uint64
 	unreported atomic.Bool
 
+	// What becomes of it without the SSD: see lost.go.
+	lossKind atomic.Uint32
+	lossHold atomic.Int64  // nanoseconds
+	marker   atomic.Uint32 // markerNone …
+	// markedDirty is the number of dirty blocks that the marker tells of.
+	markedDirty atomic.Int64
+	torn        atomic.Bool  // the SSD may lack records that a FLUSH has to make durable
+	unsafe      atomic.Int64 // blocks in health.unsafe
+
 	mu struct {
 		sync.Mutex
-		pending []pendingSlot // a queue: the oldest first
-		waiting waitList      // changes that wait for the device
+		pending   []pendingSlot // a queue: the oldest first
+		waiting   waitList      // changes that wait for the device
+		markerErr error
 	}
 }
 
@@ -141,6 +175,9 @@ const maxPendingSlots = 64 << 10
 
 // ID is the number of the backing device in its cache.
 func (b *Backing) ID() BackingID { return b.id }
+
+// UUID identifies the backing device.
+func (b *Backing) UUID() UUID { return b.uuid }
 
 // Size is the size of the cached device in bytes.
 func (b *Backing) Size() int64 { return b.size }
@@ -288,6 +325,12 @@ func mapRecord(k key, e entry) record {
 	if e.st&stPinned != 0 {
 		r.flags |= recPinned
 	}
+	if e.st&stPending != 0 {
+		r.flags |= recPending
+	}
+	if e.st&stBad != 0 {
+		r.flags |= recBad
+	}
 	return r
 }
 
@@ -351,16 +394,33 @@ func (c *Cache) pokeBackground() {
 
 // saveSuper writes the superblock. c.control is held.
 func (c *Cache) saveSuper() error {
+	switch h := c.health(); {
+	case h == HealthLost:
+		return c.lostError()
+	case h == HealthSlow && c.ssdBusy(): // else it answers again, and nobody has said so yet
+		return fmt.Errorf("the SSD does not answer (%s)", c.healthWhy())
+	}
 	c.sb.LSN = LSN(c.journal.durableLSN.Load())
-	return writeSuper(c.ssd, c.sb)
+	if err := writeSuper(c.ssd, c.sb); err != nil {
+		c.sb.Seq-- // the next try goes over the same copy: the other one is good
+		c.ssdFailed(err)
+		return err
+	}
+	c.publishSuper()
+	return nil
 }
 
-// Super is a copy of the superblock as it is on the SSD.
-func (c *Cache) Super() Superblock {
-	c.control.Lock()
-	defer c.control.Unlock()
+// publishSuper has Super return what the SSD has. c.control is held.
+func (c *Cache) publishSuper() {
 	sb := *c.sb
-	sb.Backings = append([]BackingRecord(nil), sb.Backings...)
+	sb.Backings = slices.Clone(sb.Backings)
+	c.super.Store(&sb)
+}
+
+// Super is a copy of the superblock as it is on the SSD. It waits for no I/O.
+func (c *Cache) Super() Superblock {
+	sb := *c.super.Load()
+	sb.Backings = slices.Clone(sb.Backings)
 	return sb
 }
 

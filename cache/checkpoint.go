@@ -176,7 +176,7 @@ func (k *checkpoint) opsDone(l *Lane) {
 		k.waits = 1
 		op := l.newOp(k)
 		op.Kind, op.Dev = OpFlush, SSD
-		l.d.Submit(op)
+		l.send(op)
 	case ckptFlushA:
 		k.write(l, 1)
 	default:
@@ -188,6 +188,10 @@ func (k *checkpoint) opsDone(l *Lane) {
 // fail leaves the buckets to the next start; until then replay starts before their changes.
 func (k *checkpoint) fail(l *Lane) {
 	k.running = false
+	d := &k.bg.doctor
+	if d.ckptFailed = l.d.Now(); d.ckptFailing == 0 {
+		d.ckptFailing = d.ckptFailed
+	}
 	l.stats.JournalErrors.Add(1)
 }
 
@@ -197,6 +201,7 @@ func (k *checkpoint) end(l *Lane) {
 	j.mu.queue.writing = 0
 	j.mu.Unlock()
 	k.running, k.ids = false, nil
+	k.bg.doctor.ckptFailing = 0
 	j.advanceTail()
 	k.start()
 }

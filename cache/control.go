@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -77,6 +78,23 @@ func (c *Cache) Backing(id BackingID) (*Backing, error) {
 	return nil, fmt.Errorf("%w: %d", ErrNoBacking, id)
 }
 
+// setting is change for what is a setting: without the SSD it is one in memory, and the caller's to keep.
+func (c *Cache) setting(id BackingID, edit func(*BackingRecord), apply func(*Backing)) error {
+	if !c.lost() {
+		return c.change(id, edit, apply)
+	}
+	c.control.Lock()
+	defer c.control.Unlock()
+	r, err := c.record(id)
+	if err != nil {
+		return err
+	}
+	edit(r)
+	c.publishSuper()
+	apply(c.backing(id))
+	return nil
+}
+
 // change alters the record of a backing device on the SSD, and then in memory with apply.
 func (c *Cache) change(id BackingID, edit func(*BackingRecord), apply func(*Backing)) error {
 	c.control.Lock()
@@ -97,21 +115,27 @@ func (c *Cache) change(id BackingID, edit func(*BackingRecord), apply func(*Back
 }
 
 // SetMode switches the mode of a backing device, under load if need be. Dirty data that the new
-// mode would not have made is written back at full speed.
+// mode would not have made is written back at full speed. While the SSD is lost it is not recorded there.
 func (c *Cache) SetMode(id BackingID, m Mode) error {
-	return c.change(id, func(r *BackingRecord) { r.Mode = m }, func(b *Backing) {
+	return c.setting(id, func(r *BackingRecord) { r.Mode = m }, func(b *Backing) {
 		if !b.detaching.Load() {
 			b.mode.Store(uint32(m))
 		}
 	})
 }
 
-// SetTunables replaces the tunables of a backing device.
+// SetTunables replaces the tunables of a backing device. While the SSD is lost they are not recorded there,
+// and Ordered cannot be changed.
 func (c *Cache) SetTunables(id BackingID, t Tunables) error {
 	if err := t.Validate(); err != nil {
 		return err
 	}
-	return c.change(id, func(r *BackingRecord) {
+	if b := c.backing(id); b != nil && t.Ordered != b.order.want.Load() {
+		if err := c.lostError(); err != nil {
+			return fmt.Errorf("the order is a matter of the SSD: %w", err)
+		}
+	}
+	return c.setting(id, func(r *BackingRecord) {
 		// Switched off and on before the background has seen it, the queue goes on.
 		if t.Ordered && !r.Tunables.Ordered && !c.backing(id).order.on.Load() {
 			r.OrderedFrom = c.journal.nextLSN()
@@ -201,14 +225,37 @@ func (c *Cache) forget(ctx context.Context, b *Backing) error {
 	all := *c.backings.Load()
 	all[id] = nil
 	c.backings.Store(&all)
+	c.roll.Lock()
 	delete(c.past.Backings, id) // the number may be another device's later
+	c.roll.Unlock()
 	return nil
+}
+
+// DropClean takes all blocks of a backing device out of the cache, durably, if none of them is dirty; else it is
+// ErrNotFinished. Nobody may use the device meanwhile.
+func (c *Cache) DropClean(ctx context.Context, id BackingID) error {
+	b, err := c.Backing(id)
+	if err != nil {
+		return err
+	}
+	if n := b.dirty.Load() + b.Remaining(); n > 0 {
+		return fmt.Errorf("drop what is cached of %s: %w (%d blocks)", b.name, ErrNotFinished, n)
+	}
+	lsn, err := c.dropBacking(ctx, b)
+	if err != nil {
+		return err
+	}
+	return c.waitControl(ctx, lsn)
 }
 
 // dropBacking takes all blocks of a backing device out of the index under one record.
 func (c *Cache) dropBacking(ctx context.Context, b *Backing) (LSN, error) {
 	var lsn LSN
+	var lost error
 	err := c.onBackground(ctx, func(l *Lane) bool {
+		if lost = c.lostError(); lost != nil {
+			return true
+		}
 		if !l.bg.leaveScrub(b) || !l.bg.dropOrder(b) {
 			return false
 		}
@@ -241,7 +288,7 @@ func (c *Cache) dropBacking(ctx context.Context, b *Backing) (LSN, error) {
 		b.mu.Unlock()
 		return true
 	})
-	return lsn, err
+	return lsn, cmp.Or(err, lost)
 }
 
 // task is work of the control path for the background lane; it runs at every Tick until it
@@ -287,13 +334,18 @@ func (l *Lane) runTasks() (more bool) {
 
 // waitControl waits until a record is durable.
 func (c *Cache) waitControl(ctx context.Context, lsn LSN) error {
-	return c.onBackground(ctx, func(l *Lane) bool {
+	var lost error
+	err := c.onBackground(ctx, func(l *Lane) bool {
 		if c.journal.isDurable(lsn) {
+			return true
+		}
+		if lost = c.lostError(); lost != nil {
 			return true
 		}
 		c.journal.kick(l)
 		return false
 	})
+	return cmp.Or(err, lost)
 }
 
 // Sync makes everything acknowledged so far durable on the SSD.
@@ -305,7 +357,12 @@ func (c *Cache) Sync(ctx context.Context) error {
 // any more. It needs the background lane, which goes on running.
 func (c *Cache) Settle(ctx context.Context) error {
 	c.StartSettle()
-	return c.onBackground(ctx, (*Lane).Settled)
+	var lost error
+	err := c.onBackground(ctx, func(l *Lane) bool {
+		lost = c.lostError()
+		return lost != nil || l.Settled()
+	})
+	return cmp.Or(err, lost)
 }
 
 // StartSettle makes the background lane write all metadata; Lane.Settled says when it is done.
@@ -371,6 +428,9 @@ type BackingStatus struct {
 	HasHeader     bool      `json:"has_header"`
 	LBS           int       `json:"logical_block_bytes"`
 	SequentialCut int64     `json:"sequential_cutoff_bytes"`
+	// Missed: the lost SSD has missed changes of this device, so that its copies will not be used
+	// again.
+	Missed bool `json:"missed,omitempty"`
 	// Ordered is off, on, or starting: ordered, but the backing device is no consistent image yet.
 	Ordered string `json:"ordered"`
 	// UnsettledBytes is what an ordered device would lose with the SSD now, and UnsettledMs how old
@@ -402,6 +462,9 @@ type Status struct {
 	JournalUsed  int             `json:"journal_used_pages"`
 	Pending      int             `json:"pending_records"`
 	MemoryBytes  int64           `json:"memory_bytes"` // of index and metadata
+	SSDState     string          `json:"ssd_state"`    // ok, slow, lost
+	SSDProblem   string          `json:"ssd_problem,omitempty"`
+	SSDSince     time.Duration   `json:"ssd_since_ns,omitempty"` // how long it has been slow or lost
 	Backings     []BackingStatus `json:"backings"`
 }
 
@@ -415,6 +478,13 @@ func (c *Cache) Status() Status {
 		Buckets: int(c.geo.Buckets), FreeBuckets: int(c.alloc.freeCount.Load()),
 		DirtyBytes: c.dirty.Load() * BlockSize, JournalPages: int(c.geo.JournalPages),
 		JournalUsed: int(c.journal.usedPages()), Pending: int(pending), MemoryBytes: c.MemoryBytes(),
+		SSDState: c.health().String(),
+	}
+	if h := c.health(); h != HealthOK {
+		s.SSDProblem = c.healthWhy()
+		if l := c.bgLane.Load(); l != nil {
+			s.SSDSince = time.Duration(l.d.Clock() - c.ssdHealth.since.Load())
+		}
 	}
 	for i := range sb.Backings {
 		r := &sb.Backings[i]
@@ -442,6 +512,7 @@ func (c *Cache) Status() Status {
 		case t.DirtyBytes > 0:
 			t.State = "dirty"
 		}
+		t.Missed = b.marker.Load() != markerNone
 		s.CachedBytes += t.CachedBytes
 		s.Backings = append(s.Backings, t)
 	}
@@ -466,7 +537,7 @@ func (c *Cache) MemoryBytes() int64 {
 const drainPoll = 10 * time.Millisecond
 
 // WaitDrained waits until Remaining is 0, telling progress what is left from time to time. It
-// fails if only blocks remain that the SSD cannot return.
+// fails if only blocks remain that the SSD cannot return, or if the SSD is lost.
 func (c *Cache) WaitDrained(ctx context.Context, id BackingID, progress func(left int64)) error {
 	b, err := c.Backing(id)
 	if err != nil {
@@ -481,6 +552,9 @@ func (c *Cache) WaitDrained(ctx context.Context, id BackingID, progress func(lef
 		left := b.Remaining()
 		if progress != nil {
 			progress(left)
+		}
+		if err := c.lostError(); err != nil && left > 0 {
+			return err
 		}
 		if left == 0 {
 			if n := b.bad.Load(); n > 0 {

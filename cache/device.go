@@ -47,6 +47,10 @@ type Op struct {
 
 	done  completer
 	next  *Op
+	prev  *Op
+	at    int64    // Driver.Now of its submission to the SSD
+	probe bool     // of the SSD: goes to a lost one, too
+	from  *Request // whose memory, as the engine sees it, is being written to
 	arg   uint32
 	track *track // of the request that it is for, if its times are wanted
 	begun int64  // Driver.Now, of reads that are measured
@@ -149,6 +153,7 @@ type Request struct {
 	touched uint8 // touchedSSD, touchedBacking: what FUA has to make durable
 	next    *Request
 	started int64
+	flying  int32      // operations that write to Data
 	job     policy.Job // of the scheduler
 	serving bool       // the scheduler counts it
 	noticed bool       // busy counts it

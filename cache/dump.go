@@ -205,9 +205,9 @@ func (c *Cache) dumpJournal(d *Dumped, loaded *recovery) error {
 			return err
 		}
 	}
-	_, recs, _ := loadPending(c.opts.Pending, c.sb.UUID, c.epoch)
-	for i := range recs {
-		d.Ring = append(d.Ring, DumpedRecord{loaded.ringFirst + LSN(i), recs[i].String()})
+	left, _ := loadPending(c.opts.Pending, c.sb.UUID, c.epoch)
+	for i := range left.list {
+		d.Ring = append(d.Ring, DumpedRecord{loaded.ringFirst + LSN(i), left.list[i].String()})
 	}
 	return nil
 }

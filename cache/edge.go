@@ -20,6 +20,10 @@ type edge struct {
 	page  []byte // the slot's data
 	under []byte // the backing device's data, where the slot lacks some
 	step  edgeStep
+	w     waiter
+	want  uint64 // the probe of the SSD whose outcome is waited for, 0 if none is
+	gone  bool   // it fails for lack of an SSD
+	away  bool   // what it waits for was not read because the SSD was away: that is no verdict
 	next  *edge
 }
 
@@ -43,10 +47,13 @@ func (l *Lane) newEdge(r *Request, s span, blk Block) *edge {
 	return g
 }
 
-func (l *Lane) startReadEdge(p *readPiece, i int) {
+func (l *Lane) startReadEdge(p *readPiece, i int) { l.newReadEdge(p, i).lookUp(l) }
+
+// newReadEdge is for a block whose slot has been looked at and is not to be read now.
+func (l *Lane) newReadEdge(p *readPiece, i int) *edge {
 	g := l.newEdge(p.r, p.span, p.first+Block(i))
-	g.read, g.at = p, i
-	g.lookUp(l)
+	g.read, g.at, g.e.slot = p, i, p.slots[i]
+	return g
 }
 
 func (l *Lane) startWriteEdge(p *writePiece, i int) {
@@ -80,16 +87,23 @@ func (g *edge) lookUp(l *Lane) {
 			return
 		}
 	}
+	lost := c.lost()
 	s := c.index.stripeOf(g.b.id, g.blk)
 	s.mu.Lock()
 	e, ok := c.index.find(g.key())
-	if ok && e.st&stBad == 0 {
+	if ok && e.st&stBad == 0 && !lost {
 		c.buckets[c.bucketOf(e.slot)].pins.Add(1)
 	}
 	s.mu.Unlock()
 	g.e = e
 	switch {
+	case lost:
+		g.withoutSSD(l, ok)
 	case ok && e.st&stBad != 0:
+		if from, n, _ := blockPart(g.span, g.r, g.blk); g.write == nil && sectors(from, n)&e.st == 0 {
+			g.direct(l) // replaced since
+			return
+		}
 		g.lost(l)
 	case ok:
 		if g.page == nil {
@@ -122,10 +136,11 @@ func (g *edge) opDone(l *Lane, _ *Op, err error) {
 	case edgeSlot:
 		l.c.unpin(g.e.slot)
 		if err != nil {
-			l.ssdReadFailed(g.b, g.e.slot, 1)
+			l.ssdReadFailed(g.b, g.e.slot, 1, err)
+			g.away = !ofBucket(err)
 		}
 		if err != nil || (l.c.checksums && !mutated(mutNoVerify) && dataSum(g.page, uint64(g.key())) != g.e.sum) {
-			g.untrusted(l)
+			g.untrusted(l, err != nil)
 			return
 		}
 		g.haveSlot(l)
@@ -214,9 +229,11 @@ func (g *edge) merge(l *Lane, have state) {
 	l.moveFor(g.r, g, OpWrite, SSD, l.c.geo.slotOff(p.slot(g.at)), g.page, 0)
 }
 
-// untrusted goes on after the slot was not returned right.
-func (g *edge) untrusted(l *Lane) {
-	switch l.distrust(g.b, g.key(), g.e.slot) {
+// untrusted goes on after the slot was not returned right, or, with failed, not at all.
+func (g *edge) untrusted(l *Lane, failed bool) {
+	switch l.distrust(g.b, g.key(), g.e.slot, failed) {
+	case distrustUnsure:
+		g.await(l)
 	case distrustLost:
 		g.lost(l)
 	case distrustChanged:
@@ -229,6 +246,11 @@ func (g *edge) untrusted(l *Lane) {
 		}
 		g.direct(l)
 	case distrustLeft:
+		if g.write != nil && g.e.st&stDirty == 0 {
+			clear(g.page)
+			g.merge(l, 0) // the backing device keeps its promises
+			return
+		}
 		if g.write != nil {
 			// The new slot takes over what the old one promises.
 			g.restore(l)
@@ -245,7 +267,7 @@ func (g *edge) lost(l *Lane) {
 func (g *edge) finish(l *Lane, err error) {
 	l.freePage(g.page)
 	l.freePage(g.under)
-	r, w, stored := g.read, g.write, g.step == edgeStore
+	r, w, stored := g.read, g.write, g.step == edgeStore || g.gone
 	*g = edge{next: l.freeEdges}
 	l.freeEdges = g
 	if r != nil {
@@ -259,4 +281,56 @@ func (g *edge) finish(l *Lane, err error) {
 		w.lost = err // not for lack of an SSD: the old data is gone
 	}
 	w.opsDone(l, err)
+}
+
+// await waits until it is known whether the block is bad or the whole SSD: a probe that begins now
+// says so.
+func (g *edge) await(l *Lane) {
+	h := &l.c.ssdHealth
+	g.want = h.begun.Load() + 1
+	storeMax(&h.wanted, g.want)
+	g.park(l)
+}
+
+func (g *edge) park(l *Lane) {
+	g.w = waiter{lane: l, owner: g}
+	l.c.ssdHealth.park(l.c, &g.w)
+}
+
+// run goes on with what was waited for.
+func (g *edge) run(l *Lane, _ error) {
+	switch {
+	case l.c.lost() || g.want == 0:
+		g.want = 0
+		g.lookUp(l)
+	case l.c.ssdHealth.good.Load() < g.want:
+		g.park(l)
+	case g.away:
+		g.want, g.away = 0, false
+		g.lookUp(l)
+	default:
+		g.want = 0
+		g.untrusted(l, false)
+	}
+}
+
+// withoutSSD goes on with a block of which the SSD is lost. cached says that it has it.
+func (g *edge) withoutSSD(l *Lane, cached bool) {
+	if g.write != nil { // the piece goes to the backing device
+		g.gone = true
+		g.finish(l, ErrSSDLost)
+		return
+	}
+	from, n, _ := blockPart(g.span, g.r, g.blk)
+	switch {
+	case l.stopped(g.b):
+		g.finish(l, ErrSSDLost)
+	case !cached || g.e.st.onBacking() || sectors(from, n)&g.e.st == 0:
+		g.r.reached |= reachedBacking
+		g.direct(l)
+	case l.holds(g.b) && !l.overdue(g.r):
+		g.park(l)
+	default:
+		g.finish(l, fmt.Errorf("block %d of %s: %w", g.blk, g.b.name, ErrSSDLost))
+	}
 }

@@ -71,7 +71,7 @@ func (v *eviction) start() {
 	}
 	v.running, v.last = true, last
 	v.w = waiter{lane: l, owner: v}
-	if c.journal.waitDurable(last, &v.w, false) {
+	if mutated(mutBucketReused) || c.journal.waitDurable(last, &v.w, false) {
 		v.run(l, nil)
 	}
 }
@@ -299,7 +299,7 @@ func (v *eviction) release(l *Lane) {
 			op.Kind, op.Dev, op.arg = OpDiscard, SSD, uint32(b)
 			op.Off, op.Len = c.geo.slotOff(Slot(int64(b)*c.geo.slotsPerBucket())), c.geo.BucketBytes
 			v.trims++
-			l.d.Submit(op)
+			l.send(op)
 		default:
 			c.alloc.addFree(b)
 		}

@@ -15,7 +15,10 @@ type flush struct {
 	r       *Request
 	w       waiter
 	pending int
+	parked  bool   // it waits for news of the SSD, not for a commit
+	again   bool   // the write of the request has to be made again
 	covers  uint64 // changes of the backing device
+	later   uint64 // those of the second flush of it, without the SSD
 	err     error
 	next    *flush
 }
@@ -30,10 +33,12 @@ func (l *Lane) startFlush(r *Request, scope flushScope) {
 	}
 	*f = flush{r: r, pending: 1}
 	f.w = waiter{lane: l, owner: f}
-	if scope&flushBacking != 0 && !mutated(mutBackingUnflushed) {
-		if r.Op == ReqFlush && r.b.unreported.Load() && r.b.unreported.CompareAndSwap(true, false) {
-			f.err = ErrLost
-		}
+	lost := l.c.lost() // then there is one flush of the backing device for both
+	if scope&flushBacking != 0 && r.Op == ReqFlush && r.b.unreported.Load() &&
+		r.b.unreported.CompareAndSwap(true, false) {
+		f.err = ErrLost
+	}
+	if scope&flushBacking != 0 && !lost && !mutated(mutBackingUnflushed) {
 		if f.covers = r.b.wrote.Load(); r.b.direct.Load() > r.b.flushed.Load() {
 			f.pending++
 			op := l.newOp(f)
@@ -43,7 +48,9 @@ func (l *Lane) startFlush(r *Request, scope flushScope) {
 	}
 	if scope&flushSSD != 0 {
 		f.pending++
-		if l.c.journal.waitDurable(l.c.journal.nextLSN()-1, &f.w, false) {
+		if lost {
+			f.withoutSSD(l)
+		} else if l.c.journal.waitDurable(l.c.journal.nextLSN()-1, &f.w, false) {
 			f.pending--
 		} else {
 			l.commitBegins(r)
@@ -53,15 +60,67 @@ func (l *Lane) startFlush(r *Request, scope flushScope) {
 }
 
 func (f *flush) opDone(l *Lane, op *Op, err error) {
-	if err == nil {
+	switch {
+	case err != nil:
+	case op.arg == flushLater:
+		f.r.b.flushDone(f.later, op.losses)
+	default:
 		f.r.b.flushDone(f.covers, op.losses)
 	}
 	f.done(l, err)
 }
 
+// run goes on when the journal is durable, or when it is known that it will not be.
 func (f *flush) run(l *Lane, err error) {
-	l.commitEnds(f.r)
-	f.done(l, err)
+	if !f.parked {
+		l.commitEnds(f.r)
+	}
+	switch {
+	case err != nil || f.parked && l.c.lost():
+		f.withoutSSD(l)
+	case f.parked: // it has come back
+		f.parked = false
+		if l.c.journal.waitDurable(l.c.journal.nextLSN()-1, &f.w, false) {
+			f.done(l, nil)
+		} else {
+			l.commitBegins(f.r)
+		}
+	default:
+		f.done(l, nil)
+	}
+}
+
+// flushLater is the Op.arg of a flush of the backing device that stands in for a commit.
+const flushLater = 1
+
+// withoutSSD makes durable what can be without the SSD: the backing device then has all that was
+// acknowledged, but for dirty data that the SSD has as well, on record.
+func (f *flush) withoutSSD(l *Lane) {
+	r := f.r
+	b := r.b
+	f.parked = false
+	if r.Op == ReqWrite && r.touched&touchedSSD != 0 {
+		// A write with FUA that has gone to the SSD, perhaps without a record: it is made again.
+		f.again = true
+		f.done(l, nil)
+		return
+	}
+	if pass, err := l.mayFlush(b, r.Op == ReqFlush); pass != passGo {
+		if pass == passFail {
+			f.done(l, err)
+			return
+		}
+		f.parked = true
+		l.c.ssdHealth.park(l.c, &f.w)
+		return
+	}
+	if f.later = b.wrote.Load(); f.later <= b.flushed.Load() {
+		f.done(l, nil)
+		return
+	}
+	op := l.newOp(f)
+	op.Kind, op.Dev, op.arg = OpFlush, b.id, flushLater
+	l.issue(op, r)
 }
 
 func (f *flush) done(l *Lane, err error) {
@@ -71,12 +130,17 @@ func (f *flush) done(l *Lane, err error) {
 	if f.pending--; f.pending > 0 {
 		return
 	}
-	r := f.r
+	r, again := f.r, f.again && f.err == nil
 	r.Err = f.err
 	if r.Err == nil {
 		r.b.order.cut(LSN(l.c.journal.durableLSN.Load()))
 	}
 	f.r, f.next = nil, l.freeFlushes
 	l.freeFlushes = f
+	if again {
+		r.touched = 0
+		l.startThrough(r, span{r.Off, r.Len}, false)
+		return
+	}
 	l.finish(r)
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"io"
+	"slices"
 	"testing"
 	"time"
 )
@@ -20,7 +21,12 @@ type harness struct {
 	now   int64
 	done  bool
 	fail  func(op *Op) error // decides the outcome of an operation, if set
-	count map[OpKind]int     // of completed SSD operations
+	stuck func(op *Op) bool  // says which operations do not end, if set
+	opts  Options
+
+	noSwap             bool
+	swapped, reclaimed int
+	count              map[OpKind]int // of completed SSD operations
 
 	finish func(r *Request) // called by Driver.Finish, if set
 	pick   func() int       // chooses the operation to complete next, if set; -1 for none
@@ -49,7 +55,7 @@ func newHarness(t *testing.T, ssd memStorage, backing int) *harness {
 }
 
 func (h *harness) open() {
-	c, err := Open(h.ssd, Options{})
+	c, err := Open(h.ssd, h.opts)
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -70,19 +76,31 @@ func (h *harness) Finish(r *Request) {
 	h.done = true
 }
 
-func (h *harness) Wake()        {}
+func (h *harness) Wake() {}
+
+// Swap and Reclaim make it a Swapper.
+func (h *harness) Swap(r *Request) (int, bool) {
+	if h.noSwap {
+		return 0, false
+	}
+	h.swapped++
+	r.Data = bytes.Clone(r.Data)
+	return h.swapped, true
+}
+
+func (h *harness) Reclaim(int)  { h.reclaimed++ }
 func (h *harness) Now() int64   { return h.now }
 func (h *harness) Clock() int64 { return h.now + h.ahead }
 
 // step completes the oldest operation, or the one that was picked, and runs what was woken.
 func (h *harness) step() {
-	i := 0
-	if h.pick != nil && len(h.ops) > 0 {
+	i := h.runnable()
+	if h.pick != nil && i >= 0 {
 		i = h.pick()
 	}
-	if len(h.ops) > 0 && i >= 0 {
+	if i >= 0 {
 		op := h.ops[i]
-		h.ops = append(h.ops[:i:i], h.ops[i+1:]...)
+		h.ops = slices.Delete(h.ops, i, i+1)
 		h.now += h.lapse
 		if op.Req != nil {
 			op.Mem = h.hidden[op.ReqOff:][:op.Len]
@@ -111,6 +129,11 @@ func (h *harness) step() {
 	h.l.Run()
 }
 
+// runnable is the oldest operation that can end, -1 if there is none.
+func (h *harness) runnable() int {
+	return slices.IndexFunc(h.ops, func(op *Op) bool { return h.stuck == nil || !h.stuck(op) })
+}
+
 // do plays a request to its end.
 func (h *harness) do(r *Request) error {
 	h.t.Helper()
@@ -121,7 +144,7 @@ func (h *harness) do(r *Request) error {
 			h.t.Fatal("the request does not end")
 		}
 		h.step()
-		if len(h.ops) == 0 && !h.done {
+		if h.runnable() < 0 && !h.done {
 			h.tick()
 		}
 	}

@@ -31,6 +31,12 @@ func (c *Cache) SetHead(id BackingID, epoch uint64) error {
 	return err
 }
 
+// NoteUse notes, on the SSD, that a backing device is in use from now on, so that no fingerprint of it counts,
+// and the epoch that its header has; 0: not known. It is for one that was missing when the cache was opened.
+func (c *Cache) NoteUse(id BackingID, head uint64) error {
+	return c.change(id, func(r *BackingRecord) { r.Print, r.Head = Fingerprint{}, head }, func(*Backing) {})
+}
+
 // CheckSize reports whether a device of that size can be formatted; bucketBytes as in
 // FormatOptions.
 func CheckSize(deviceBytes, bucketBytes int64) error {

@@ -31,6 +31,9 @@ const (
 	stStored = stMask | stDirty | stBad | stPinned
 )
 
+// onBacking reports whether the backing device has what the entry has.
+func (s state) onBacking() bool { return s&(stDirty|stPending) != stDirty }
+
 func (s state) full() bool { return s&stMask == fullMask }
 
 // stShadow is the state of a slot with a version that the index does not know any more, but that the

@@ -2,7 +2,6 @@ package cache
 
 import (
 	"encoding/binary"
-	"fmt"
 	"sync"
 	"sync/atomic"
 )
@@ -105,6 +104,9 @@ func (j *journal) reserveLocked(n int) bool {
 
 // fits reserves n records unless that leaves less than the given number of records and pages.
 func (j *journal) fits(n int, records, pages uint64) bool {
+	if j.c.lost() {
+		return false
+	}
 	used := uint64(j.mu.next) - j.durableLSN.Load() + j.mu.reserved + uint64(n)
 	if used+records > j.mu.ring.cap || used/pageRecords+1+j.margin+pages > j.freePages() {
 		return false
@@ -119,6 +121,11 @@ func (j *journal) freePages() uint64 { return j.pages - (j.mu.pageSeq - j.mu.tai
 func (j *journal) reserveOrWait(n int, w *waiter) bool {
 	j.mu.Lock()
 	ok := j.reserveLocked(n)
+	if !ok && j.c.lost() {
+		j.mu.Unlock()
+		w.wake(ErrSSDLost)
+		return false
+	}
 	if !ok {
 		j.mu.credits.push(w)
 	}
@@ -174,6 +181,29 @@ func (j *journal) appendLocked(r record, touched []BucketID) (l LSN, half bool) 
 	return l, uint64(j.mu.next)-j.durableLSN.Load() == j.mu.ring.cap/2
 }
 
+// release lets go of all who wait for the journal.
+func (j *journal) release(err error) {
+	j.mu.Lock()
+	list := j.mu.waiting.takeAll()
+	list.join(j.mu.credits.takeAll())
+	j.mu.Unlock()
+	list.wakeAll(err)
+}
+
+// cleanPending makes clean what records that are not on the SSD say of these slots.
+func (j *journal) cleanPending(slots map[Slot]key) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for l := LSN(j.durableLSN.Load()); l < j.mu.next; l++ {
+		p := j.mu.ring.at(l)
+		r := decodeRecord(p)
+		if r.kind == recMap && slots[Slot(r.slot)] == makeKey(r.backing, r.block) {
+			r.flags &^= recDirty
+			r.encode(p)
+		}
+	}
+}
+
 // nextLSN is the LSN that the next record will get.
 func (j *journal) nextLSN() LSN {
 	j.mu.Lock()
@@ -194,6 +224,11 @@ func (j *journal) waitDurable(l LSN, w *waiter, urgent bool) bool {
 	if j.isDurable(l) {
 		j.mu.Unlock()
 		return true
+	}
+	if j.c.lost() {
+		j.mu.Unlock()
+		w.wake(ErrSSDLost)
+		return false
 	}
 	w.lsn = l
 	j.mu.waiting.push(w)
@@ -323,7 +358,7 @@ const (
 // start begins a commit on the lane unless one runs.
 func (j *journal) start(l *Lane) {
 	j.mu.Lock()
-	if j.mu.running {
+	if j.mu.running || j.c.lost() {
 		j.mu.Unlock()
 		return
 	}
@@ -365,7 +400,7 @@ func (k *commit) begin(l *Lane) {
 	}
 	op := l.newOp(k)
 	op.Kind, op.Dev = OpFlush, SSD
-	l.d.Submit(op)
+	l.send(op)
 }
 
 // skipFlush is for mutants.
@@ -489,7 +524,7 @@ func (k *commit) submit(l *Lane, seq, from, n uint64) {
 	op.Len = int64(len(op.Mem))
 	k.writes++
 	l.count(&l.stats.MetadataBytes, op.Len)
-	l.d.Submit(op)
+	l.send(op)
 }
 
 // written publishes what became durable and goes on with the next round or ends.
@@ -525,8 +560,9 @@ func (k *commit) written(l *Lane) {
 	k.finish(l)
 }
 
-// finish ends the commit, or lets the next begin on the lane of who waits for more. After an error all who
-// wait are told, and the records stay pending for a later try on new pages.
+// finish ends the commit, or lets the next begin on the lane of who waits for more. After an error they
+// go on waiting: the background tries again, with the same pages, until the SSD takes them or counts
+// as lost (Cache.ssdHealth).
 func (k *commit) finish(l *Lane) {
 	j, err := k.j, k.err      // k is another lane's as soon as running is false
 	if k.seal && err != nil { // who has begun to wait meanwhile gets a try of his own
@@ -534,17 +570,20 @@ func (k *commit) finish(l *Lane) {
 		err = nil
 	}
 	k.seal = false
-	var failed waitList
-	j.mu.Lock()
+	h := &l.c.ssdHealth
 	if err != nil {
-		failed = j.mu.waiting.takeAll()
-		failed.join(j.mu.credits.takeAll())
+		now := l.d.Now()
+		h.commitFailed.Store(now)
+		h.commitFailing.CompareAndSwap(0, now)
+	} else {
+		h.commitFailing.Store(0)
 	}
+	j.mu.Lock()
 	next := j.mu.waiting.head
 	if next == nil {
 		next = j.mu.credits.head
 	}
-	again := next != nil && j.mu.next > LSN(j.durableLSN.Load())
+	again := err == nil && next != nil && j.mu.next > LSN(j.durableLSN.Load())
 	j.mu.running = again
 	if again {
 		k.step, k.resume.lane = commitNext, next.lane
@@ -553,11 +592,10 @@ func (k *commit) finish(l *Lane) {
 	if l.c.tasks.some.Load() {
 		l.c.pokeBackground() // some task may have waited for this commit
 	}
-	if err != nil {
-		l.count(&l.stats.JournalErrors, 1)
-		failed.wakeAll(fmt.Errorf("commit journal: %w", err))
-	}
 	switch {
+	case err != nil:
+		l.count(&l.stats.JournalErrors, 1)
+		l.c.pokeBackground()
 	case again && next.lane == l:
 		k.begin(l)
 	case again:

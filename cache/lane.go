@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"ubcache/policy"
 )
@@ -39,14 +40,18 @@ type Lane struct {
 	io    [MaxBackings + 1]ioStats
 
 	attrs      attrCounters
+	tenant     lastTenant
 	traces     traceRing
 	freeTracks *track
 	latency    *latencies // nil until a request has a deadline
 
 	sched policy.Scheduler
 
-	parked opList                 // operations that wait for backing devices
-	flying [MaxBackings + 1]int32 // operations on backing devices under way
+	ssdOps  onSSD                  // under way
+	refused *Op                    // operations that a lost SSD does not get
+	heard   atomic.Uint64          // the newest change of the SSD's health that it acts by
+	parked  opList                 // operations that wait for backing devices
+	flying  [MaxBackings + 1]int32 // operations on backing devices under way
 
 	bg *background // of the one lane that does the background work
 }
@@ -57,8 +62,9 @@ func (c *Cache) NewLane(d Driver) *Lane {
 	for i := range l.open {
 		l.open[i].id = noBucket
 	}
-	c.control.Lock()
-	defer c.control.Unlock()
+	c.roll.Lock()
+	defer c.roll.Unlock()
+	l.heard.Store(c.ssdHealth.turns.Load())
 	old := *c.lanes.Load()
 	lanes := append(old[:len(old):len(old)], l)
 	c.lanes.Store(&lanes)
@@ -73,8 +79,8 @@ func (l *Lane) Close() {
 	}
 	l.freePools()
 	c := l.c
-	c.control.Lock()
-	defer c.control.Unlock()
+	c.roll.Lock()
+	defer c.roll.Unlock()
 	c.past.addLane(l, *c.backings.Load())
 	lanes := slices.DeleteFunc(slices.Clone(*c.lanes.Load()), func(o *Lane) bool { return o == l })
 	c.lanes.Store(&lanes)
@@ -101,6 +107,13 @@ func (l *Lane) post(w *waiter) {
 
 // Run continues what has been woken. The loop calls it after Driver.Wake.
 func (l *Lane) Run() {
+	if n := l.c.ssdHealth.turns.Load(); n != l.heard.Load() {
+		l.heard.Store(n)
+	}
+	l.refuseOps()
+	if l.c.health() != HealthOK {
+		l.abandonStuck()
+	}
 	l.mail.Lock()
 	list := l.mail.list.takeAll()
 	l.mail.woken = false
@@ -114,7 +127,12 @@ func (l *Lane) Run() {
 
 // Complete takes the outcome of an operation from the driver.
 func (l *Lane) Complete(op *Op, err error) {
-	if op.Dev != SSD {
+	if op.Dev == SSD {
+		l.ssdOps.remove(op)
+		if err != nil {
+			l.c.ssdFailed(err)
+		}
+	} else {
 		l.flying[op.Dev]--
 		if err != nil && l.hold(op, err) {
 			l.dispatch()
@@ -137,6 +155,9 @@ func (l *Lane) conclude(op *Op, err error) {
 	}
 	if op.begun != 0 {
 		l.latency.end(op, l.d.Now(), err)
+	}
+	if op.from != nil {
+		op.from.flying--
 	}
 	op.done.opDone(l, op, err)
 	*op = Op{next: l.freeOps}
@@ -192,6 +213,10 @@ func (l *Lane) transfer(done completer, kind OpKind, dev BackingID, devOff int64
 	op.Kind, op.Dev, op.Off, op.Len, op.arg = kind, dev, devOff, int64(n), arg
 	if r.Data != nil {
 		op.Mem = r.Data[reqOff : reqOff+n : reqOff+n]
+		if kind == OpRead {
+			op.from = r
+			r.flying++
+		}
 	} else {
 		op.Req, op.ReqOff = r, reqOff
 	}

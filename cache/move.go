@@ -114,7 +114,7 @@ func (m *mover) verify(l *Lane, i, j int, err error) {
 		if bad {
 			m.live[i] = false
 			if b := l.c.backing(k.backing()); b != nil {
-				l.distrust(b, k, m.keys[i].slot)
+				l.distrust(b, k, m.keys[i].slot, err != nil)
 			}
 		}
 	}
@@ -143,7 +143,9 @@ func (m *mover) insert(l *Lane) {
 	c := l.c
 	if m.err != nil {
 		for _, r := range m.runs {
-			c.buckets[c.bucketOf(r.first)].failed.Store(true)
+			if id := c.bucketOf(r.first); ofBucket(m.err) {
+				c.retire(id)
+			}
 		}
 		l.closeBucket(streamPinned) // another one next time
 	}
@@ -181,7 +183,7 @@ func (m *mover) insertOne(c *Cache, i int, to Slot) bool {
 	defer s.mu.Unlock()
 	e, ok := c.index.find(k)
 	b := c.backing(k.backing())
-	if !ok || b == nil || e.slot != m.keys[i].slot || e.st&(stDirty|stPinned) != stPinned {
+	if !ok || b == nil || c.lost() || e.slot != m.keys[i].slot || e.st&(stDirty|stPinned) != stPinned {
 		return false
 	}
 	e.owner = c.index.ownerOf(e.slot)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"time"
 )
 
 // Open starts a cache: it loads the index, replays the journal and what a killed daemon left in
@@ -30,6 +31,9 @@ func newCache(dev Storage, sb *Superblock, o Options) (*Cache, error) {
 		geo: sb.Geometry, checksums: sb.Checksums, epoch: sb.Epoch, opts: o, ssd: dev, sb: sb,
 		buckets: make([]bucket, sb.Geometry.Buckets),
 	}
+	c.stallLimit = limitOf(o.StallLimit, defaultStallLimit)
+	c.lossLimit = limitOf(o.LossLimit, defaultLossLimit)
+	c.publishSuper()
 	c.lanes.Store(&[]*Lane{})
 	c.backings.Store(&[MaxBackings + 1]*Backing{})
 	c.reserve = int(clamp(int64(c.geo.Buckets)/64, 4, 256))
@@ -58,6 +62,17 @@ func newCache(dev Storage, sb *Superblock, o Options) (*Cache, error) {
 	return c, c.newJournal()
 }
 
+// limitOf is a limit in nanoseconds, 0 if there is none.
+func limitOf(v, def time.Duration) int64 {
+	switch {
+	case v < 0:
+		return 0
+	case v == 0:
+		return int64(def)
+	}
+	return int64(v)
+}
+
 func (c *Cache) newJournal() error {
 	j := &c.journal
 	j.c, j.pages, j.cacheID = c, uint64(c.geo.JournalPages), cacheID(c.sb.UUID)
@@ -77,7 +92,7 @@ func (c *Cache) newJournal() error {
 
 func (c *Cache) addBacking(r *BackingRecord) *Backing {
 	b := &Backing{
-		id: r.ID, name: r.Name, size: r.Size, dataOff: r.DataOff, lbs: int64(r.LBS),
+		id: r.ID, name: r.Name, uuid: r.UUID, size: r.Size, dataOff: r.DataOff, lbs: int64(r.LBS),
 	}
 	b.wrote.Store(earlierLife)
 	b.direct.Store(earlierLife)
@@ -102,6 +117,8 @@ func (c *Cache) applyTunables(b *Backing, t Tunables) {
 	b.dirtyMax.Store(c.geo.slots() * int64(t.DirtyMax) / 100)
 	b.delay.Store(int64(t.WritebackDelay))
 	b.pinMax.Store(c.geo.slots() * int64(t.PinQuota) / 100)
+	b.lossKind.Store(uint32(t.Loss.Kind))
+	b.lossHold.Store(int64(t.Loss.Hold))
 	b.order.setLimits(c, b, t)
 	b.hold.Store(int64(t.BackingHold))
 }

@@ -70,9 +70,13 @@ func (o *order) live() bool {
 
 // admit promises room for n versions, or queues w, whose owner then asks again: while there are too
 // many of them, or the oldest is too old.
-func (o *order) admit(n int, now int64, w *waiter) bool {
+func (o *order) admit(c *Cache, n int, now int64, w *waiter) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if c.lost() {
+		w.wake(ErrSSDLost)
+		return false
+	}
 	have := o.mu.ring.len() + o.mu.promised
 	if have > 0 && (have+int64(n) > o.mu.allowed || o.ageLocked(now) > o.age.Load()) {
 		o.mu.room.push(w)
@@ -93,6 +97,25 @@ func (o *order) release(n int) {
 	o.mu.Unlock()
 	room.wakeAll(nil)
 }
+
+// wakeAll lets go of all who wait for the queue.
+func (o *order) wakeAll(err error) {
+	o.mu.Lock()
+	wake := o.mu.room.takeAll()
+	wake.join(o.mu.settled.takeAll())
+	o.mu.Unlock()
+	wake.wakeAll(err)
+}
+
+// said is the newest settled record.
+func (o *order) said() LSN {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.mu.last
+}
+
+// unsettled reports whether the backing device lacks something that was queued.
+func (o *order) unsettled() bool { return o.queued.Load()+o.shadows.Load() != 0 }
 
 // ageLocked is how long the oldest version has been in the queue; of one that an earlier process
 // made it is not known, and said to be half of what is allowed.
@@ -130,9 +153,13 @@ func (o *order) cut(durable LSN) {
 // waitSettled reports true if all versions with records before l are on the backing device; it
 // then returns the record that says so, which has to be durable before the backing device is
 // changed. Otherwise w's owner asks again when they are, or when the attempt failed.
-func (o *order) waitSettled(l LSN, w *waiter) (said LSN, ok bool) {
+func (o *order) waitSettled(c *Cache, l LSN, w *waiter) (said LSN, ok bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if c.lost() {
+		w.wake(ErrSSDLost)
+		return 0, false
+	}
 	if q := &o.mu.ring; q.len() != 0 && q.lsn(q.head) < l {
 		w.lsn = l
 		o.mu.settled.push(w)

@@ -77,7 +77,8 @@ func (p *orderPiece) verify(i, n int, err error) {
 	l := r.bg.l
 	if err != nil {
 		r.sick = err
-		if r.tries+1 < sickTries {
+		if r.tries+1 < sickTries || l.c.lost() || l.c.ssdHealth.gone.Load() || !ofBucket(err) {
+			r.tries = min(r.tries, sickTries-2)
 			return // nothing of this try counts
 		}
 	}
@@ -89,7 +90,7 @@ func (p *orderPiece) verify(i, n int, err error) {
 		}
 		p.bad[i] = true
 		r.b.order.lost.Add(1)
-		if l.distrust(r.b, v.k, v.slot) == distrustChanged {
+		if l.distrust(r.b, v.k, v.slot, false) == distrustChanged {
 			l.io[r.b.id].BadBlocks.Add(1) // a shadow
 		}
 	}

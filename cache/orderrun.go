@@ -85,7 +85,7 @@ func (r *orderRun) flush() {
 	r.waits, r.wrote = 1, r.b.wrote.Load()
 	op := l.newOp(r)
 	op.Kind, op.Dev = OpFlush, r.b.id
-	l.d.Submit(op)
+	l.issue(op, nil)
 }
 
 // begin starts the next batch, if one is due.
@@ -194,7 +194,7 @@ func (r *orderRun) pieceDone() {
 		return
 	case r.sick != nil:
 		if r.tries++; r.tries < sickTries {
-			r.fail(r.sick)
+			r.later()
 			return
 		}
 	}
@@ -208,7 +208,11 @@ func (r *orderRun) opDone(l *Lane, op *Op, err error) {
 	if r.step == orderProbe {
 		l.freePage(op.Mem)
 	}
-	if err != nil {
+	switch {
+	case err != nil && r.step == orderProbe:
+		r.later()
+		return
+	case err != nil:
 		r.fail(err)
 		return
 	}
@@ -234,15 +238,15 @@ func (r *orderRun) opDone(l *Lane, op *Op, err error) {
 	r.settle()
 }
 
-// fail leaves the batch to a later try, and tells those who wait for it.
+// later leaves the batch to a later try because of the SSD. Those who wait for it go on waiting: the SSD
+// returns what is wanted, or it is lost, one version or all of it.
+func (r *orderRun) later() { r.busy, r.retry = false, r.bg.l.d.Now()+errorPause }
+
+// fail leaves the batch to a later try because of the backing device, and tells those who wait for it.
 func (r *orderRun) fail(err error) {
 	o := &r.b.order
-	r.busy, r.retry = false, r.bg.l.d.Now()+errorPause
-	o.mu.Lock()
-	wake := o.mu.room.takeAll()
-	wake.join(o.mu.settled.takeAll())
-	o.mu.Unlock()
-	wake.wakeAll(err)
+	r.later()
+	o.wakeAll(err)
 }
 
 // settle makes the batch history: the backing device has it for good.

@@ -12,7 +12,7 @@ import (
 // loses the ring, and with it what no FLUSH had covered: that is what a volatile cache may do.
 //
 // First page: magic (8), cache UUID (16), epoch (8), capacity (8), first LSN not on the SSD (8),
-// next LSN (8); then records of 24 bytes at LSN modulo capacity. The next LSN is stored last, by
+// next LSN (8), 1 if the SSD was lost (8); then records of 24 bytes at LSN modulo capacity. The next LSN is stored last, by
 // one atomic store, so a record is there as a whole or not at all.
 const (
 	pendingMagic   = "UBCPEND\x01"
@@ -21,6 +21,9 @@ const (
 	pendingCap     = 32
 	pendingDurable = 40
 	pendingNext    = 48
+	// pendingLost is not 0 if the SSD was lost: what the records speak of may have been in its
+	// volatile cache.
+	pendingLost = 56
 
 	// PendingBytes is the size that Options.Pending must have.
 	PendingBytes   = pageSize + maxPendingRecs*recordBytes
@@ -33,26 +36,35 @@ type pendingRing struct {
 	cap   uint64
 }
 
-// loadPending returns the records of [durable, next) that an earlier process of this cache and
-// epoch left, and the LSN of the first; none if the memory is not such a ring.
-func loadPending(mem []byte, id UUID, epoch uint64) (first LSN, recs []record, err error) {
+// pendingRecords are the records of [durable, next) that an earlier process has left.
+type pendingRecords struct {
+	first LSN // of the first
+	list  []record
+	// lost says that the SSD was lost meanwhile: the records may speak of data that it does not have.
+	lost bool
+}
+
+// loadPending returns what an earlier process of this cache and epoch left; nothing if the memory is
+// not such a ring.
+func loadPending(mem []byte, id UUID, epoch uint64) (r pendingRecords, err error) {
 	if len(mem) < PendingBytes || string(mem[:8]) != pendingMagic {
-		return 0, nil, nil
+		return r, nil
 	}
 	le := binary.LittleEndian
 	if UUID(mem[pendingUUID:pendingUUID+16]) != id || le.Uint64(mem[pendingEpoch:]) != epoch {
-		return 0, nil, nil
+		return r, nil
 	}
 	durable, next := le.Uint64(mem[pendingDurable:]), le.Uint64(mem[pendingNext:])
 	n := le.Uint64(mem[pendingCap:])
 	if n == 0 || n > maxPendingRecs || next < durable || next-durable > n {
-		return 0, nil, fmt.Errorf("%w: pending ring has records %d to %d in %d places",
+		return r, fmt.Errorf("%w: pending ring has records %d to %d in %d places",
 			ErrCorrupt, durable, next, n)
 	}
 	for l := durable; l < next; l++ {
-		recs = append(recs, decodeRecord(mem[pageSize+l%n*recordBytes:]))
+		r.list = append(r.list, decodeRecord(mem[pageSize+l%n*recordBytes:]))
 	}
-	return LSN(durable), recs, nil
+	r.first, r.lost = LSN(durable), le.Uint64(mem[pendingLost:]) != 0
+	return r, nil
 }
 
 // reset makes the ring an empty one of this cache and epoch, beginning at next.
@@ -65,6 +77,7 @@ func (p *pendingRing) reset(id UUID, epoch uint64, records uint64, next LSN) {
 	le.PutUint64(p.mem[pendingCap:], records)
 	le.PutUint64(p.mem[pendingDurable:], uint64(next))
 	le.PutUint64(p.mem[pendingNext:], uint64(next))
+	le.PutUint64(p.mem[pendingLost:], 0)
 	atomic.StoreUint64(&p.words[0], binary.NativeEndian.Uint64([]byte(pendingMagic)))
 }
 
@@ -74,6 +87,10 @@ func (p *pendingRing) at(l LSN) []byte {
 
 // publish makes the records before next part of the ring.
 func (p *pendingRing) publish(next LSN) { atomic.StoreUint64(&p.words[pendingNext/8], uint64(next)) }
+
+// distrust and trust note whether the SSD may have lost what it had not been flushed for.
+func (p *pendingRing) distrust() { atomic.StoreUint64(&p.words[pendingLost/8], 1) }
+func (p *pendingRing) trust()    { atomic.StoreUint64(&p.words[pendingLost/8], 0) }
 
 // forget drops the records before durable, which the SSD has.
 func (p *pendingRing) forget(durable LSN) {

@@ -1,6 +1,9 @@
 package cache
 
-import "fmt"
+import (
+	"errors"
+	"fmt"
+)
 
 // readPiece reads the part of a request that lies in one region: hits from the SSD, the rest
 // from the backing device, into the request's data. Runs of blocks that lie side by side on
@@ -14,8 +17,11 @@ type readPiece struct {
 	span span
 	fill bool // admitted: misses enter the cache
 	held bool // lock is on its stripe
-	// unfilled says that the SSD failed the fill.
+	// unfilled says that the SSD failed the fill, failed that it failed a read,
+	// and away that it was, or may be, for the SSD's absence.
 	unfilled bool
+	failed   bool
+	away     bool
 	step     readStep
 	lock     rangeLock
 	w        waiter
@@ -55,7 +61,7 @@ func (l *Lane) startRead(r *Request, s span, fill bool) {
 		l.freeReads = p.next
 	}
 	p.r, p.span, p.fill, p.held, p.step, p.err = r, s, fill, false, readFirst, nil
-	p.unfilled, p.losses = false, r.b.losses.Load()
+	p.unfilled, p.failed, p.away, p.losses = false, false, false, r.b.losses.Load()
 	p.first, p.n = s.first(), int(s.last()-s.first())+1
 	p.again, p.group = [regionBlocks / 64]uint64{}, [regionBlocks / 64]uint64{}
 	p.w = waiter{lane: l, owner: p}
@@ -89,13 +95,23 @@ const slowSlot = noSlot - 1
 // lookUp finds out where each block is, pins what is on the SSD and starts the reads.
 func (p *readPiece) lookUp(l *Lane) {
 	c, b := l.c, p.r.b
-	avoid := false
+	health := c.health()
+	lost, avoid := health == HealthLost, health != HealthOK
+	if avoid && p.fill && !p.held {
+		p.fill = false
+		p.r.notCached()
+	}
+	if lost && l.stopped(b) {
+		p.fail(ErrSSDLost)
+		p.finish(l, 0)
+		return
+	}
 	if p.r.timed() {
 		if l.overdue(p.r) {
 			p.giveUp(l)
 			return
 		}
-		avoid = l.avoidsSSD(p.r)
+		avoid = avoid || l.avoidsSSD(p.r)
 	}
 	s := c.index.stripeOf(b.id, p.first)
 	hits, slow := 0, 0
@@ -114,8 +130,16 @@ func (p *readPiece) lookUp(l *Lane) {
 				miss.to = i + 1
 			}
 			continue
-		case avoid && e.st&stDirty == 0:
+		case avoid && e.st&stDirty == 0 || health != HealthOK && e.st.onBacking():
 			p.slots[i] = noSlot
+			continue
+		case lost:
+			if from, n, _ := p.part(i); sectors(from, n)&e.st == 0 {
+				p.slots[i] = noSlot
+				continue
+			}
+			p.slots[i] = slowSlot
+			slow++
 			continue
 		case !e.st.full() || e.st&stBad != 0 || (c.checksums && !p.whole(i)):
 			p.slots[i] = slowSlot
@@ -263,7 +287,7 @@ func (p *readPiece) opDone(l *Lane, op *Op, err error) {
 	case p.step == readFilled:
 		if err != nil {
 			p.unfilled = true
-			l.ssdWriteFailed(p.r.b, p.runs)
+			l.ssdWriteFailed(p.r.b, p.runs, err)
 		}
 	case op.Dev == SSD:
 		p.verify(l, op, i, n, err)
@@ -290,12 +314,14 @@ func (p *readPiece) verify(l *Lane, op *Op, i, n int, err error) {
 		if bad {
 			p.again[j/64] |= 1 << (j % 64)
 		}
-		if err != nil && n > 1 && !mutated(mutGroupLost) {
+		if err != nil && n > 1 && !errors.Is(err, errStuck) && !mutated(mutGroupLost) {
 			p.group[j/64] |= 1 << (j % 64)
 		}
 	}
 	if err != nil {
-		l.ssdReadFailed(p.r.b, p.slots[i], n)
+		p.failed = true
+		p.away = p.away || !ofBucket(err)
+		l.ssdReadFailed(p.r.b, p.slots[i], n, err)
 	}
 	c.buckets[c.bucketOf(p.slots[i])].pins.Add(-int32(n))
 }
@@ -337,7 +363,12 @@ func (p *readPiece) readAgain(l *Lane) {
 			continue
 		}
 		k := makeKey(p.r.b.id, p.first+Block(i))
-		switch l.distrust(p.r.b, k, p.slots[i]) {
+		switch l.distrust(p.r.b, k, p.slots[i], p.failed) {
+		case distrustUnsure:
+			p.waits++
+			g := l.newReadEdge(p, i)
+			g.away = p.away
+			g.await(l)
 		case distrustLost:
 			p.fail(fmt.Errorf("block %d of %s: %w", p.first+Block(i), p.r.b.name, ErrDirtyBad))
 		case distrustChanged:
@@ -366,13 +397,14 @@ const (
 	distrustDropped distrustResult = iota // was clean: it is not cached any more
 	distrustLost                          // is dirty
 	distrustLeft                          // is pending: the backing device has it
+	distrustUnsure                        // is dirty, but perhaps it is not the block that is bad
 	distrustChanged                       // is in another slot by now, or gone
 )
 
 // distrust takes a block whose slot was not returned right out of the cache if it is clean. One that
 // is pending stays on record until the backing device has been flushed, or else a crash could turn
-// it back.
-func (l *Lane) distrust(b *Backing, k key, slot Slot) distrustResult {
+// it back. With failed the SSD has returned an error, which may be one of the whole SSD.
+func (l *Lane) distrust(b *Backing, k key, slot Slot, failed bool) distrustResult {
 	c := l.c
 	room := c.journal.reserve(1)
 	s := c.index.stripeOf(b.id, k.block())
@@ -381,16 +413,18 @@ func (l *Lane) distrust(b *Backing, k key, slot Slot) distrustResult {
 	result := distrustChanged
 	switch {
 	case !ok || e.slot != slot:
-	case e.st&stPending != 0:
+	case e.st.onBacking() && (e.st&stPending != 0 || c.health() != HealthOK || failed && c.ssdHealth.doubt.Load()):
 		// The backing device has the only copy now, so a FLUSH is to it.
 		b.relyOn(b.wrote.Load())
 		result = distrustLeft
-		if e.st&stLeave == 0 {
+		if e.st&stPending != 0 && e.st&stLeave == 0 {
 			c.setState(b, e, e.st|stLeave)
 			l.io[b.id].HealedBlocks.Add(1)
 		}
 	case e.st&stDirty != 0 && mutated(mutDirtyHealed):
 		result = distrustLeft
+	case e.st&stDirty != 0 && failed:
+		result = distrustUnsure
 	case e.st&stDirty != 0:
 		result = distrustLost
 		if e.st&stBad == 0 {
@@ -430,7 +464,7 @@ func (l *Lane) heal(b *Backing, s *stripe, k key, e entry, room bool) bool {
 // maybeFill writes the misses to the SSD, if they are still wanted there.
 func (p *readPiece) maybeFill(l *Lane) {
 	n := p.miss.to - p.miss.from
-	if !p.held || p.err != nil || (p.r.Data == nil && p.buf == nil) || !l.c.journal.reserve(n) {
+	if !p.held || p.err != nil || l.c.health() != HealthOK || (p.r.Data == nil && p.buf == nil) || !l.c.journal.reserve(n) {
 		if p.held {
 			p.r.notCached()
 		}
@@ -477,6 +511,7 @@ func (p *readPiece) insert(l *Lane) {
 	s := c.index.stripeOf(b.id, p.first)
 	used, i := 0, p.miss.from
 	s.mu.Lock()
+	p.unfilled = p.unfilled || c.lost()
 	if !p.lock.cancelled && !p.unfilled {
 		for _, r := range p.runs {
 			for j := range r.n {
@@ -529,21 +564,4 @@ func (p *readPiece) finish(l *Lane, unused int) {
 	p.r, p.buf, p.next = nil, nil, l.freeReads
 	l.freeReads = p
 	l.pieceDone(r, err)
-}
-
-// ssdWriteFailed notes a failed write of slots: their bucket is used no more once it is empty.
-func (l *Lane) ssdWriteFailed(b *Backing, runs []slotRun) {
-	l.io[b.id].SSDErrors.Add(1)
-	for _, r := range runs {
-		l.c.buckets[l.c.bucketOf(r.first)].failed.Store(true)
-	}
-}
-
-// ssdReadFailed notes a failed read of n slots. The bucket of one that fails by itself is used no more once
-// it is empty: what is written there next would be the only copy.
-func (l *Lane) ssdReadFailed(b *Backing, s Slot, n int) {
-	l.io[b.id].SSDErrors.Add(1)
-	if n == 1 {
-		l.c.buckets[l.c.bucketOf(s)].failed.Store(true)
-	}
 }

@@ -29,6 +29,8 @@ const (
 	recCleanOnly = 1 << 1
 	recPinned    = 1 << 2
 	recOrdered   = 1 << 3 // the slot has a version that was queued; see order
+	recPending   = 1 << 4 // dirty, but the backing device had it
+	recBad       = 1 << 5 // dirty, and the SSD does not have it
 
 	recordBytes = 24
 )
@@ -95,15 +97,18 @@ func (r *record) check(g *Geometry) error {
 func (r *record) String() string {
 	switch r.kind {
 	case recMap:
-		pinned := ""
+		also := ""
 		if r.flags&recPinned != 0 {
-			pinned = " pinned"
+			also = " pinned"
+		}
+		if r.flags&recBad != 0 {
+			also += " lost"
 		}
 		if r.flags&recOrdered != 0 {
-			pinned += " ordered"
+			also += " ordered"
 		}
 		return fmt.Sprintf("map backing=%d block=%d slot=%d mask=%02x dirty=%v sum=%08x%s",
-			r.backing, r.block, r.slot, r.mask, r.flags&recDirty != 0, r.sum, pinned)
+			r.backing, r.block, r.slot, r.mask, r.flags&recDirty != 0, r.sum, also)
 	case recUnmap:
 		return fmt.Sprintf("unmap backing=%d block=%d count=%d clean-only=%v",
 			r.backing, r.block, r.sum, r.flags&recCleanOnly != 0)

@@ -20,6 +20,9 @@ type recovery struct {
 	torn    map[uint64]bool // places in the ring whose pages are neither whole nor empty
 	doubt   bool            // the page behind the end is one of them, so it is not known what it said
 	pending int             // records that came from the pending ring
+	lost    int             // dirty blocks of them that the SSD does not have
+	// doubtful says that the SSD was lost: it may lack data that the pending ring speaks of.
+	doubtful bool
 	// readOnly leaves the SSD as it is, lenient loads what damage leaves.
 	readOnly, lenient bool
 	cold              bool // nothing of what was loaded may be used
@@ -87,7 +90,15 @@ func (r *recovery) run() error {
 		return err
 	}
 	c.repaired = r.repairs()
-	return r.repair()
+	if err := r.repair(); err != nil {
+		return err
+	}
+	if r.doubtful && !r.cold {
+		if err := r.verifyPending(recs); err != nil {
+			return err
+		}
+	}
+	return r.dropMissed()
 }
 
 // readPages reads n pages, and where that fails page by page; bad says which cannot be read.
@@ -547,6 +558,9 @@ func (r *recovery) applyMap(l LSN, rec *record) {
 	e := entry{slot: slot, st: state(rec.mask), sum: rec.sum}
 	if rec.flags&recDirty != 0 {
 		e.st |= stDirty
+		if rec.flags&recBad != 0 {
+			e.st |= stBad
+		}
 	}
 	if rec.flags&recPinned != 0 && !mutated(mutPinForgotten) {
 		e.st |= stPinned
@@ -561,10 +575,10 @@ func (r *recovery) applyMap(l LSN, rec *record) {
 func (r *recovery) replayPending() ([]record, error) {
 	c := r.c
 	epoch := c.epoch
-	first, recs, err := loadPending(c.opts.Pending, c.sb.UUID, epoch)
-	if err == nil && len(recs) == 0 && c.sb.damaged != nil {
+	left, err := loadPending(c.opts.Pending, c.sb.UUID, epoch)
+	if err == nil && len(left.list) == 0 && c.sb.damaged != nil {
 		// The copy of the superblock that is lost was perhaps the one of the last start.
-		if first, recs, err = loadPending(c.opts.Pending, c.sb.UUID, epoch+1); len(recs) > 0 {
+		if left, err = loadPending(c.opts.Pending, c.sb.UUID, epoch+1); len(left.list) > 0 {
 			c.epoch++
 		}
 	}
@@ -573,6 +587,8 @@ func (r *recovery) replayPending() ([]record, error) {
 		r.dmg.problems = append(r.dmg.problems, newProblem(ProblemPending, DirtyLost, "%v", err))
 		return nil, nil
 	}
+	first, recs := left.first, left.list
+	r.doubtful = left.lost
 	if len(recs) == 0 {
 		return nil, nil
 	}

@@ -304,7 +304,7 @@ func (s *scrub) opDone(l *Lane, op *Op, err error) {
 		case s.step == scrubBacking:
 			s.unread[j] = err != nil
 		case err != nil:
-			s.failed[j] = true
+			s.failed[j] = ofBucket(err) && !l.c.lost() // else it says nothing about the block
 		case l.c.checksums:
 			k := makeKey(s.b.id, s.first+Block(j))
 			s.failed[j] = dataSum(s.ssd[j*BlockSize:][:BlockSize], uint64(k)) != s.ents[j].sum
@@ -333,7 +333,7 @@ func (s *scrub) judge(l *Lane) {
 			continue
 		}
 		blk := s.first + Block(i)
-		switch l.distrust(s.b, makeKey(s.b.id, blk), s.ents[i].slot) {
+		switch l.distrust(s.b, makeKey(s.b.id, blk), s.ents[i].slot, false) {
 		case distrustDropped:
 			s.note(func(r *ScrubReport) { r.Healed++ })
 		case distrustLost:

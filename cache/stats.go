@@ -1,12 +1,6 @@
 package cache
 
-import (
-	"maps"
-	"sync/atomic"
-)
-
-// counter is written by one lane and read by anybody.
-type counter = atomic.Int64
+import "maps"
 
 // ioStats are counters of one lane for one backing device. Bytes are as the client sees them.
 type ioStats struct {
@@ -34,6 +28,7 @@ type laneStats struct {
 	EvictedBuckets, EvictedBlocks       counter
 	MovedBlocks                         counter // pinned ones, out of the way of eviction
 	Checkpoints                         counter
+	Abandoned                           counter // operations on the SSD that took too long
 }
 
 func (l *Lane) count(c *counter, n int64) { c.Add(n) }
@@ -102,6 +97,12 @@ type Stats struct {
 	EvictedBlocks     int64 `json:"evicted_blocks"`
 	MovedBlocks       int64 `json:"moved_blocks"`
 	Checkpoints       int64 `json:"checkpoints"`
+	// How often the SSD became slow, was lost, and came back in place.
+	SSDSlows   int64 `json:"ssd_slows"`
+	SSDLosses  int64 `json:"ssd_losses"`
+	SSDReturns int64 `json:"ssd_returns"`
+	// Abandoned are operations on the SSD that requests did not wait for any more.
+	Abandoned int64 `json:"ssd_abandoned"`
 
 	Backings   map[BackingID]BackingStats `json:"backings"`
 	Attributes AttributesStats            `json:"attributes"`
@@ -109,8 +110,8 @@ type Stats struct {
 
 // Stats adds up the counters of all lanes.
 func (c *Cache) Stats() Stats {
-	c.control.Lock()
-	defer c.control.Unlock()
+	c.roll.Lock()
+	defer c.roll.Unlock()
 	s := c.past
 	s.Backings = maps.Clone(c.past.Backings)
 	s.Attributes = c.past.Attributes.clone()
@@ -118,6 +119,8 @@ func (c *Cache) Stats() Stats {
 		s.addLane(l, *c.backings.Load())
 	}
 	s.Attributes.finish()
+	h := &c.ssdHealth
+	s.SSDSlows, s.SSDLosses, s.SSDReturns = h.slows.Load(), h.losses.Load(), h.returns.Load()
 	return s
 }
 
@@ -134,6 +137,7 @@ func (s *Stats) addLane(l *Lane, backings [MaxBackings + 1]*Backing) {
 	s.EvictedBlocks += o.EvictedBlocks.Load()
 	s.MovedBlocks += o.MovedBlocks.Load()
 	s.Checkpoints += o.Checkpoints.Load()
+	s.Abandoned += o.Abandoned.Load()
 	s.Attributes.addCounters(&l.attrs)
 	if s.Backings == nil {
 		s.Backings = map[BackingID]BackingStats{}

@@ -22,7 +22,7 @@ func (s span) cut() (part, rest span) {
 
 // Submit takes a request. Driver.Finish answers it, perhaps before Submit returns.
 func (l *Lane) Submit(r *Request) {
-	r.Err, r.pending, r.touched, r.reached, r.next = nil, 0, 0, 0, nil
+	r.Err, r.pending, r.touched, r.reached, r.next, r.flying = nil, 0, 0, 0, nil, 0
 	r.res, r.track, r.hits = nil, nil, 0
 	r.serving, r.noticed, r.way = false, false, way{}
 	b := l.c.backing(r.Backing)
@@ -117,6 +117,11 @@ func (l *Lane) submitWrite(r *Request) {
 	io.WriteBytes.Add(r.Len)
 	admit := l.admits(r)
 	s := span{r.Off, r.Len}
+	if h := l.c.health(); h == HealthLost || h == HealthSlow && !l.anyDirty(b, s) {
+		r.notCached()
+		l.startThrough(r, s, false)
+		return
+	}
 	if b.pinned.Load() != 0 && (r.way.back || r.way.fill) && l.anyPinned(b, s) {
 		admit = true // a pin outlives a write
 		r.way.through = r.way.through || !r.way.back || l.full(b)
@@ -214,7 +219,6 @@ func (l *Lane) served(r *Request) {
 		if r.b.order.on.Load() {
 			scope = flushAll // it ends a batch, of which all has to be durable
 		}
-		r.touched = 0
 		l.startFlush(r, scope)
 		return
 	}

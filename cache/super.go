@@ -240,6 +240,8 @@ const (
 	bakTime    = 432
 	bakDirty   = 440
 	bakHead    = 448
+	bakLoss    = 456 // kind of the loss policy, and its hold in ms and 1; 0 is the default
+	bakWait    = 460
 )
 
 func (r *BackingRecord) encode(p []byte) {
@@ -265,6 +267,8 @@ func (r *BackingRecord) encode(p []byte) {
 		p[bakOrdered] = 1
 	}
 	le.PutUint32(p[bakHold:], encodeHold(r.Tunables.BackingHold))
+	p[bakLoss] = byte(r.Tunables.Loss.Kind)
+	le.PutUint32(p[bakWait:], uint32(r.Tunables.Loss.Hold/time.Millisecond)+1)
 	putString(p[bakName:bakSerial], r.Name)
 	putString(p[bakSerial:bakFSType], r.Identity.Serial)
 	putString(p[bakFSType:bakFSUUID], r.Identity.FSType)
@@ -308,6 +312,13 @@ func decodeBacking(p []byte) (r BackingRecord, ok bool) {
 	}
 	if r.Tunables.OrderedMax == 0 {
 		r.Tunables.OrderedMax = defaultOrderedMax
+	}
+	r.Tunables.Loss = LossPolicy{Kind: LossKind(p[bakLoss]), Hold: DefaultLossHold}
+	if int(r.Tunables.Loss.Kind) >= len(lossNames) {
+		r.Tunables.Loss.Kind = LossStop
+	}
+	if ms := le.Uint32(p[bakWait:]); ms != 0 {
+		r.Tunables.Loss.Hold = time.Duration(ms-1) * time.Millisecond
 	}
 	if r.Tunables.PinQuota < 0 {
 		r.Tunables.PinQuota = defaultPinQuota

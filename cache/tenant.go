@@ -60,6 +60,27 @@ func (t *tenants) row(id attrs.Tenant) uint8 {
 	return t.addLocked(id)
 }
 
+// tenantRow is the row of a request's tenant, which mostly is that of the one before.
+func (l *Lane) tenantRow(id attrs.Tenant) uint8 {
+	rows := l.c.tenants.byID.Load()
+	if rows == l.tenant.rows && id == l.tenant.id {
+		return l.tenant.row
+	}
+	n, ok := (*rows)[id]
+	if !ok {
+		return l.c.tenants.row(id)
+	}
+	l.tenant = lastTenant{rows, id, n}
+	return n
+}
+
+// lastTenant is what a lane looked up last, and in which table.
+type lastTenant struct {
+	rows *map[attrs.Tenant]uint8
+	id   attrs.Tenant
+	row  uint8
+}
+
 func (t *tenants) addLocked(id attrs.Tenant) uint8 {
 	old := *t.byID.Load()
 	if n, ok := old[id]; ok {

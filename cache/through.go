@@ -33,8 +33,11 @@ type through struct {
 	room  int         // journal room not used yet
 	waits int
 	err   error
-	stale bool   // dirty copies are left
-	wrote uint64 // the change, as Backing.wrote counts
+	stale bool // dirty copies are left
+	// bare says that the change is made without the SSD, see lost.go; late that it had been made
+	// when the SSD was lost.
+	bare, late bool
+	wrote      uint64 // the change, as Backing.wrote counts
 	// losses is the smallest Backing.losses with which an operation of the change began.
 	losses uint64
 	need   LSN
@@ -54,6 +57,7 @@ const (
 	throughLock
 	throughOrder   // waits until what came before is on the ordered device
 	throughDurable // waits for the removals
+	throughMarker  // waits until it may change what a lost SSD knows
 	throughChange  // the devices are being written
 	throughFlush   // the backing device is being flushed
 )
@@ -118,6 +122,7 @@ func (t *through) window(l *Lane, s span) {
 	}
 	t.locks = t.locks[:regions]
 	t.at, t.need, t.stale, t.runs = 0, 0, false, t.runs[:0]
+	t.bare, t.late = false, false
 	t.whole = blockRange{
 		from: int(roundUp(t.span.off, BlockSize)/BlockSize) - int(t.span.first()),
 		to:   int((t.span.off+t.span.len)/BlockSize) - int(t.span.first()),
@@ -156,14 +161,26 @@ func (t *through) run(l *Lane, err error) {
 	if t.step == throughDurable {
 		l.commitEnds(t.r)
 	}
-	if err != nil {
-		// The journal cannot be written. What was waited for with locks held is given up.
-		if t.step <= throughReserve {
-			t.room = 0
-			t.locks = t.locks[:0]
-		}
+	switch {
+	case t.step == throughMarker:
+		t.withoutSSD(l)
+		return
+	case err != nil && t.step == throughAbsent: // the backing device is gone
+		t.room = 0
+		t.locks = t.locks[:0]
 		t.err = err
 		t.finish(l)
+		return
+	case err != nil && t.step == throughReserve:
+		t.room, t.step = 0, throughLock // withoutSSD needs none
+		t.lock(l)
+		return
+	case err != nil && t.step == throughOrder && !errors.Is(err, ErrSSDLost): // of the backing device
+		t.err = err
+		t.finish(l)
+		return
+	case err != nil:
+		t.withoutSSD(l)
 		return
 	}
 	switch t.step {
@@ -206,6 +223,10 @@ func (t *through) lock(l *Lane) {
 		t.finish(l)
 		return
 	}
+	if l.c.lost() || t.room == 0 {
+		t.withoutSSD(l)
+		return
+	}
 	for i := range t.locks {
 		t.dropClean(l, &t.locks[i])
 	}
@@ -218,7 +239,7 @@ func (t *through) lock(l *Lane) {
 func (t *through) inOrder(l *Lane) {
 	idle := t.r.Op == ReqDiscard && !t.r.b.discards.Load()
 	if o := &t.r.b.order; o.live() && !idle {
-		said, ok := o.waitSettled(t.order, &t.w)
+		said, ok := o.waitSettled(l.c, t.order, &t.w)
 		if !ok {
 			l.c.pokeBackground()
 			return
@@ -369,7 +390,7 @@ func (t *through) opDone(l *Lane, op *Op, err error) {
 	case op.Dev == SSD: // no copy then
 		t.cache = false
 		t.r.notCached()
-		l.ssdWriteFailed(t.r.b, t.runs)
+		l.ssdWriteFailed(t.r.b, t.runs, err)
 	case t.err == nil:
 		t.err = err
 	}
@@ -401,12 +422,20 @@ func (t *through) opsDone(l *Lane) {
 	case t.err != nil:
 	case t.step == throughFlush:
 		b.flushDone(t.wrote, t.losses)
-	case t.stale && !covered && !mutated(mutStaleDroppedEarly):
+	case t.stale && !covered && !t.bare && !mutated(mutStaleDroppedEarly):
 		t.step, t.waits = throughFlush, 1
 		op := l.newOp(t)
 		op.Kind, op.Dev = OpFlush, b.id
 		l.issue(op, t.r)
 		return
+	}
+	if l.c.lost() && !t.bare {
+		if t.cache = false; t.err == nil && t.stale {
+			// The SSD will not know that what it has is obsolete.
+			t.late = true
+			t.withoutSSD(l)
+			return
+		}
 	}
 	t.settle(l)
 	t.finish(l)
@@ -420,6 +449,10 @@ func (t *through) settle(l *Lane) {
 		s := c.index.stripeOf(b.id, k.first)
 		s.mu.Lock()
 		switch {
+		case t.bare:
+			if t.err == nil {
+				t.dropBare(l, k)
+			}
 		case t.err != nil:
 			c.keepDirty(b, k.first, k.last)
 		default:
@@ -524,16 +557,10 @@ func (c *Cache) keepDirty(b *Backing, first, last Block) {
 func (t *through) finish(l *Lane) {
 	l.c.journal.unreserve(t.room)
 	t.room = 0
-	for i := range t.locks {
-		k := &t.locks[i]
-		s := l.c.index.stripeOf(t.r.b.id, k.first)
-		s.mu.Lock()
-		s.release(k)
-		s.mu.Unlock()
-	}
+	t.unlock(l)
 	l.dropRuns(t.runs)
 	t.runs = t.runs[:0]
-	if t.step >= throughChange {
+	if t.step >= throughChange || t.late {
 		t.r.touched |= touchedBacking
 		t.r.reached |= reachedBacking
 	}
@@ -545,4 +572,15 @@ func (t *through) finish(l *Lane) {
 	t.r, t.next = nil, l.freeThroughs
 	l.freeThroughs = t
 	l.pieceDone(r, err)
+}
+
+// unlock lets go of the regions.
+func (t *through) unlock(l *Lane) {
+	for i := range t.locks {
+		k := &t.locks[i]
+		s := l.c.index.stripeOf(t.r.b.id, k.first)
+		s.mu.Lock()
+		s.release(k)
+		s.mu.Unlock()
+	}
 }

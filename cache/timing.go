@@ -90,7 +90,7 @@ func (l *Lane) issue(op *Op, r *Request) {
 	if l.latency != nil {
 		l.latency.begin(op, l.d.Now())
 	}
-	l.d.Submit(op)
+	l.send(op)
 }
 
 func (l *Lane) attribute(op *Op, t *track) {

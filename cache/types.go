@@ -141,6 +141,8 @@ type Tunables struct {
 	// PinQuota is the share of the cache, in percent, that pinned blocks of this device may take.
 	// All devices together have half of the cache.
 	PinQuota int
+	// Loss says what becomes of requests if the SSD is lost with dirty data of this device.
+	Loss LossPolicy
 	// Ordered makes the backing device a consistent older image at all times: what is written
 	// back goes there in the order in which it was acknowledged, as far as flushes tell.
 	Ordered bool
@@ -164,6 +166,7 @@ func DefaultTunables() Tunables {
 	return Tunables{
 		SequentialCutoff: 4 << 20, DirtyTarget: 10, DirtyMax: 70,
 		WritebackDelay: 30 * time.Second, PinQuota: defaultPinQuota, BackingHold: defaultBackingHold,
+		Loss:       LossPolicy{Hold: DefaultLossHold},
 		OrderedAge: defaultOrderedAge, OrderedMax: defaultOrderedMax,
 	}
 }
@@ -188,6 +191,12 @@ func (t Tunables) Validate() error {
 	}
 	if t.PinQuota < 0 || t.PinQuota > maxPinQuota {
 		errs = append(errs, fmt.Errorf("pin-quota %d is not within 0 and %d percent", t.PinQuota, maxPinQuota))
+	}
+	if int(t.Loss.Kind) >= len(lossNames) {
+		errs = append(errs, fmt.Errorf("ssd-loss %d is no policy", t.Loss.Kind))
+	}
+	if t.Loss.Hold < 0 || t.Loss.Hold > maxLossHold || t.Loss.Hold%time.Millisecond != 0 {
+		errs = append(errs, fmt.Errorf("ssd-loss-hold must be between 0 and %s, in whole milliseconds", maxLossHold))
 	}
 	if t.OrderedAge < minOrderedAge || t.OrderedAge > maxOrderedAge {
 		errs = append(errs, fmt.Errorf("ordered-age %v is not between 1s and 24h", t.OrderedAge))

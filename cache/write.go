@@ -1,6 +1,10 @@
 package cache
 
-import "ubcache/attrs"
+import (
+	"errors"
+
+	"ubcache/attrs"
+)
 
 // writePiece writes the part of a request that lies in one region to new slots of the SSD, and
 // then makes the index point to them: an overwrite never touches the old slot, so a crash
@@ -57,12 +61,12 @@ func (p *writePiece) run(l *Lane, err error) {
 		return
 	}
 	o := &p.r.b.order
-	if p.room == 0 && o.on.Load() {
+	if lost := errors.Is(err, ErrSSDLost); p.room == 0 && o.on.Load() && !lost {
 		if err != nil { // nothing can be written back
 			p.finish(l, err)
 			return
 		}
-		if !o.admit(p.n, l.d.Now(), &p.w) {
+		if !o.admit(l.c, p.n, l.d.Now(), &p.w) {
 			l.c.pokeBackground()
 			return
 		}
@@ -188,6 +192,9 @@ func (p *writePiece) opsDone(l *Lane, err error) {
 	}
 	s := l.c.index.stripeOf(p.r.b.id, p.first)
 	s.mu.Lock()
+	if p.err == nil && l.c.lost() {
+		p.err = ErrSSDLost
+	}
 	if p.err == nil && (!mutated(mutRecordBeforeData) || l.c.checksums || p.partial()) {
 		p.insert(l, s)
 	}
@@ -199,7 +206,7 @@ func (p *writePiece) opsDone(l *Lane, err error) {
 		l.dropRuns(p.runs)
 		p.finish(l, p.lost)
 	case p.err != nil:
-		l.ssdWriteFailed(p.r.b, p.runs)
+		l.ssdWriteFailed(p.r.b, p.runs, p.err)
 		p.through(l, p.n)
 	default:
 		p.r.touched |= touchedSSD

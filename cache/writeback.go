@@ -26,6 +26,7 @@ type writeback struct {
 	most    int                    // blocks of a batch
 	last    int64
 	pause   [MaxBackings + 1]int64 // after an error, until then
+	want    uint64                 // the probe that says whether reads that failed were of bad blocks
 	// flyingOf counts the batches under way of each device.
 	flyingOf [MaxBackings + 1]int
 }
@@ -84,7 +85,7 @@ func (wb *writeback) tick(now int64) {
 
 // fill keeps that many batches flying. A batch that finds nothing left to do ends in here.
 func (wb *writeback) fill(now int64, parallel int) {
-	if wb.filling {
+	if wb.filling || wb.bg.l.c.lost() {
 		return
 	}
 	wb.filling = true
@@ -204,6 +205,21 @@ func (wb *writeback) scan() bool {
 	return true
 }
 
+// sure reports whether the SSD is there but for the blocks that it has failed to return. If that is not
+// known, writeback pauses until a probe says so; it finds the blocks again.
+func (wb *writeback) sure(l *Lane, b *Backing) bool {
+	h := &l.c.ssdHealth
+	if wb.want != 0 && h.good.Load() >= wb.want {
+		return true
+	}
+	if wb.want == 0 {
+		wb.want = h.begun.Load() + 1
+		storeMax(&h.wanted, wb.want)
+	}
+	wb.pause[b.id], wb.rates[b.id] = l.d.Now()+probePause, 0
+	return false
+}
+
 // batch writes dirty blocks of one region.
 type batch struct {
 	wb   *writeback
@@ -317,6 +333,9 @@ func (t *batch) run(l *Lane, err error) {
 
 func (t *batch) opDone(l *Lane, op *Op, err error) {
 	if t.step == batchRead {
+		if err == nil {
+			t.wb.want = 0
+		}
 		t.verify(l, int(op.arg>>16), int(op.arg&0xffff), err)
 	} else if err != nil {
 		t.err = err
@@ -335,6 +354,7 @@ func (t *batch) verify(l *Lane, i, n int, err error) {
 		}
 		return
 	}
+	failed := err != nil && (!t.wb.sure(l, t.b) || !ofBucket(err))
 	for j := i; j < i+n; j++ {
 		c.unpin(t.keys[j].slot)
 		bad := err != nil
@@ -343,7 +363,7 @@ func (t *batch) verify(l *Lane, i, n int, err error) {
 		}
 		if bad {
 			t.live[j] = false
-			l.distrust(t.b, t.keys[j].k, t.keys[j].slot)
+			l.distrust(t.b, t.keys[j].k, t.keys[j].slot, failed)
 		}
 	}
 }
@@ -422,6 +442,7 @@ func (t *batch) finish(l *Lane) {
 				st = st&^stBad | stLeave
 			}
 			c.setState(t.b, e, st)
+			c.madeSafe(t.b, d.k)
 		}
 	}
 	s.release(&t.lock)

@@ -52,7 +52,8 @@ type Queue struct {
 	h     Handler
 	descs *sys.Descriptors
 	reqs  []Request
-	mem   *uring.Arena // one buffer of bufBytes a tag, if mode.buffered
+	mem   *uring.Arena // buffers of bufBytes, two for each tag, if mode.buffered
+	spare []int        // offsets of those that no tag has
 	aff   affinity
 	fake  fakeDriver // tests only
 

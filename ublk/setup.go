@@ -44,13 +44,15 @@ func (q *Queue) init(charFD int, o *Options, info *sys.DevInfo) (err error) {
 func (q *Queue) initTags(bufBytes int) (err error) {
 	page := os.Getpagesize()
 	bufBytes = (bufBytes + page - 1) &^ (page - 1)
+	// As many again to replace them, see Replace: memory that is not used costs nothing.
+	size := 2 * q.depth * bufBytes
 	switch q.mode {
 	case Copy:
-		if q.mem, err = uring.NewArena(q.depth * bufBytes); err != nil {
+		if q.mem, err = uring.NewArena(size); err != nil {
 			return err
 		}
 	case RingCopy:
-		if q.memFile, err = uring.NewFileArena(q.depth * bufBytes); err != nil {
+		if q.memFile, err = uring.NewFileArena(size); err != nil {
 			return err
 		}
 		q.mem = &q.memFile.Arena
@@ -62,13 +64,41 @@ func (q *Queue) initTags(bufBytes int) (err error) {
 	for i := range q.reqs {
 		r := &q.reqs[i]
 		r.Tag, r.BufIndex = uint16(i), uint16(i)
-		r.mem = i * bufBytes
-		if q.mode == Copy {
-			r.addr = uint64(q.mem.Addr()) + uint64(r.mem)
-		}
+		q.spare = append(q.spare, (q.depth+i)*bufBytes)
+		q.place(r, i*bufBytes)
 	}
 	return nil
 }
+
+// place makes memory from that offset on the tag's. What the next commit says is where the driver takes the
+// data of a read from (ublk_ch_uring_cmd_local: the command's addr is stored before the request is
+// completed, in all versions).
+func (q *Queue) place(r *Request, off int) {
+	r.mem = off
+	if q.mode == Copy {
+		r.addr = uint64(q.mem.Addr()) + uint64(off)
+	}
+}
+
+// Replace gives a request that the handler has, and its tag from then on, other memory with the same
+// content: r.Data is another slice. I/O that does not end may go on using the old memory, which is given
+// back with Reclaim when it has. ok is false if the request has no memory of the queue's, or none is left.
+func (q *Queue) Replace(tag uint16) (old int, ok bool) {
+	r := &q.reqs[tag]
+	if r.Data == nil || !q.mode.buffered() || len(q.spare) == 0 {
+		return 0, false
+	}
+	old = r.mem
+	q.place(r, q.spare[len(q.spare)-1])
+	q.spare = q.spare[:len(q.spare)-1]
+	data := q.buffer(r, r.Bytes())
+	copy(data, r.Data)
+	r.Data = data
+	return old, true
+}
+
+// Reclaim takes back the memory that Replace has replaced.
+func (q *Queue) Reclaim(old int) { q.spare = append(q.spare, old) }
 
 // Buffered reports whether the queue has memory for the data of each request, Request.Data: in modes
 // Copy and RingCopy.

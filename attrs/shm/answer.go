@@ -23,9 +23,12 @@ func (v *View) Answer(q *Request, device uint32) error {
 		return nil
 	}
 	first, count := pagesOf(q.start, q.length)
+	if q.Results.EncodedSize() <= BodyBytes {
+		return v.put(q, device, first, 0, whole)
+	}
 	size, err := q.Results.Encode(q.out[:min(len(q.out), count*BodyBytes)])
 	if errors.Is(err, attrs.ErrSpace) {
-		size, err = v.without(q)
+		return v.without(q, device, first)
 	}
 	if err != nil {
 		return err
@@ -35,10 +38,7 @@ func (v *View) Answer(q *Request, device uint32) error {
 	for i := chunks - 1; i >= 0; i-- {
 		err := v.put(q, device, first+i, i, size)
 		if i > 0 && errors.Is(err, ErrNoRoom) {
-			if size, err = v.without(q); err == nil {
-				err = v.put(q, device, first, 0, size)
-			}
-			return err
+			return v.without(q, device, first)
 		}
 		if err != nil {
 			return err
@@ -47,14 +47,20 @@ func (v *View) Answer(q *Request, device uint32) error {
 	return nil
 }
 
-// without encodes the results without checksums, which fits one slot.
-func (v *View) without(q *Request) (int, error) {
+// whole is the size of an answer that fits one slot, and is written there at once.
+const whole = 0
+
+// without answers without checksums, which fits one slot.
+func (v *View) without(q *Request, device uint32, page int) error {
 	q.Results.DropChecksums(attrs.ReasonSpace)
-	return q.Results.Encode(q.out[:BodyBytes])
+	return v.put(q, device, page, 0, whole)
 }
 
 // put writes one part of an answer to a slot of a page.
 func (v *View) put(q *Request, device uint32, page, chunk, size int) (err error) {
+	if q.Results.Several() {
+		return attrs.ErrSeveral
+	}
 	defer guard(&err, debug.SetPanicOnFault(true))
 	at := v.take(q, device, page, chunk)
 	if at == 0 {
@@ -64,11 +70,15 @@ func (v *View) put(q *Request, device uint32, page, chunk, size int) (err error)
 		return ErrNoRoom
 	}
 	b := v.mem[at : at+SlotBytes]
+	if size != whole {
+		copy(b[slotHeaderBytes:], q.out[chunk*BodyBytes:size])
+	} else if size, err = q.Results.Encode(b[slotHeaderBytes:]); err != nil {
+		return err
+	}
 	le.PutUint32(b[answerBytes:], uint32(size))
 	le.PutUint64(b[answerStart:], uint64(q.start))
 	le.PutUint32(b[answerLength:], uint32(q.length))
 	le.PutUint32(b[answerChunk:], uint32(chunk))
-	copy(b[slotHeaderBytes:], q.out[chunk*BodyBytes:size])
 	v.store(at+answerDone, q.seq)
 	return nil
 }

@@ -17,8 +17,9 @@ type Collector struct {
 	n      int
 	lost   uint32
 	piece  attrs.Results
-	total  attrs.Results
+	last   attrs.ResultsDecoder
 	buf    [attrs.MaxBytes]byte
+	total  attrs.Results
 	layers [maxLayers]layer
 }
 
@@ -153,9 +154,9 @@ func (r *Region) decode(t Ticket, c *Collector, f *found) bool {
 			}
 		}
 		at := r.answer(page, k) + slotHeaderBytes
-		copy(c.buf[n:f.bytes], r.mem[at:at+BodyBytes])
+		copy(c.buf[n:f.bytes], r.mem[at:at+BodyBytes]) // no more than the answer has
 	}
-	return c.piece.Decode(c.buf[:f.bytes]) == nil
+	return c.last.Decode(&c.piece, c.buf[:f.bytes]) == nil
 }
 
 // findChunk looks in the slots of a page for the part of an answer that belongs there; -1 if there

@@ -3,7 +3,6 @@ package shm
 import (
 	"errors"
 	"fmt"
-	"sync/atomic"
 
 	"ubcache/attrs"
 )
@@ -46,8 +45,9 @@ func (r *Region) Issue(off int64, n int, s *attrs.Set) (Ticket, error) {
 		le.PutUint32(b[slotNumber:], uint32(i))
 		le.PutUint32(b[slotSetBytes:], uint32(size))
 		le.PutUint32(b[slotOverflow:], 0)
+		// Nobody looks for a place to answer in before the number is there.
 		for k := range Answers {
-			atomic.StoreUint64(r.long(r.answer(first+i, k)+answerClaim), claimOf(t.seq, 0))
+			*r.long(r.answer(first+i, k) + answerClaim) = claimOf(t.seq, 0)
 		}
 	}
 	for i := range count {
@@ -87,9 +87,9 @@ func (r *Region) nextSeq() uint32 {
 func (r *Region) clear(t Ticket) {
 	first, count := pagesOf(t.start, t.length)
 	for i := range count {
-		r.store(r.slot(first+i)+slotSeq, 0)
 		for k := range Answers {
-			atomic.StoreUint64(r.long(r.answer(first+i, k)+answerClaim), 0)
+			*r.long(r.answer(first+i, k) + answerClaim) = 0
 		}
+		r.store(r.slot(first+i)+slotSeq, 0)
 	}
 }

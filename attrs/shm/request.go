@@ -16,10 +16,11 @@ type Request struct {
 
 	start, length int64 // of the piece, in the data area
 	seq           uint32
+	sets          attrs.SetDecoder
 	// Set refers to the slot if it came in one, else to buf.
 	slot [SlotBytes]byte
-	out  [attrs.MaxBytes]byte
 	buf  [attrs.MaxBytes]byte
+	out  [attrs.MaxBytes]byte // of an answer that takes more than one slot
 }
 
 // Given says whether the client gave attributes, readable or not: then it waits for answers.
@@ -43,7 +44,7 @@ func (q *Request) Place() (off, n int64) { return q.start, q.length }
 // there. With n 0 the request has no data and off names its page.
 func (v *View) Read(q *Request, off, n int64) (int64, error) {
 	q.start, q.length, q.seq = off, n, 0
-	q.Set, q.Results = attrs.Set{}, attrs.Results{}
+	q.Set.Clear()
 	if !v.holds(off, n) {
 		return 0, ErrPlace
 	}
@@ -58,6 +59,7 @@ func (v *View) Read(q *Request, off, n int64) (int64, error) {
 	}
 	q.length = min(n, h.start+h.length-off)
 	q.seq = h.seq
+	q.Results.Clear()
 	return q.length, v.readSet(q, &h, page)
 }
 
@@ -69,13 +71,13 @@ type head struct {
 	start, length int64
 }
 
-// head copies the slot of a page to q.slot and decodes its head. Without a request, or with one
-// that is impossible, the head is empty.
+// head copies the slot of a page, as far as it has anything, to q.slot and decodes its head. Without a
+// request, or with one that is impossible, the head is empty.
 func (v *View) head(q *Request, page int) (h head, err error) {
-	if err := v.copyOut(q.slot[:], v.slot(page)); err != nil {
-		return h, err
-	}
+	defer guard(&err, debug.SetPanicOnFault(true))
+	slot := v.mem[v.slot(page):][:SlotBytes]
 	b := q.slot[:]
+	copy(b[:slotHeaderBytes], slot)
 	h = head{
 		seq: le.Uint32(b[slotSeq:]), first: int(le.Uint32(b[slotFirst:])),
 		number: int(le.Uint32(b[slotNumber:])), setBytes: int(le.Uint32(b[slotSetBytes:])),
@@ -88,6 +90,9 @@ func (v *View) head(q *Request, page int) (h head, err error) {
 	if h.first != first || page != first+h.number || h.number >= count ||
 		h.setBytes > count*BodyBytes {
 		return head{}, nil
+	}
+	if n := h.setBytes - h.number*BodyBytes; n > 0 {
+		copy(b[slotHeaderBytes:][:min(n, BodyBytes)], slot[slotHeaderBytes:])
 	}
 	return h, nil
 }
@@ -114,7 +119,7 @@ func (v *View) readSet(q *Request, h *head, page int) error {
 		return nil
 	}
 	// What cannot be decoded is known to the set, and answered.
-	_ = q.Set.Decode(set)
+	_ = q.sets.Decode(&q.Set, set)
 	if q.length < h.length {
 		first := (q.start - h.start) / attrs.BlockSize
 		q.Set.Piece(int(first), int((q.length+attrs.BlockSize-1)/attrs.BlockSize))
@@ -142,8 +147,11 @@ func (v *View) gather(q *Request, h *head, page int) error {
 
 // plain is how many of n bytes belong to no request with attributes: up to the page of the next.
 func (v *View) plain(off, n int64) (part int64, err error) {
-	defer guard(&err, debug.SetPanicOnFault(true))
 	page, count := pagesOf(off, n)
+	if count == 1 {
+		return n, nil
+	}
+	defer guard(&err, debug.SetPanicOnFault(true))
 	for i := 1; i < count; i++ {
 		if v.load(v.slot(page+i)+slotSeq) != 0 {
 			return int64(page+i)*PageBytes - off, nil

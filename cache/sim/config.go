@@ -31,6 +31,10 @@ type Config struct {
 	Through     bool // nothing is written back: the modes are writethrough and writearound
 	Faults      faultSet
 	FaultRate   int // per 10,000 steps
+	Vanish      int // how often the SSD vanishes or comes back, per 10,000 steps
+	LossHold    time.Duration
+	StallLimit  time.Duration // cache.Options
+	LossLimit   time.Duration
 	// LyingFlush makes every flush of the SSD a lie, for tests of the checker.
 	LyingFlush bool
 }
@@ -89,4 +93,12 @@ type Result struct {
 	Pins, Evictions              int   // that were handled
 	Refused, Mismatched, Late    int   // requests that failed for their attributes
 	Images, Behind, Batches      int64 // of ordered devices: looked at, older than what was acknowledged
+	// How often the SSD vanished, came back, and came back having missed nothing; requests that failed for
+	// lack of it, and for what it had lost.
+	Vanished, Returned, ReturnedWarm int
+	FailedLost, FailedBad            int
+	// How often it stalled, and was lost for that; how often it was taken back in place, and how often the
+	// machine lost its power while it was away.
+	Stalls, InPlace, CutsAway int
+	GivenUp, Over             int // that faults made the engine do; histories that are the operator's
 }

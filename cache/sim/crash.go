@@ -48,6 +48,10 @@ func (s *Sim) drawCrash() Crash {
 
 // crash ends the process, or the power, and starts again; sometimes it crashes while starting.
 func (s *Sim) crash() {
+	if s.away() {
+		s.comeBack() // it cannot start without
+		return
+	}
 	s.armed = nil
 	s.countStats()
 	how := s.drawCrash()
@@ -184,7 +188,7 @@ func (s *Sim) sorted() (all []*request) {
 // reissue sends the requests again that a killed daemon had not answered, as ublk does; or they
 // are lost with their client.
 func (s *Sim) reissue() {
-	if s.rng.IntN(2) == 0 {
+	if s.rng.IntN(2) == 0 && !s.ending {
 		s.dropRequests()
 		return
 	}
@@ -202,6 +206,12 @@ func (s *Sim) idle(what string, done func() bool) error {
 	for i := 0; !done(); i++ {
 		if s.err != nil {
 			return s.err
+		}
+		if s.ending && s.away() {
+			if s.comeBack(); s.van.over {
+				return errOver
+			}
+			continue
 		}
 		s.lookAtImages()
 		if i > 1_000_000 {

@@ -10,11 +10,21 @@ import (
 	"ubcache/cache"
 )
 
+// end plays the epilogue, which may turn out to be the operator's.
+func (s *Sim) end() error {
+	err := s.epilogue()
+	if errors.Is(err, errOver) {
+		s.c.Abandon()
+		return s.err
+	}
+	return err
+}
+
 // epilogue ends all faults but lets their damage be; it reads everything back, stops in order,
 // checks the format, starts again warm, overwrites what was lost, writes everything back and
 // compares the backing devices.
 func (s *Sim) epilogue() error {
-	s.armed, s.strike = nil, nil
+	s.armed, s.strike, s.ending = nil, nil, true
 	for _, d := range append(s.backs, s.ssd) {
 		d.full, d.dead = false, false
 	}
@@ -88,7 +98,7 @@ func (s *Sim) restart() (cached int64, err error) {
 	if err := s.c.Close(); err != nil {
 		return 0, err
 	}
-	rep, err := cache.Check(context.Background(), s.ssd, cache.CheckOptions{Data: true})
+	rep, err := cache.Check(context.Background(), s.ssd, cache.CheckOptions{Data: s.res.FailedBad == 0})
 	if err != nil {
 		return 0, err
 	}
@@ -220,8 +230,12 @@ func (s *Sim) compareBackings() error {
 			return err
 		}
 	}
+	crashes := s.res.Crashes
 	err := s.idle("the drain", func() bool {
 		for _, id := range s.ids {
+			if crashes != s.res.Crashes && s.c.SetDrain(id, true) != nil {
+				return false // it was started again, and nobody remembers that
+			}
 			if b, err := s.c.Backing(id); err != nil || b.Remaining() > 0 {
 				return false
 			}
@@ -233,6 +247,9 @@ func (s *Sim) compareBackings() error {
 	}
 	for dev, m := range s.models {
 		for i := range m.sectors {
+			if s.van.bad[dev][i/blockSectors] {
+				continue // it may not have been written back
+			}
 			p := s.backs[dev].now[i*sectorSize:]
 			legal := m.sectors[i].legal
 			if slices.ContainsFunc(legal, func(v version) bool { return matches(p, i, v.stamp) }) {

@@ -15,6 +15,7 @@ const (
 	excuseLost    excuse = 1 << iota // a dirty block of it cannot be read from the SSD
 	excuseBacking                    // the backing device failed an operation on its sectors
 	excuseJournal                    // the journal could not be written
+	restores                         // no excuse yet: it reads a block that it keeps in part from there
 )
 
 // excuse notes which requests in flight may fail for an operation that completes, with err or with
@@ -27,6 +28,9 @@ func (s *Sim) excuse(op *cache.Op, err error) {
 			for _, r := range s.reqs {
 				if s.losing(r, op) {
 					r.excuse |= excuseLost
+				}
+				if r.Op == cache.ReqWrite && s.restoring(r, op) {
+					r.excuse |= restores
 				}
 			}
 		case err != nil && (op.Kind == cache.OpFlush || s.isMeta(op)):
@@ -46,7 +50,8 @@ func (s *Sim) excuse(op *cache.Op, err error) {
 	for _, r := range s.reqs {
 		over := r.Off < op.Off+op.Len && op.Off < r.Off+r.Len
 		if r.Backing == op.Dev && (op.Kind == cache.OpFlush && r.Op != cache.ReqRead ||
-			over && (op.Kind == cache.OpRead) == (r.Op == cache.ReqRead)) {
+			over && (op.Kind == cache.OpRead) == (r.Op == cache.ReqRead) ||
+			op.Kind == cache.OpRead && over && r.excuse&restores != 0) {
 			r.excuse |= excuseBacking
 		}
 	}
@@ -79,6 +84,21 @@ func (s *Sim) losing(r *request, op *cache.Op) bool {
 			(op.Len <= cache.BlockSize || s.ssd.marked(p.Off, cache.BlockSize, markUnreadable|markWrong)):
 			return true
 		case p.Bad && s.ssd.marked(p.Off, cache.BlockSize, markUnreadable|markWrong|markDoubted):
+			return true
+		}
+	}
+	return false
+}
+
+// restoring reports whether a write keeps a part of a block that is in the slots that op reads, and on
+// the backing device, too, but not flushed there.
+func (s *Sim) restoring(r *request, op *cache.Op) bool {
+	for at := r.Off / cache.BlockSize * cache.BlockSize; at < r.Off+r.Len; at += cache.BlockSize {
+		if r.Off <= at && at+cache.BlockSize <= r.Off+r.Len {
+			continue
+		}
+		p, ok := s.c.Locate(r.Backing, at)
+		if ok && p.Pending && op.Off <= p.Off && p.Off < op.Off+op.Len {
 			return true
 		}
 	}

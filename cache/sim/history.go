@@ -237,6 +237,8 @@ func (r *Result) String() string {
 	for i, n := range r.Faults {
 		p(" %d %v;", n, Fault(i))
 	}
+	p("\n  lost SSD: %d times by faults; taken back %d times, %d of them warm, left to the operator %d times",
+		r.GivenUp, r.Returned, r.ReturnedWarm, r.Over)
 	p("\n  engine: %d hits, %d evicted, %d written back, %d moved, %d healed, %d checkpoints\n",
 		r.Hits, r.Evicted, r.WrittenBack, r.Moved, r.Healed, r.Checkpoints)
 	p("  attributes: %d pins, %d evictions; %d refused, %d mismatched, %d late",
@@ -267,8 +269,8 @@ func (r *Result) missing() (all []string) {
 	} {
 		miss(n, what)
 	}
-	if r.Crashed < r.Histories {
-		all = append(all, fmt.Sprintf("%d histories had no crash", r.Histories-r.Crashed))
+	if n := r.Histories - r.Crashed - r.Over; n > 0 { // these end early
+		all = append(all, fmt.Sprintf("%d histories had no crash", n))
 	}
 	return all
 }

@@ -250,7 +250,7 @@ func (s *Sim) lookAtImages() {
 	case 0, 1, 2, 3, 4:
 		s.lookAtAllImages()
 	case 5:
-		if i := o.rng.IntN(len(o.tuns)); o.rng.IntN(4) == 0 {
+		if i := o.rng.IntN(len(o.tuns)); o.rng.IntN(4) == 0 && s.well() {
 			t := &o.tuns[i]
 			t.Ordered, o.sound[i] = !t.Ordered, false
 			t.OrderedMax = int64(1+o.rng.IntN(4)) << 20
@@ -270,8 +270,8 @@ func (s *Sim) lookAtAllImages() {
 	status := s.c.Status().Backings
 	for i := range s.ids {
 		st := &status[slices.IndexFunc(status, func(b cache.BackingStatus) bool { return b.ID == s.ids[i] })]
-		if o.sound[i] = o.sound[i] || st.Ordered == "on"; !o.sound[i] {
-			continue
+		if o.sound[i] = o.sound[i] || st.Ordered == "on"; !o.sound[i] || len(s.van.bad[i]) > 0 {
+			continue // an image lacks what the SSD has lost
 		}
 		// As it is; as after a power cut that takes what it can; and with parts of it.
 		d, m := s.backs[i], s.models[i]

@@ -46,6 +46,8 @@ type Sim struct {
 	now      int64
 	res      Result
 	wishes   wishes
+	van      vanishing
+	ending   bool // an SSD that is away comes back at once
 	orders   orders
 	err      error
 	// Keep has the steps that are played; all if it is nil.
@@ -87,6 +89,7 @@ type request struct {
 	ends    bool   // it may end pins
 	excuse  excuse
 	hinted  bool // of a scenario, with attributes
+	without bool // for some of its time the cache was without its SSD
 }
 
 // New prepares a history: a formatted cache with its backing devices attached.
@@ -99,6 +102,7 @@ func New(cfg Config) (*Sim, error) {
 		cfg: cfg, pcg: rand.NewPCG(cfg.Seed, 2), ssd: NewDisk(size),
 		ring: ringMemory(), reqs: map[uint32]*request{}, now: 1,
 		wishes: wishes{blocks: map[wishBlock]*wishState{}},
+		van:    vanishing{markers: map[cache.UUID]cache.Missed{}},
 	}
 	s.rng = rand.New(s.pcg)
 	sb, err := cache.Format(s.ssd, cache.FormatOptions{
@@ -112,6 +116,7 @@ func New(cfg Config) (*Sim, error) {
 	for range cfg.Devices {
 		s.backs = append(s.backs, NewDisk(cfg.DeviceBytes))
 		s.models = append(s.models, newModel(cfg.DeviceBytes/int64(cfg.LBS)*int64(cfg.LBS)))
+		s.van.bad = append(s.van.bad, map[int]bool{})
 	}
 	if err := s.open(); err != nil {
 		return nil, err
@@ -125,6 +130,7 @@ func New(cfg Config) (*Sim, error) {
 		if cfg.Pinning {
 			t.PinQuota = 50
 		}
+		t.Loss = s.loss()
 		mode := s.orderTunables(&t, s.mode(), s.models[i])
 		b, err := s.c.Attach(cache.AttachOptions{
 			Name: fmt.Sprint("d", i), Mode: mode, LBS: cfg.LBS,
@@ -174,7 +180,10 @@ func (s *Sim) trace(format string, args ...any) {
 
 // open starts the cache as a new process would.
 func (s *Sim) open() error {
-	c, err := cache.Open(s.ssd, cache.Options{Pending: s.ring, Discard: s.cfg.Trim})
+	c, err := cache.Open(s.ssd, cache.Options{
+		Pending: s.ring, Discard: s.cfg.Trim, Missed: s.mark, Drop: s.van.drop, Health: s.healthTurned,
+		StallLimit: s.cfg.StallLimit, LossLimit: s.cfg.LossLimit,
+	})
 	if err != nil {
 		return err
 	}
@@ -241,7 +250,7 @@ func (s *Sim) disk(id cache.BackingID) *Disk {
 // Run plays the history and the final checks.
 func (s *Sim) Run() (Result, error) {
 	crashAt := s.cfg.Steps / 4 * 3 // if there was none before
-	for i := 0; i < s.cfg.Steps && s.err == nil; i++ {
+	for i := 0; i < s.cfg.Steps && s.err == nil && !s.van.over; i++ {
 		if s.Keep != nil && !s.Keep[i] {
 			continue
 		}
@@ -256,9 +265,13 @@ func (s *Sim) Run() (Result, error) {
 			s.checkWishes("while running")
 		}
 	}
-	if s.err == nil {
+	switch {
+	case s.err != nil:
+	case s.van.over:
+		s.c.Abandon()
+	default:
 		s.pcg.Seed(s.cfg.Seed, 2)
-		s.err = s.epilogue()
+		s.err = s.end()
 	}
 	return s.res, s.err
 }
@@ -273,6 +286,9 @@ func (s *Sim) step(requests bool) {
 			return
 		case x < s.cfg.Crashes+s.cfg.FaultRate:
 			s.arm()
+			return
+		case x < s.cfg.Crashes+s.cfg.FaultRate+s.cfg.Vanish:
+			s.vanishStep()
 			return
 		}
 	}
@@ -291,9 +307,10 @@ func (s *Sim) step(requests bool) {
 			s.run(l)
 		}
 	case x < 19:
+		s.finishMarker()
 		s.now += int64(s.rng.IntN(100)) * int64(time.Millisecond)
 		s.bg().l.Tick()
-	case requests && s.cfg.ModeChanges && s.rng.IntN(20) == 0:
+	case requests && s.cfg.ModeChanges && s.well() && s.rng.IntN(20) == 0:
 		id := s.ids[s.rng.IntN(len(s.ids))]
 		if err := s.c.SetMode(id, s.mode()); err != nil {
 			s.err = err
@@ -317,6 +334,9 @@ func (s *Sim) complete(i int) {
 	}
 	s.ops[i] = s.ops[len(s.ops)-1]
 	s.ops = s.ops[:len(s.ops)-1]
+	if s.vanished(f) {
+		return
+	}
 	f.l.l.Complete(f.op, s.outcome(f))
 }
 
@@ -431,6 +451,7 @@ func (s *Sim) submit(r *request) {
 		r.Data = r.data
 	}
 	s.reqs[r.Tag] = r
+	r.without = s.away()
 	s.res.Requests++
 	if s.cfg.Attributes {
 		s.attributes(r)
@@ -452,6 +473,7 @@ func (s *Sim) finish(r *request) {
 	s.answered(r)
 	m := s.models[r.dev]
 	switch {
+	case r.Err != nil && s.excused(r):
 	case r.Err != nil && !r.ofAttributes():
 		s.failed(r)
 	case s.cfg.Attributes && s.finishAttributes(r):

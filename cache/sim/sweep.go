@@ -99,7 +99,7 @@ func (w *sweep) play(trace func(string, ...any)) (reached bool, r Result, err er
 	}
 	s.strike, s.crashAt = nil, 0
 	if s.err == nil {
-		s.err = s.epilogue()
+		s.err = s.end()
 	}
 	return reached, s.res, s.err
 }

@@ -59,6 +59,8 @@ a write has any effect, and each block read is verified by the kernel. It costs 
 		{"dirty-max", "share at which writes go past the cache [70]"},
 		{"writeback-delay", "age that dirty data may reach on an idle device [30s]"},
 		{"pin-quota", "share of the cache in percent that may be pinned, at most 50 [25]"},
+		{"ssd-loss", "if the SSD is lost with dirty data: error, read-only or stop [error]"},
+		{"ssd-loss-hold", "how long I/O waits for a lost SSD before that [10s]"},
 		{"ordered", "on: writeback keeps DEVICE a consistent older image at all times [off]"},
 		{"ordered-age", "how old the data may be that an ordered DEVICE lacks [30s]"},
 		{"ordered-max", "how much data an ordered DEVICE may lack [256M]"},

@@ -14,6 +14,7 @@ import (
 	"ubcache/internal/config"
 	"ubcache/internal/control"
 	"ubcache/internal/daemon"
+	"ubcache/internal/missed"
 	"ubcache/internal/report"
 )
 
@@ -34,8 +35,8 @@ and it says how much may be lost without a trace.
 With --to PATH --write what is proved or unverified is written: to a new file, which becomes a sparse image
 of the cached device with the dirty data alone, or to what exists, best a copy of the backing device, or
 that itself. A device or image that exists must show that it is not newer than the dirty data: by the
-clean blocks of the cache, which it must have, too, or by the fingerprint of the last stop in order; else
---overwrite is needed. --uncertain writes that, too. The cache itself is left as it is, so that it can be
+clean blocks of the cache, which it must have, too, or by the fingerprint of the last stop in order; else, or
+if it is known to have changed while the cache was without its SSD, --overwrite is needed. --uncertain writes that, too. The cache itself is left as it is, so that it can be
 tried again; afterwards ubcache start --drop NAME, or format.
 
 Exit status: 0 all dirty data could be saved (or was, with --write); 1 some could not, or it failed or was interrupted;
@@ -49,6 +50,7 @@ type salvageFlags struct {
 	uncertain bool
 	overwrite bool
 	offset    config.Size
+	stateDir  string
 	hasOffset bool
 }
 
@@ -68,6 +70,7 @@ func salvageCommand(g *globals) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			f.stateDir = missed.Dir(file.StateDir)
 			s, err := openCache(cmd.Context(), file, "salvage", a[0])
 			if err != nil {
 				return err

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"ubcache/cache"
 	"ubcache/internal/blockdev"
 	"ubcache/internal/daemon"
 	"ubcache/internal/header"
+	"ubcache/internal/missed"
 	"ubcache/internal/report"
 )
 
@@ -82,6 +84,9 @@ func (f *salvageFlags) openTarget(ctx context.Context, what string, v *cache.Sal
 // place finds out where on a device that exists the cached device begins, and whether it may be written.
 func (f *salvageFlags) place(what string, t *salvageTarget, v *cache.Salvage, r *cache.BackingRecord) error {
 	h, err := header.Read(t.old)
+	if why := f.missed(v, r, h); why != "" && !f.overwrite {
+		return report.Refuse(what, why, "write to a new file and compare, or --overwrite")
+	}
 	switch {
 	case f.hasOffset:
 	case err == nil && (h.Backing == r.UUID || v.Nameless()):
@@ -116,6 +121,29 @@ func (f *salvageFlags) place(what string, t *salvageTarget, v *cache.Salvage, r 
 		return report.Refuse(what, "nothing shows that it has no newer data", hint)
 	}
 	return nil
+}
+
+// missed says why the target may have newer data than the SSD: the cache went on without that. h is the
+// target's header, nil if it has none; it knows, and so does the marker on this host, which cannot tell the
+// device from a copy.
+func (f *salvageFlags) missed(v *cache.Salvage, r *cache.BackingRecord, h *header.Header) string {
+	switch {
+	case h != nil && h.Missed:
+		return "it was changed while its cache was without the SSD"
+	case h != nil || v.Nameless():
+		return ""
+	}
+	m, err := missed.Read(f.stateDir, v.Damage().Super.UUID.String(), r.UUID.String())
+	switch {
+	case err != nil:
+		return err.Error()
+	case m == nil:
+		return ""
+	case m.Time.IsZero():
+		return r.Name + " was changed without the SSD, and this may be it"
+	}
+	return fmt.Sprintf("%s was changed without the SSD since %s, and this may be it", r.Name,
+		m.Time.Local().Format(time.DateTime))
 }
 
 // put writes a block, and returns how many bytes of it are valid. Sectors that are not stay as they are.

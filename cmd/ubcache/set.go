@@ -28,7 +28,10 @@ func setCommand(g *globals) *cobra.Command {
                      where the backing device cannot keep up
   ordered-max        how much that data may be
   backing-loss       what becomes of I/O that needs the backing device when that is gone: fail, hold
-                     (it waits) or hold=DURATION (it waits for that long after the loss)`,
+                     (it waits) or hold=DURATION (it waits for that long after the loss)
+  ssd-loss           if the SSD is lost with dirty data of the device: error (requests for that data
+                     fail), read-only (changes, too) or stop (everything fails)
+  ssd-loss-hold      how long I/O that needs a lost SSD waits for it before that`,
 		Example: "  ubcache set data mode=writeback dirty-target=20",
 		Args:    args(cobra.MinimumNArgs(2)),
 		RunE: func(cmd *cobra.Command, a []string) error {

@@ -25,6 +25,7 @@ type startFlags struct {
 	noUblk     bool
 	readyFD    int
 	drop, keep []string
+	without    []string
 	backings   map[string][]string // of each cache
 }
 
@@ -39,11 +40,18 @@ the block devices are there and prints their names.
 After a crash or kill -9 it waits until the last I/O of the dead daemon is over, replays the
 journal, and takes the block devices over, so that mounted filesystems go on.
 
-A backing device that was changed without the cache, mounted by itself for instance, is noticed. If the
+A backing device that was changed without the cache, mounted by itself for instance, or while the
+cache was without its SSD, is noticed. If the
 cache has no newer data for it, what is cached of it is dropped. Otherwise start refuses: ubcache salvage
 saves the newer data elsewhere, --drop NAME gives it up, --keep NAME keeps it, so that it is written over
 the changes. Damaged metadata is repaired where that loses nothing; where dirty data may be lost, start
 refuses, too.
+
+If the SSD is not there, start waits for it for ten seconds, and then serves the backing devices of which it is
+known that the SSD has no newer data: after a stop in order with nothing dirty, or after the cache has gone on
+without its SSD. They have the speed of the disks, and what is changed is recorded, so that the SSD is used again
+when it is back as far as it has not missed anything. --without-ssd NAME serves another one as it is on its disk,
+and refuses what the SSD has of it from then on.
 
 Each cache has a daemon of its own. In the background it logs to NAME.log in the runtime folder
 (/run/ubcache, or /dev/shm/ubcache if /run is not on tmpfs). SIGTERM stops a daemon as ubcache
@@ -78,6 +86,8 @@ stop does; if a device is in use, its I/O waits instead for the next start, and 
 		"give up what is cached of this backing device, dirty data included: it is lost")
 	fs.StringArrayVar(&f.keep, "keep", nil,
 		"keep what is cached of this backing device although it was changed without the cache")
+	fs.StringArrayVar(&f.without, "without-ssd", nil,
+		"serve this backing device without the SSD if that is not there, and give up what it has")
 	fs.BoolVar(&f.noUblk, "no-ublk", false, "run without block devices, for tests")
 	fs.IntVar(&f.readyFD, "ready-fd", -1, "report to the command that waits for the start")
 	_ = fs.MarkHidden("no-ublk")
@@ -93,9 +103,9 @@ func (f *startFlags) checkNames(file *config.File, caches []string) error {
 		f.backings[c] = file.Caches[c].BackingNames()
 		all = append(all, f.backings[c]...)
 	}
-	for _, n := range append(slices.Clone(f.drop), f.keep...) {
+	for _, n := range slices.Concat(f.drop, f.keep, f.without) {
 		if !slices.Contains(all, n) {
-			return report.Misuse("no backing device %q to drop or keep (there is %s)", n, strings.Join(all, ", "))
+			return report.Misuse("no backing device %q (there is %s)", n, strings.Join(all, ", "))
 		}
 		if slices.Contains(f.drop, n) && slices.Contains(f.keep, n) {
 			return report.Misuse("--drop and --keep exclude each other for %s", n)
@@ -122,6 +132,9 @@ func (f *startFlags) arguments(g *globals, name string) []string {
 	for _, n := range o.Keep {
 		list = append(list, "--keep="+n)
 	}
+	for _, n := range o.WithoutSSD {
+		list = append(list, "--without-ssd="+n)
+	}
 	return list
 }
 
@@ -136,7 +149,7 @@ func (f *startFlags) options(g *globals, name string) daemon.Options {
 	}
 	return daemon.Options{
 		Name: name, ConfigPath: g.config, Wait: f.wait, AnyRuntimeDir: f.anyDir, NoUblk: f.noUblk,
-		Drop: mine(f.drop), Keep: mine(f.keep),
+		Drop: mine(f.drop), Keep: mine(f.keep), WithoutSSD: mine(f.without), Anew: daemon.ExecAgain,
 	}
 }
 

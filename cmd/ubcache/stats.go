@@ -67,6 +67,7 @@ func printStats(w io.Writer, st *control.Stats) error {
 		{"  backing written", human(c.BackingWriteBytes)},
 		{"  journal flushes", strconv.FormatInt(c.JournalFlushes, 10)},
 		{"  journal errors", strconv.FormatInt(c.JournalErrors, 10)},
+		{"  SSD slow, lost, back", fmt.Sprintf("%d, %d, %d", c.SSDSlows, c.SSDLosses, c.SSDReturns)},
 		{"  checkpoints", strconv.FormatInt(c.Checkpoints, 10)},
 		{"  evicted", human(c.EvictedBlocks * block)},
 	})

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"ubcache/cache"
 	"ubcache/internal/config"
 	"ubcache/internal/control"
 	"ubcache/internal/report"
@@ -74,6 +75,7 @@ func printStatus(w io.Writer, file *config.File, list []control.Status) error {
 		fmt.Fprintf(w, "  %s: %s cached (%s), %s dirty, checksums %s, %s of memory\n",
 			human(c.SizeBytes), human(c.CachedBytes), percent(c.CachedBytes, c.SizeBytes),
 			human(c.DirtyBytes), onOff(c.Checksums), human(c.MemoryBytes))
+		printHealth(w, &st)
 		fmt.Fprintf(w, "  priorities and hints of programs: %s\n", seen(st.KernelAttributes))
 		if len(st.Devices) == 0 {
 			fmt.Fprintln(w, "  no backing devices (ubcache attach adds one)")
@@ -89,6 +91,29 @@ func printStatus(w io.Writer, file *config.File, list []control.Status) error {
 		}
 	}
 	return nil
+}
+
+// printHealth says what is wrong with the SSD, and what can be done.
+func printHealth(w io.Writer, st *control.Status) {
+	c := &st.Cache
+	since := c.SSDSince.Round(time.Second)
+	switch c.SSDState {
+	case cache.HealthSlow.String():
+		fmt.Fprintf(w, "  SSD SLOW for %s: %s; reads go to the backing devices\n", since, c.SSDProblem)
+	case cache.HealthLost.String():
+		fmt.Fprintf(w, "  SSD LOST for %s: %s\n", since, c.SSDProblem)
+		for _, d := range st.Devices {
+			switch {
+			case d.Missed && d.DirtyBytes > 0:
+				fmt.Fprintf(w, "  %s: changed without the SSD, which has %s of it that is nowhere else: that is "+
+					"lost unless salvaged\n", d.Name, human(d.DirtyBytes))
+			case d.Missed:
+				fmt.Fprintf(w, "  %s: changed without the SSD, which starts empty for it when it is back\n", d.Name)
+			case d.DirtyBytes > 0:
+				fmt.Fprintf(w, "  %s: %s of it is on the SSD only; bring it back\n", d.Name, human(d.DirtyBytes))
+			}
+		}
+	}
 }
 
 // seen says whether the attributes are seen that the kernel knows of a request.

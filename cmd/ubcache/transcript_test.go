@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"ubcache/internal/control"
+	"ubcache/internal/missed"
 )
 
 // The files in testdata are transcripts: each line that begins with "$ " is a command, what
@@ -75,7 +76,7 @@ func (s *shell) do(line string) (out string, status int) {
 	script := `ubcache() { "$UBCACHE" --config "$DIR/ubcache.toml" "$@"; }` + "\ncd $DIR\n" + line
 	cmd := exec.Command("sh", "-c", script)
 	cmd.Env = append(os.Environ(), envMain+"=1", "UBCACHE="+s.self, "DIR="+s.dir,
-		"RUN="+s.run, control.EnvRuntimeDir+"="+s.run)
+		"RUN="+s.run, control.EnvRuntimeDir+"="+s.run, missed.EnvStateDir+"="+s.dir+"/state")
 	b, err := cmd.CombinedOutput()
 	if err != nil && cmd.ProcessState == nil {
 		s.t.Fatal(err)

@@ -102,3 +102,22 @@ func unescape(s string) string {
 	}
 	return s
 }
+
+// OnUblk reports whether a folder, or the nearest one above it that exists, lies on a ublk device.
+func OnUblk(dir string) bool {
+	var st unix.Stat_t
+	for unix.Stat(dir, &st) != nil {
+		if dir == filepath.Dir(dir) {
+			return false
+		}
+		dir = filepath.Dir(dir)
+	}
+	sys, err := filepath.EvalSymlinks("/sys/dev/block/" + devText(st.Dev))
+	if err != nil {
+		return false
+	}
+	if _, err := os.Stat(sys + "/partition"); err == nil {
+		sys = filepath.Dir(sys)
+	}
+	return onUblk(sys)
+}

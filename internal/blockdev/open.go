@@ -96,6 +96,43 @@ func (i *Info) open(readOnly bool) (*Device, error) {
 	}
 }
 
+// OpenForReading opens the device beside whoever has it. Nothing can be written, and nothing keeps others
+// from writing.
+func (i *Info) OpenForReading() (*Device, error) {
+	d := &Device{Info: i, direct: true}
+	const flags = os.O_RDONLY | unix.O_CLOEXEC
+	var err error
+	d.f, err = os.OpenFile(i.Path, flags|unix.O_DIRECT, 0)
+	if errors.Is(err, unix.EINVAL) && !i.Block {
+		d.direct = false
+		d.f, err = os.OpenFile(i.Path, flags, 0)
+	}
+	if err != nil {
+		return nil, openError(i.Path, err)
+	}
+	return d, nil
+}
+
+// Rewrite reads a block at off and writes it back, past all caches, beside whoever has the device: it tells
+// whether the device can be written.
+func (i *Info) Rewrite(off int64) error {
+	flags := os.O_RDWR | unix.O_CLOEXEC | unix.O_DSYNC
+	f, err := os.OpenFile(i.Path, flags|unix.O_DIRECT, 0)
+	if errors.Is(err, unix.EINVAL) && !i.Block {
+		f, err = os.OpenFile(i.Path, flags, 0)
+	}
+	if err != nil {
+		return openError(i.Path, err)
+	}
+	defer f.Close()
+	p := alignedCopy(alignment)
+	if _, err := f.ReadAt(p, off); err != nil {
+		return err
+	}
+	_, err = f.WriteAt(p, off)
+	return err
+}
+
 // busy says who has the device, as far as that can be found out.
 func (i *Info) busy() error {
 	why := i.Users()

@@ -24,8 +24,10 @@ const DefaultPath = "/etc/ubcache.toml"
 // File is the whole configuration.
 type File struct {
 	// RuntimeDir holds sockets and pending rings; it must be on tmpfs.
-	RuntimeDir string            `toml:"runtime-dir,omitempty"`
-	Caches     map[string]*Cache `toml:"cache,omitempty"`
+	RuntimeDir string `toml:"runtime-dir,omitempty"`
+	// StateDir holds what has to outlive a reboot.
+	StateDir string            `toml:"state-dir,omitempty"`
+	Caches   map[string]*Cache `toml:"cache,omitempty"`
 
 	path   string
 	header string // the comment at the top
@@ -46,6 +48,11 @@ type Cache struct {
 	Scheduler string `toml:"scheduler,omitempty"`
 	// KernelAttributes says whether BPF reads priorities, hints and issuers off requests: auto, off.
 	KernelAttributes string `toml:"kernel-attributes,omitempty"`
+
+	// SSDStallLimit is how long an operation on the SSD may take until the cache does without it as far
+	// as it can, SSDLossLimit after what time the SSD is given up: a duration, or off.
+	SSDStallLimit string `toml:"ssd-stall-limit,omitempty"`
+	SSDLossLimit  string `toml:"ssd-loss-limit,omitempty"`
 
 	// Tenants are those whose cached data is limited.
 	Tenants  []Tenant            `toml:"tenant,omitempty"`
@@ -71,6 +78,9 @@ type Backing struct {
 	WritebackDelay   Duration `toml:"writeback-delay"`
 	// PinQuota is there only if it is not the default, 0 being a value.
 	PinQuota *int `toml:"pin-quota,omitempty"`
+	// SSDLoss and SSDLossHold are there only if they are not the defaults.
+	SSDLoss     string    `toml:"ssd-loss,omitempty"`
+	SSDLossHold *Duration `toml:"ssd-loss-hold,omitempty"`
 	// Ordered makes writeback keep the device a consistent older image; the limits are there only
 	// if they are not the defaults.
 	Ordered    bool     `toml:"ordered,omitempty"`
@@ -103,6 +113,21 @@ func (d *Duration) UnmarshalText(b []byte) error {
 	v, err := time.ParseDuration(string(b))
 	*d = Duration(v)
 	return err
+}
+
+// ParseLimit reads a limit of time: 0 if it is empty, for the default, and less than 0 if it is off.
+func ParseLimit(s string) (time.Duration, error) {
+	switch s {
+	case "":
+		return 0, nil
+	case Off:
+		return -1, nil
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil || d < 100*time.Millisecond || d > 24*time.Hour {
+		return 0, fmt.Errorf("%q is neither off nor a time from 100ms to 24h", s)
+	}
+	return d, nil
 }
 
 // Load reads the file. A file that does not exist is an empty one.
@@ -177,6 +202,13 @@ func (f *File) check() error {
 		default:
 			return fmt.Errorf("cache %s: kernel-attributes = %q is none of auto, off", cn,
 				c.KernelAttributes)
+		}
+		for key, v := range map[string]string{
+			"ssd-stall-limit": c.SSDStallLimit, "ssd-loss-limit": c.SSDLossLimit,
+		} {
+			if _, err := ParseLimit(v); err != nil {
+				return fmt.Errorf("cache %s: %s = %w", cn, key, err)
+			}
 		}
 		if err := CheckTenants(c.Tenants); err != nil {
 			return fmt.Errorf("cache %s: %w", cn, err)

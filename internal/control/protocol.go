@@ -99,7 +99,7 @@ type ReopenArgs struct {
 }
 
 // SetArgs change settings: mode, sequential-cutoff, dirty-target, dirty-max, writeback-delay,
-// pin-quota, ordered, ordered-age, ordered-max, backing-loss.
+// pin-quota, ordered, ordered-age, ordered-max, ssd-loss, ssd-loss-hold, backing-loss.
 type SetArgs struct {
 	Name     string            `json:"name"`
 	Settings map[string]string `json:"settings"`

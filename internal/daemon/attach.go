@@ -51,6 +51,9 @@ func (in *Instance) planAttach(a *control.AttachArgs) (o cache.AttachOptions, er
 	if err := config.CheckName(a.Name); err != nil {
 		return o, report.Misuse("%v", err)
 	}
+	if loss, lost := in.cache.Loss(); lost { // before a header is written
+		return o, fmt.Errorf("%w: %s", cache.ErrSSDLost, loss.Why)
+	}
 	if a.Integrity && !in.opts.NoUblk && !in.kernel.Has(ublk.FeatureIntegrity) {
 		return o, report.Refuse("attach "+a.Device, "this kernel's ublk has no integrity metadata",
 			"needs Linux 7.0; leave out --integrity")
@@ -189,6 +192,7 @@ func (in *Instance) addBacking(ctx context.Context, a *control.AttachArgs, o cac
 	if err != nil {
 		return nil, errors.Join(err, in.forget(ctx, s, true))
 	}
+	in.keepSuperNow()
 	return s, nil
 }
 

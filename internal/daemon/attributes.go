@@ -46,7 +46,7 @@ func (a *attributes) look(queue int, r *ublk.Request) (q request) {
 }
 
 // silent says that only the client itself can have said anything.
-func (q *request) silent() bool { return !q.known && q.table == nil }
+func (q *request) silent() bool { return q.table == nil && (!q.known || q.event.Silent()) }
 
 // addTo adds what the sources say about n bytes of the device at off, which are the request or a part
 // of it. What the client said is in the set already, and stays.
@@ -102,7 +102,7 @@ func (h *queue) attach(r *ublk.Request, c *cache.Request, opaque []byte) {
 		return
 	}
 	set := &h.attrs.sets[r.Tag]
-	*set = attrs.Set{}
+	set.Clear()
 	if opaque != nil {
 		_ = set.DecodeCompact(opaque) // the set knows what is wrong, and answers so
 	}

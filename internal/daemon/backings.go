@@ -27,9 +27,11 @@ func (in *Instance) findSSD() (*blockdev.Info, error) {
 	}
 	for _, path := range blockdev.All() {
 		o, oerr := blockdev.Inspect(path)
-		if oerr == nil && o.Content.Type == blockdev.TypeCache && o.Content.UUID == in.conf.UUID {
-			in.log.Warn("SSD has another name than in the configuration", "configured",
-				in.conf.Device, "found", path)
+		if oerr != nil || o.Content.Type != blockdev.TypeCache || o.Content.UUID != in.conf.UUID {
+			continue
+		}
+		// What lies below a device-mapper device or the like holds the same, and is not to be used.
+		if o.Users() == "" {
 			return o, nil
 		}
 	}
@@ -71,14 +73,19 @@ func (in *Instance) openBackings(ctx context.Context, sb *cache.Superblock) erro
 			s.problem = err.Error()
 			in.log.Error("backing device is missing; its data on the SSD is kept", "name", name,
 				"error", err)
-			continue
 		}
 		s.dev = dev
+		if err := in.checkMissed(name, r, sb, dev); err != nil {
+			return err
+		}
 	}
 	for _, r := range records {
 		in.log.Warn("the cache has a backing device that the configuration does not name",
 			"name", r.Name, "uuid", r.UUID)
 		in.mu.served[r.ID] = &served{name: r.Name, problem: "not in the configuration"}
+		if err := in.checkMissed(r.Name, r, sb, nil); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -259,10 +266,18 @@ func settingsOf(c *config.Backing) (cache.Mode, cache.Tunables, error) {
 	t := cache.Tunables{
 		SequentialCutoff: int64(c.SequentialCutoff), DirtyTarget: c.DirtyTarget,
 		DirtyMax: c.DirtyMax, WritebackDelay: time.Duration(c.WritebackDelay),
-		PinQuota: std.PinQuota, Ordered: c.Ordered,
+		PinQuota: std.PinQuota, Loss: std.Loss, Ordered: c.Ordered,
 		OrderedAge:  cmp.Or(time.Duration(c.OrderedAge), std.OrderedAge),
 		OrderedMax:  cmp.Or(int64(c.OrderedMax), std.OrderedMax),
 		BackingHold: std.BackingHold,
+	}
+	if c.SSDLoss != "" {
+		if t.Loss.Kind, err = cache.ParseLossKind(c.SSDLoss); err != nil {
+			return 0, t, fmt.Errorf("ssd-loss: %w", err)
+		}
+	}
+	if c.SSDLossHold != nil {
+		t.Loss.Hold = time.Duration(*c.SSDLossHold)
 	}
 	if c.BackingLoss != "" {
 		if t.BackingHold, err = parseLoss(c.BackingLoss); err != nil {

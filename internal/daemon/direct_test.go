@@ -24,6 +24,7 @@ import (
 	"ubcache/internal/blockdev"
 	"ubcache/internal/config"
 	"ubcache/internal/control"
+	"ubcache/internal/missed"
 )
 
 // These tests run a whole daemon, without ublk, on image files, and clients of its direct channel.
@@ -49,6 +50,7 @@ func newDirectBench(t testing.TB, o directOptions) *directBench {
 	t.Helper()
 	dir := t.TempDir()
 	t.Setenv(control.EnvRuntimeDir, filepath.Join(dir, "run"))
+	t.Setenv(missed.EnvStateDir, filepath.Join(dir, "state"))
 	if o.ssdDir == "" {
 		o.ssdDir = dir
 	}

@@ -384,7 +384,7 @@ func (d *directRing) attach(q *directRequest, o opened, n int64) unix.Errno {
 			return unix.EINVAL
 		}
 	} else {
-		q.said.Set = attrs.Set{}
+		q.said.Set.Clear()
 	}
 	if table != nil && e.Op != shm.OpFlush {
 		dir := attrs.Write

@@ -31,7 +31,13 @@ type device struct {
 	note  int  // descriptor of the kernel's note on its write cache, or -1
 }
 
-func driverDevice(d *blockdev.Device) device { return device{d.FD(), d.Info.Block, d.WriteCacheFD()} }
+// driverDevice is noDevice of nil, for an SSD that is not there.
+func driverDevice(d *blockdev.Device) device {
+	if d == nil {
+		return noDevice.device
+	}
+	return device{d.FD(), d.Info.Block, d.WriteCacheFD()}
+}
 
 // driver turns the engine's operations into submissions on one ring and completions back. It is
 // the part of a cache.Driver that a ublk queue and a background loop have in common, and belongs

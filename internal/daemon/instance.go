@@ -19,7 +19,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -30,6 +32,7 @@ import (
 	"ubcache/internal/blockdev"
 	"ubcache/internal/config"
 	"ubcache/internal/control"
+	"ubcache/internal/missed"
 	"ubcache/internal/report"
 	"ubcache/ublk"
 )
@@ -47,9 +50,14 @@ type Options struct {
 	Direct DirectOptions
 	// Wait bounds how long the devices of a dying daemon are waited for.
 	Wait time.Duration
+	// Anew executes the program again, to take a lost SSD back; nil: that is not possible.
+	// times says how often in a row that has been so.
+	Anew func(times int) error
 	// Drop names backing devices of which nothing that is cached is to be used, dirty data included, and
 	// Keep those that may have been changed without the cache.
 	Drop, Keep []string
+	// WithoutSSD names those that are to be served if the SSD is not there, although that may have dirty data.
+	WithoutSSD []string
 	// alive finds out whether a device is still there; tests change it.
 	alive func(*blockdev.Device) error
 	// Note is told in a few words what takes time.
@@ -58,9 +66,19 @@ type Options struct {
 
 // Instance is a running cache.
 type Instance struct {
-	opts    Options
-	log     *slog.Logger
-	dir     string // runtime folder
+	opts Options
+	log  *slog.Logger
+	dir  string // runtime folder
+	// stateDir is for what outlives a reboot; drop has the backing devices that the SSD missed changes of.
+	stateDir string
+	drop     []cache.UUID
+	// doubted are those of which nobody knew how much dirty data the SSD had when they were changed without it.
+	doubted []cache.UUID
+	// copied is the copy of the superblock of a start without the SSD, and without what can be served then.
+	copied  *cache.Superblock
+	without map[string]withoutSSD
+	lost    bool // it ends without its SSD
+	anew    int  // how often it was started anew with an SSD that was lost soon after
 	conf    *config.Cache
 	started time.Time
 
@@ -137,6 +155,7 @@ func Start(ctx context.Context, o Options) (*Instance, error) {
 	}
 	in := &Instance{
 		opts: o, conf: conf, dir: control.RuntimeDir(file.RuntimeDir), started: time.Now(),
+		stateDir: missed.Dir(file.StateDir), anew: startedAnew(),
 		log: slog.With("cache", o.Name), done: make(chan struct{}), rules: newRuleSet(),
 	}
 	in.traced.log = in.log
@@ -180,6 +199,15 @@ func (in *Instance) start(ctx context.Context) error {
 	if err := in.applyConfig(); err != nil {
 		return err
 	}
+	if in.ssd != nil {
+		if err := in.forgetMissed(); err != nil {
+			return err
+		}
+		sb := in.cache.Super()
+		if err := in.keepSuper(&sb); err != nil {
+			return err
+		}
+	}
 	if err := in.startBackground(); err != nil {
 		return err
 	}
@@ -217,8 +245,18 @@ func (in *Instance) openDevices(ctx context.Context) error {
 	var err error
 	ctx, cancel := context.WithTimeout(ctx, in.opts.Wait)
 	defer cancel()
-	if in.ssdInfo, err = in.findSSD(); err != nil {
-		return err
+	if in.ssdInfo, err = in.waitForSSD(ctx); err != nil {
+		if !isMissing(err) {
+			return err
+		}
+		if ok, werr := in.goWithout(ctx, err); ok || werr != nil {
+			return werr
+		}
+		return report.Wrap("start cache "+in.opts.Name, err, in.withoutSSDHint())
+	}
+	if same, err := filepath.EvalSymlinks(in.conf.Device); err != nil || same != in.ssdInfo.Path {
+		in.log.Info("the SSD has another name than in the configuration", "configured", in.conf.Device,
+			"found", in.ssdInfo.Path)
 	}
 	if in.ssd, err = in.openPatiently(ctx, in.ssdInfo); err != nil {
 		return err
@@ -279,6 +317,9 @@ func (in *Instance) openPatiently(ctx context.Context, i *blockdev.Info) (*block
 
 // openCache loads the index and replays what a killed daemon has left.
 func (in *Instance) openCache() error {
+	if in.ssd == nil {
+		return in.openWithout()
+	}
 	sb, err := cache.ReadSuper(in.ssd)
 	if err != nil {
 		return err
@@ -289,8 +330,10 @@ func (in *Instance) openCache() error {
 	if !sb.Clean {
 		in.opts.Note("the cache was not stopped in order: replaying its journal")
 	}
+	stall, loss := ssdLimits(in.conf)
 	in.cache, err = cache.Open(in.ssd, cache.Options{
 		Pending: in.pending.mem, Discard: in.conf.Discard && in.ssdInfo.Discard,
+		StallLimit: stall, LossLimit: loss, Missed: in.markMissed, Drop: in.drop, Health: in.ssdHealth,
 		Confirm: in.confirmUnused, GiveUp: in.dropped(),
 		Suspect: in.suspect,
 	})
@@ -336,10 +379,9 @@ func (in *Instance) list() []*served {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	var all []*served
-	for _, s := range in.mu.served {
-		all = append(all, s)
+	for _, id := range slices.Sorted(maps.Keys(in.mu.served)) {
+		all = append(all, in.mu.served[id])
 	}
-	slices.SortFunc(all, func(a, b *served) int { return int(a.b.ID()) - int(b.b.ID()) })
 	return all
 }
 

@@ -11,6 +11,7 @@ import (
 	"ubcache/internal/blockdev"
 	"ubcache/internal/config"
 	"ubcache/internal/control"
+	"ubcache/internal/missed"
 )
 
 // Needed lists the files that a daemon uses.
@@ -23,7 +24,7 @@ func Needed(o Options) []string {
 	if err != nil {
 		return paths // told when the daemon itself reads it
 	}
-	paths = append(paths, control.RuntimeDir(file.RuntimeDir))
+	paths = append(paths, control.RuntimeDir(file.RuntimeDir), missed.Dir(file.StateDir))
 	if c := file.Caches[o.Name]; c != nil {
 		paths = append(paths, c.Device)
 		for _, b := range c.Backings {

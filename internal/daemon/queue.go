@@ -11,6 +11,7 @@ import (
 
 	"ubcache/attrs"
 	"ubcache/cache"
+	"ubcache/internal/uring"
 	"ubcache/ublk"
 )
 
@@ -158,6 +159,25 @@ func (h *queue) CopyIn(r *cache.Request, off int, src []byte) error {
 	tag, at := h.place(r)
 	return h.q.CopyIn(h.q.Request(tag), int64(at)+int64(off), src)
 }
+
+// Swap implements cache.Swapper: the queue has other memory for what has come through the block device, and
+// whose memory is the queue's.
+func (h *queue) Swap(r *cache.Request) (old int, ok bool) {
+	if r.Tag&partTag != 0 || h.pi != nil || r.Data == nil {
+		return 0, false
+	}
+	k := h.q.Request(uint16(r.Tag))
+	if k.Data == nil || uring.Addr(k.Data) != uring.Addr(r.Data) {
+		return 0, false
+	}
+	if old, ok = h.q.Replace(k.Tag); ok {
+		r.Data = k.Data
+	}
+	return old, ok
+}
+
+// Reclaim implements cache.Swapper.
+func (h *queue) Reclaim(old int) { h.q.Reclaim(old) }
 
 // Wake implements cache.Driver; any thread may call it.
 func (h *queue) Wake() { h.q.Wake() }

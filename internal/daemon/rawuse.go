@@ -170,10 +170,23 @@ func (in *Instance) confirmUnused(c *cache.Cache) (drop []cache.BackingID, err e
 			}
 			continue
 		}
+		if slices.Contains(in.doubted, r.UUID) {
+			if n := c.DirtyBlocks(r.ID); n > 0 {
+				return nil, report.Refuse("open backing device "+s.name, fmt.Sprintf("%s was changed without the SSD, "+
+					"which has %s of it that was never written back", s.name, config.Size(n*cache.BlockSize).Human()),
+					"it is kept: ubcache salvage writes it to an image, ubcache start --drop "+s.name+" gives it up")
+			}
+			in.log.Warn("the SSD has missed changes of this device: its copies are dropped", "name", s.name)
+			in.drop, drop = append(in.drop, r.UUID), append(drop, r.ID)
+			if err := errors.Join(c.SetPrint(r.ID, cache.Fingerprint{}), in.newHeader(c, &sb, r, s)); err != nil {
+				return nil, err
+			}
+			continue
+		}
 		if s.dev == nil { // the fingerprint stays for when it is back
 			continue
 		}
-		why := in.usedRaw(c, r, s, sb.Clean, sb.Epoch+1)
+		why := in.usedRaw(c, r, s.name, s.dev, sb.Clean, sb.Epoch+1)
 		dirty := c.DirtyBlocks(r.ID)
 		switch {
 		case why == "":
@@ -209,8 +222,10 @@ func (in *Instance) dropped() (ids []cache.BackingID) {
 
 // usedRaw says by what it is noticed that a backing device was changed without the cache; empty if it is not.
 // Nobody may use the device yet. next is the epoch of a start that did not come to its end.
-func (in *Instance) usedRaw(c *cache.Cache, r *cache.BackingRecord, s *served, thorough bool, next uint64) string {
-	if h, err := header.Read(s.dev); err == nil && r.DataOff != 0 && r.Head != 0 && h.Start != r.Head &&
+func (in *Instance) usedRaw(c *cache.Cache, r *cache.BackingRecord, name string, dev *blockdev.Device,
+	thorough bool, next uint64,
+) string {
+	if h, err := header.Read(dev); err == nil && r.DataOff != 0 && r.Head != 0 && h.Start != r.Head &&
 		h.Start != next {
 		return fmt.Sprintf("its header is of start %d of the cache instead of %d", h.Start, r.Head)
 	}
@@ -219,17 +234,17 @@ func (in *Instance) usedRaw(c *cache.Cache, r *cache.BackingRecord, s *served, t
 		n = ManySamples
 	}
 	if r.Print.Kind == printKind {
-		p, err := fingerprint(s.dev)
+		p, err := fingerprint(dev)
 		switch {
 		case err != nil:
-			in.log.Warn("backing device not compared with its fingerprint", "name", s.name, "error", err)
+			in.log.Warn("backing device not compared with its fingerprint", "name", name, "error", err)
 		case p.Sum != r.Print.Sum:
 			return "it is not as it was at the stop of " + r.Print.Time.UTC().Format("2006-01-02T15:04:05Z")
 		}
 	}
-	same, differ, err := CompareSamples(s.dev, c.Samples(r.ID, n), 0)
+	same, differ, err := CompareSamples(dev, c.Samples(r.ID, n), 0)
 	if err != nil {
-		in.log.Warn("backing device not compared with what is cached", "name", s.name, "error", err)
+		in.log.Warn("backing device not compared with what is cached", "name", name, "error", err)
 	}
 	if differ > 0 {
 		return fmt.Sprintf("%d of %d blocks compared are not as they were", differ, same+differ)

@@ -10,6 +10,7 @@ import (
 	"ubcache/internal/blockdev"
 	"ubcache/internal/config"
 	"ubcache/internal/control"
+	"ubcache/internal/header"
 	"ubcache/internal/report"
 )
 
@@ -56,6 +57,9 @@ func (g *guard) find(path string) (f finding) {
 		if f.err == nil {
 			f.err = in.opts.alive(f.dev)
 		}
+	}
+	if f.err == nil {
+		f.err = newestHeader(f.dev, r)
 	}
 	if f.err == nil {
 		f.err = g.recognise(f.dev)
@@ -111,6 +115,24 @@ func (g *guard) sameDevice(dev *blockdev.Device, r *cache.BackingRecord, sb *cac
 		}
 	}
 	return checkHeader(dev, r, sb.UUID)
+}
+
+// newestHeader makes sure that the device's header is the one that this start has written, and not one of a copy
+// that was made before, or of another start elsewhere.
+func newestHeader(dev *blockdev.Device, r *cache.BackingRecord) error {
+	if r.DataOff == 0 || r.Head == 0 {
+		return nil
+	}
+	h, err := header.Read(dev)
+	if err != nil {
+		return err
+	}
+	if h.Start != r.Head {
+		return report.Refuse("", fmt.Sprintf("the header of %s is of start %d of the cache instead of %d: it is an older "+
+			"copy, or was used without the cache", dev.Info.Path, h.Start, r.Head),
+			"correct the device in the configuration; detach --force gives up its dirty data")
+	}
+	return nil
 }
 
 // recognise compares the device with what is known of it.

@@ -30,6 +30,7 @@ func Run(o Options, ready func(control.Status)) error {
 	}
 	go server.Serve()
 	go in.watch()
+	go in.watchSSD()
 	notify("READY=1\nSTATUS=serving")
 	ready(in.Status())
 	for {

@@ -110,6 +110,23 @@ var settingTable = []setting{
 		},
 		func(_ cache.Mode, t *cache.Tunables) string { return showLoss(t.BackingHold) },
 	},
+	{
+		"ssd-loss", func(v string, _ *cache.Mode, t *cache.Tunables) (err error) {
+			t.Loss.Kind, err = cache.ParseLossKind(v)
+			return err
+		},
+		func(_ cache.Mode, t *cache.Tunables) string { return t.Loss.Kind.String() },
+	},
+	{
+		"ssd-loss-hold", func(v string, _ *cache.Mode, t *cache.Tunables) (err error) {
+			t.Loss.Hold, err = time.ParseDuration(v)
+			return err
+		},
+		func(_ cache.Mode, t *cache.Tunables) string {
+			b, _ := config.Duration(t.Loss.Hold).MarshalText()
+			return string(b)
+		},
+	},
 }
 
 func percent(v string) (int, error) {
@@ -172,6 +189,14 @@ func putSettings(b *config.Backing, m cache.Mode, t cache.Tunables) {
 	}
 	if b.BackingLoss = ""; t.BackingHold != std.BackingHold {
 		b.BackingLoss = showLoss(t.BackingHold)
+	}
+	def := cache.DefaultTunables().Loss
+	if b.SSDLoss = ""; t.Loss.Kind != def.Kind {
+		b.SSDLoss = t.Loss.Kind.String()
+	}
+	if b.SSDLossHold = nil; t.Loss.Hold != def.Hold {
+		hold := config.Duration(t.Loss.Hold)
+		b.SSDLossHold = &hold
 	}
 }
 

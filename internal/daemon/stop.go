@@ -152,8 +152,15 @@ func (in *Instance) finish(ctx context.Context) error {
 			return fmt.Errorf("end the service of clients: %w", err)
 		}
 	}
-	if err := in.cache.Settle(ctx); err != nil {
-		return fmt.Errorf("write metadata: %w", err)
+	loss, lost := in.cache.Loss()
+	if !lost {
+		err := in.cache.Settle(ctx)
+		if loss, lost = in.cache.Loss(); err != nil && !lost {
+			return fmt.Errorf("write metadata: %w", err)
+		}
+	}
+	if lost {
+		return in.finishWithoutSSD(loss)
 	}
 	in.recordIdentities()
 	in.kill()
@@ -168,6 +175,31 @@ func (in *Instance) finish(ctx context.Context) error {
 	if err := in.cache.Close(); err != nil {
 		return fmt.Errorf("close cache: %w", err)
 	}
+	if sb, err := cache.ReadSuper(in.ssd); err == nil {
+		if err := in.keepSuper(sb); err != nil {
+			in.log.Error("the copy of the superblock in state-dir is out of date", "error", err)
+		}
+	}
+	in.release()
+	return nil
+}
+
+// finishWithoutSSD ends a cache whose SSD is lost. Nothing can be written to it; what its journal lacks
+// stays in the pending ring.
+func (in *Instance) finishWithoutSSD(loss cache.Loss) error {
+	in.log.Warn("stopped without the SSD", "why it is lost", loss.Why)
+	in.kill()
+	in.stopGuards()
+	in.using.Lock()
+	defer in.using.Unlock()
+	if !loss.Busy { // else the end of the process is what ends its operations
+		if err := in.bg.stop(); err != nil {
+			return err
+		}
+		in.bg.lane.Close()
+		in.cache.Abandon()
+	}
+	in.lost = true
 	in.release()
 	return nil
 }
@@ -175,7 +207,7 @@ func (in *Instance) finish(ctx context.Context) error {
 // release gives everything back after Close, and ends the instance.
 func (in *Instance) release() {
 	clean := false
-	if in.ssd != nil {
+	if in.ssd != nil && !in.lost {
 		if sb, err := cache.ReadSuper(in.ssd); err == nil {
 			clean = sb.Clean
 		}

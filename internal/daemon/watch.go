@@ -52,13 +52,20 @@ func (in *Instance) adopt(s *served) {
 		in.mu.Unlock()
 		return
 	}
-	if err := in.join(s, dev); err != nil {
+	before := s.problem
+	if err := in.join(s, dev); err != nil && s.problem != before {
 		in.log.Error("backing device has appeared but cannot be served", "name", s.name, "error", err)
 	}
 }
 
 // join gives the engine a device that was missing, and serves it.
 func (in *Instance) join(s *served, dev *blockdev.Device) error {
+	if err := in.admitLate(in.life, s, dev); err != nil {
+		in.mu.Lock()
+		s.problem = err.Error()
+		in.mu.Unlock()
+		return errors.Join(err, dev.Close())
+	}
 	setAbilities(s.b, dev)
 	in.mu.Lock()
 	s.dev, s.problem = dev, ""

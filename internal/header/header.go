@@ -16,6 +16,10 @@
 //	    80     8  data offset: where the cached device begins, in bytes
 //	    88     8  size of the cached device in bytes
 //	    96     8  size of the backing device in bytes
+//	   104     8  0, or 2 and the number of blocks that had no copy but the SSD's when the cache lost it and
+//	              the backing device was changed without it, or 1 if that is not known; such a block has
+//	              version 2, as programs that know only version 1 must not use it
+//	   112     8  epoch of the cache at that time
 //	   120     8  epoch of the cache at its last start with this device; 0: not known
 package header
 
@@ -32,7 +36,7 @@ import (
 
 const (
 	magic      = "UBCBACK\x01"
-	version    = 1
+	version    = 2 // the newest that is read; 1 is written where nothing says 2
 	blockBytes = 4096
 
 	// DataOff is where the cached device begins on a backing device with a header.
@@ -51,6 +55,11 @@ type Header struct {
 	Size       int64 // of the cached device
 	DeviceSize int64
 	Start      uint64 // epoch of the cache at its last start with this device; 0: not known
+	// Missed says that the cache's SSD has missed changes of this device, when its epoch was Epoch, and
+	// had Dirty blocks of it that are nowhere else; -1: not known.
+	Missed bool
+	Dirty  int64
+	Epoch  uint64
 }
 
 // Errors that a caller can act on.
@@ -64,7 +73,12 @@ func (h *Header) encode(off int64) []byte {
 	p := make([]byte, blockBytes)
 	le := binary.LittleEndian
 	copy(p, magic)
-	le.PutUint32(p[8:], version)
+	le.PutUint32(p[8:], 1)
+	if h.Missed {
+		le.PutUint32(p[8:], 2)
+		le.PutUint64(p[104:], uint64(h.Dirty+2))
+		le.PutUint64(p[112:], h.Epoch)
+	}
 	le.PutUint64(p[16:], h.Seq)
 	le.PutUint64(p[24:], uint64(off))
 	copy(p[40:], h.Cache[:])
@@ -94,6 +108,9 @@ func decode(p []byte, off int64) (*Header, error) {
 	h := &Header{
 		Seq: le.Uint64(p[16:]), DataOff: int64(le.Uint64(p[80:])), Size: int64(le.Uint64(p[88:])),
 		DeviceSize: int64(le.Uint64(p[96:])), Start: le.Uint64(p[120:]),
+	}
+	if n := le.Uint64(p[104:]); n != 0 {
+		h.Missed, h.Dirty, h.Epoch = true, int64(n)-2, le.Uint64(p[112:])
 	}
 	copy(h.Cache[:], p[40:])
 	copy(h.Backing[:], p[64:])

@@ -84,7 +84,7 @@ func TestNewer(t *testing.T) {
 	if err := Write(d, sample()); err != nil {
 		t.Fatal(err)
 	}
-	d.b[locations[0]+8] = 2
+	d.b[locations[0]+8] = version + 1
 	if _, err := Read(d); !errors.Is(err, ErrNewer) {
 		t.Errorf("a newer version: %v", err)
 	}
@@ -128,3 +128,36 @@ var (
 	_ cache.Storage = &disk{}
 	_ io.ReaderAt   = &disk{}
 )
+
+// TestMissed: a header with a marker is one that programs which do not know it refuse.
+func TestMissed(t *testing.T) {
+	d := &disk{make([]byte, 4<<20)}
+	h := sample()
+	h.Missed, h.Dirty, h.Epoch = true, 3, 9
+	if err := Write(d, h); err != nil {
+		t.Fatal(err)
+	}
+	if v := d.b[locations[0]+8]; v != 2 {
+		t.Errorf("version %d", v)
+	}
+	got, err := Read(d)
+	if err != nil || *got != *h {
+		t.Fatalf("read %+v, %v; wrote %+v", got, err, h)
+	}
+	for _, dirty := range []int64{-1, 0} {
+		h.Dirty = dirty
+		if err := Write(d, h); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := Read(d); err != nil || *got != *h {
+			t.Errorf("read %+v, %v; wrote %+v", got, err, h)
+		}
+	}
+	h.Missed, h.Dirty, h.Epoch = false, 0, 0
+	if err := Write(d, h); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Read(d); err != nil || *got != *h || d.b[locations[1]+8] != 1 {
+		t.Errorf("without the marker: %+v, %v", got, err)
+	}
+}

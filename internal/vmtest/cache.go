@@ -23,6 +23,7 @@ import (
 const (
 	configPath = "/etc/ubcache.toml"
 	runtimeDir = "/run/ubcache"
+	stateDir   = "/var/lib/ubcache"
 )
 
 // CacheStatus is what tests read of `ubcache status --json`. The names of the fields are a promise
@@ -36,6 +37,8 @@ type CacheStatus struct {
 		SizeBytes   int64 `json:"size_bytes"`
 		CachedBytes int64 `json:"cached_bytes"`
 		DirtyBytes  int64 `json:"dirty_bytes"`
+		// SSDState is ok, slow or lost.
+		SSDState string `json:"ssd_state"`
 	} `json:"cache"`
 	KernelAttributes string         `json:"kernel_attributes"`
 	Devices          []DeviceStatus `json:"devices"`
@@ -179,7 +182,7 @@ func nothing(t testing.TB) {
 		_, _ = Try(t, "sh", "-c", "kill -9 $(cat "+lock+")")
 	}
 	removeBlockDevices(t)
-	if err := errors.Join(os.RemoveAll(runtimeDir), os.RemoveAll("/dev/ubcache")); err != nil {
+	if err := errors.Join(os.RemoveAll(runtimeDir), os.RemoveAll(stateDir), os.RemoveAll("/dev/ubcache")); err != nil {
 		t.Error(err)
 	}
 	if err := os.Remove(configPath); err != nil && !errors.Is(err, fs.ErrNotExist) {

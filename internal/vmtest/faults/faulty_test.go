@@ -17,20 +17,28 @@ import (
 // faulty is a device whose table is swapped live for one that fails.
 type faulty struct {
 	dev, base string
+	shift     int64 // where it begins on base, in sectors
 	sectors   int64
 	from, to  int64 // the sectors that the faults are in
 }
 
 func newFaulty(t *testing.T, name, base string) *faulty {
 	t.Helper()
-	f := &faulty{base: base, sectors: vmtest.SizeBytes(t, base) / 512}
+	return newShifted(t, name, base, 0)
+}
+
+// newShifted begins at that sector of base. Behind the start, an SSD is not found there by its superblock when its
+// own device is gone.
+func newShifted(t *testing.T, name, base string, shift int64) *faulty {
+	t.Helper()
+	f := &faulty{base: base, shift: shift, sectors: vmtest.SizeBytes(t, base)/512 - shift}
 	f.to = f.sectors
 	f.dev = vmtest.Mapper(t, name, f.linear(0, f.sectors))
 	return f
 }
 
 func (f *faulty) linear(from, to int64) string {
-	return fmt.Sprintf("%d %d linear %s %d\n", from, to-from, f.base, from)
+	return fmt.Sprintf("%d %d linear %s %d\n", from, to-from, f.base, f.shift+from)
 }
 
 // fault puts a target in the place of sectors from to to: its name, and what follows device and
@@ -44,7 +52,7 @@ func (f *faulty) faultAt(t *testing.T, from, to int64, target, args string) {
 	t.Helper()
 	line := fmt.Sprintf("%d %d error\n", from, to-from)
 	if target != "error" {
-		line = fmt.Sprintf("%d %d %s %s %d %s\n", from, to-from, target, f.base, from, args)
+		line = fmt.Sprintf("%d %d %s %s %d %s\n", from, to-from, target, f.base, f.shift+from, args)
 	}
 	table := line
 	if from > 0 {
@@ -78,7 +86,7 @@ func (f *faulty) onlyData(t *testing.T) {
 	}
 	defer file.Close()
 	p := make([]byte, 128)
-	if _, err := file.ReadAt(p, 64<<10); err != nil {
+	if _, err := file.ReadAt(p, f.shift*512+64<<10); err != nil {
 		t.Fatal(err)
 	}
 	if string(p[:7]) != "UBCACHE" {
@@ -115,14 +123,20 @@ func newStageOn(t *testing.T, fault, ssd, backing string, flags ...string) *stag
 	t.Helper()
 	s := &stage{t: t, y: vmtest.Fault(t, fault)}
 	s.ssd = newFaulty(t, "faulty-ssd", ssd)
+	s.begin(t, backing, flags)
+	s.ssd.onlyData(t)
+	return s
+}
+
+// begin starts the cache.
+func (s *stage) begin(t *testing.T, backing string, flags []string) {
+	t.Helper()
 	s.backing = newFaulty(t, "faulty-backing", backing)
 	s.c = vmtest.NewCache(t, s.ssd.dev)
-	s.ssd.onlyData(t)
 	s.dev = s.c.Attach(t, s.backing.dev, "data", append(flags, alwaysFlags...)...)
 	for i := range 4 {
 		s.oracles = append(s.oracles, vmtest.NewOracle(t, s.dev, int64(i)*faultRange, faultRange))
 	}
-	return s
 }
 
 // alwaysFlags send everything through the cache, and make what needs a backing device that is gone fail at

@@ -1,0 +1,115 @@
+package cache
+
+// withoutSSD goes on with a change whose locks are held and that the SSD does not learn of. It may have
+// to wait, and is then called again.
+func (t *through) withoutSSD(l *Lane) {
+	b := t.r.b
+	if !l.c.lost() {
+		t.restart(l)
+		return
+	}
+	t.step = throughMarker
+	pass, err := l.mayChange(b, t.late || t.missed(l))
+	switch {
+	case pass == passWait:
+		l.c.ssdHealth.park(l.c, &t.w)
+		return
+	case pass == passFail:
+		t.err = err
+		if t.late {
+			t.settle(l)
+		}
+		t.finish(l)
+		return
+	}
+	t.bare, t.cache = true, false
+	if t.late {
+		t.settle(l)
+		t.finish(l)
+		return
+	}
+	t.r.notCached()
+	for i := range t.locks {
+		t.forgetClean(l, &t.locks[i])
+	}
+	t.change(l)
+}
+
+// missed reports whether the SSD, as it would be found, knows something of the blocks: they are in the
+// index, or were and it may not have heard that they are not any more.
+func (t *through) missed(l *Lane) bool {
+	c, b := l.c, t.r.b
+	if c.blind {
+		return true
+	}
+	for i := range t.locks {
+		k := &t.locks[i]
+		s := c.index.stripeOf(b.id, k.first)
+		s.mu.Lock()
+		known := s.lastUnmap != 0 && !c.journal.isDurable(s.lastUnmap)
+		for blk := k.first; blk <= k.last && !known && b.cached.Load() != 0; blk++ {
+			_, known = c.index.find(makeKey(b.id, blk))
+		}
+		s.mu.Unlock()
+		if known {
+			return true
+		}
+	}
+	return false
+}
+
+// forgetClean takes the copies out of the index that the backing device has, without a record.
+func (t *through) forgetClean(l *Lane, k *rangeLock) {
+	c, b := l.c, t.r.b
+	s := c.index.stripeOf(b.id, k.first)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for blk := k.first; blk <= k.last && b.cached.Load() != 0; blk++ {
+		key := makeKey(b.id, blk)
+		e, ok := c.index.find(key)
+		switch {
+		case !ok:
+		case e.st.onBacking():
+			c.unmapEntry(b, key, e)
+		default:
+			t.stale = true
+		}
+	}
+}
+
+// dropBare takes the changed sectors out of dirty copies, without a record. The stripe is locked.
+func (t *through) dropBare(l *Lane, k *rangeLock) {
+	c, b := l.c, t.r.b
+	if !t.stale && !t.late {
+		return
+	}
+	for blk := k.first; blk <= k.last; blk++ {
+		key := makeKey(b.id, blk)
+		e, ok := c.index.find(key)
+		if !ok {
+			continue
+		}
+		from, n, _ := blockPart(t.span, t.r, blk)
+		if left := e.st &^ sectors(from, n); left&stMask != 0 {
+			c.setState(b, e, left)
+			continue
+		}
+		c.unmapEntry(b, key, e)
+		c.madeSafe(b, key)
+	}
+}
+
+// restart begins the window anew, for the SSD has come back while the change waited.
+func (t *through) restart(l *Lane) {
+	if t.late { // the change has been made, and the dirty copies can be dropped on record
+		t.late = false
+		t.step, t.waits = throughFlush, 1
+		op := l.newOp(t)
+		op.Kind, op.Dev = OpFlush, t.r.b.id
+		l.issue(op, t.r)
+		return
+	}
+	l.c.journal.unreserve(t.room)
+	t.unlock(l)
+	t.window(l, span{t.span.off, t.span.len + t.rest.len})
+}

@@ -1,0 +1,105 @@
+package cache
+
+import (
+	"fmt"
+	"slices"
+)
+
+// verifyPending looks at the data that records of the pending ring speak of, after the SSD was lost and
+// came back: it may have lost what it had not been flushed for. A block that is not what it was is
+// dropped if the backing device has it; else it is bad: an error until it is overwritten, not something older. Without
+// checksums nothing can be known of any of them.
+func (r *recovery) verifyPending(recs []record) error {
+	c := r.c
+	page := alignedBytes(BlockSize)
+	var drop []record
+	var bad []BucketID
+	for i := range recs {
+		m := &recs[i]
+		b := c.backing(m.backing)
+		if m.kind != recMap || b == nil {
+			continue
+		}
+		k := makeKey(m.backing, m.block)
+		e, ok := c.index.find(k)
+		if !ok || e.slot != Slot(m.slot) || e.st&stBad != 0 {
+			continue
+		}
+		if c.checksums {
+			if _, err := c.ssd.ReadAt(page, c.geo.slotOff(e.slot)); err == nil &&
+				dataSum(page, uint64(k)) == e.sum {
+				continue
+			}
+		}
+		if e.st&stDirty == 0 || m.flags&recPending != 0 {
+			drop = append(drop, record{kind: recUnmap, backing: m.backing, block: m.block, sum: 1})
+			continue
+		}
+		c.setState(b, e, e.st|stBad)
+		if id := c.bucketOf(e.slot); !slices.Contains(bad, id) {
+			bad = append(bad, id)
+		}
+		r.lost++
+	}
+	if err := r.appendRecords(drop); err != nil {
+		return err
+	}
+	return r.saveBuckets(bad)
+}
+
+// dropMissed drops what the SSD has of backing devices that have changed without it (Options.Drop).
+func (r *recovery) dropMissed() error {
+	if r.readOnly {
+		return nil
+	}
+	var drop []BackingID
+	for _, b := range r.c.backings.Load() {
+		if b != nil && slices.Contains(r.c.opts.Drop, b.uuid) {
+			drop = append(drop, b.id)
+		}
+	}
+	if len(drop) == 0 {
+		return nil
+	}
+	return r.dropContents(drop)
+}
+
+// appendRecords applies new records and makes them durable.
+func (r *recovery) appendRecords(recs []record) error {
+	from := r.next
+	for i := range recs {
+		r.apply(r.next, &recs[i])
+		r.next++
+	}
+	if len(recs) == 0 {
+		return nil
+	}
+	return r.c.commitBlocking(&r.c.journal, from, recs)
+}
+
+// saveBuckets writes the summaries of buckets, first all of one copy, then all of the other: only they
+// say which blocks are bad. The journal has all that they know.
+func (r *recovery) saveBuckets(ids []BucketID) error {
+	c := r.c
+	per := c.geo.summaryPages() * pageSize
+	p := alignedBytes(int(per))
+	for copyNo := range 2 {
+		for _, id := range ids {
+			c.snapshot(id, r.next, p)
+			off := c.geo.summaryOff(copyNo, id)
+			for at := int64(0); at < per; at += pageSize {
+				sealSummary(p[at:at+pageSize], off+at)
+			}
+			if _, err := c.ssd.WriteAt(p, off); err != nil {
+				return fmt.Errorf("write summaries: %w", err)
+			}
+		}
+		if len(ids) == 0 {
+			return nil
+		}
+		if err := c.ssd.Sync(); err != nil {
+			return fmt.Errorf("flush summaries: %w", err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,176 @@
+package cache
+
+import (
+	"syscall"
+	"testing"
+	"time"
+)
+
+// stallUntilLost makes the SSD hang, if it does not yet, until it counts as lost, with I/O under way.
+func (v *lossy) stallUntilLost() {
+	v.t.Helper()
+	if v.stuck == nil {
+		v.stall()
+	}
+	v.start(&Request{Op: ReqRead, Off: 200 * BlockSize, Len: BlockSize, Data: make([]byte, BlockSize)})
+	v.start(&Request{Op: ReqWrite, Off: 201 * BlockSize, Len: BlockSize, Data: fill(1, 1)})
+	v.pass(defaultLossLimit + 2*time.Second)
+	if !v.c.lost() || !v.c.ssdHealth.settled.Load() {
+		v.t.Fatalf("the SSD is %v", v.c.health())
+	}
+}
+
+// TestStallThenErrors: operations that hang until the driver gives them up end the hope that the SSD is taken
+// back in place; whoever looks for it must not wait for that.
+func TestStallThenErrors(t *testing.T) {
+	v := newLossy(t, FormatOptions{}, Writeback)
+	v.write(0, fill(1, 1))
+	v.flush()
+	v.stallUntilLost()
+	if l, lost := v.c.Loss(); !lost || !l.Stalled || !l.Busy {
+		t.Fatalf("after a stall: %+v", l)
+	}
+	v.gone, v.stuck = true, nil
+	v.until("the errors", func() bool { l, _ := v.c.Loss(); return !l.Busy })
+	v.gone = false
+	v.pass(5 * time.Second)
+	if l, lost := v.c.Loss(); !lost || l.Stalled {
+		t.Errorf("after errors: lost %v, %+v", lost, l)
+	}
+}
+
+// TestReturnInPlaceThenCrash: what is clean on the backing device while the SSD is away is still dirty on
+// record, and must not come back when it has been overwritten after the return.
+func TestReturnInPlaceThenCrash(t *testing.T) {
+	for _, sums := range []bool{true, false} {
+		v := newLossy(t, FormatOptions{NoChecksums: !sums}, Writethrough)
+		v.write(0, fill(1, 4)) // pending: dirty on record
+		stalled := false
+		v.stuck = func(op *Op) bool {
+			if op.Dev == SSD {
+				return stalled
+			}
+			return op.Kind == OpFlush && !v.c.lost()
+		}
+		v.until("the commit", func() bool { n, _ := v.c.journal.pendingRecords(); return n == 0 })
+		if n := len(v.b.mu.pending); n != 4 {
+			t.Fatalf("%d blocks are pending", n)
+		}
+		stalled = true
+		wrote := v.b.mu.pending[3].wrote
+		v.stallUntilLost()
+		v.until("the backing device's flush", func() bool { return v.b.flushed.Load() >= wrote })
+		v.pass(2 * time.Second)
+		v.stuck = nil
+		v.until("the return", func() bool { return v.c.health() == HealthOK })
+		if err := v.c.SetMode(v.b.id, None); err != nil {
+			t.Fatal(err)
+		}
+		v.write(0, fill(2, 4))
+		v.flush()
+		clear(v.opts.Pending[:pageSize]) // the power goes
+		v.restart()
+		v.wantRead(0, fill(2, 4))
+		v.drain()
+		v.wantRead(0, fill(2, 4))
+	}
+}
+
+// TestLostSettledRecord: a start that does not find that a batch was settled writes it again, so that a change
+// without the SSD must not be mistaken for one that the SSD does not miss.
+func TestLostSettledRecord(t *testing.T) {
+	for _, durable := range []bool{true, false} {
+		v := newLossy(t, FormatOptions{}, Writeback)
+		tun := DefaultTunables()
+		tun.Ordered, tun.WritebackDelay, tun.SequentialCutoff = true, time.Hour, 0
+		if err := v.c.SetTunables(v.b.id, tun); err != nil {
+			t.Fatal(err)
+		}
+		v.until("the order", func() bool { return v.b.order.sound.Load() })
+		v.write(0, fill(1, 2))
+		v.flush()
+		v.stuck = func(op *Op) bool { return !durable && op.Dev == SSD && v.b.order.said() != 0 }
+		if err := v.c.SetDrain(v.b.id, true); err != nil {
+			t.Fatal(err)
+		}
+		v.until("the batch", func() bool { return v.b.order.said() != 0 && !v.b.order.unsettled() })
+		if durable {
+			v.until("its record", func() bool { return v.c.journal.isDurable(v.b.order.said()) })
+		}
+		v.gone = true
+		v.c.ssdFailed(syscall.ENODEV)
+		v.stuck = nil
+		v.until("the loss", v.c.ssdHealth.settled.Load)
+		v.write(64*BlockSize, fill(3, 1)) // the SSD knows nothing of it
+		if n := len(v.markers); n != 0 == durable {
+			t.Errorf("settled on record %v: %d markers", durable, n)
+		}
+	}
+}
+
+// TestLostOrder: whether a device is ordered is a matter of the SSD's records.
+func TestLostOrder(t *testing.T) {
+	v := newLossy(t, FormatOptions{}, Writeback)
+	v.vanish()
+	tun := DefaultTunables()
+	tun.Ordered = true
+	v.wantError(v.c.SetTunables(v.b.id, tun), ErrSSDLost, "a change of the order")
+	tun.Ordered, tun.DirtyMax = false, 30
+	if err := v.c.SetTunables(v.b.id, tun); err != nil {
+		t.Errorf("another setting: %v", err)
+	}
+}
+
+// TestOlderSSDIsNotTakenBack: what answers in the place of a stalled SSD must be that one, not a copy from an
+// earlier start.
+func TestOlderSSDIsNotTakenBack(t *testing.T) {
+	v := newLossy(t, FormatOptions{}, Writeback)
+	v.write(0, fill(1, 1))
+	v.flush()
+	old := append(memStorage(nil), v.ssd...)
+	v.restart()
+	v.stallUntilLost()
+	copy(v.ssd, old)
+	v.stuck = nil
+	v.pass(20 * time.Second)
+	if v.c.health() == HealthOK {
+		t.Error("an older copy of the SSD was taken back")
+	}
+}
+
+// TestReturnIsNoVerdict: dirty blocks that could not be read while the SSD was away are read again when it is back in
+// place. They are not bad.
+func TestReturnIsNoVerdict(t *testing.T) {
+	v := newLossy(t, FormatOptions{}, Writeback)
+	v.setLoss(LossPolicy{Hold: time.Hour})
+	v.write(0, fill(1, 4))
+	v.write(8*BlockSize, fill(2, 1))
+	v.flush()
+	var answered []*Request
+	v.finish = func(r *Request) { answered = append(answered, r) }
+	v.stall()
+	reads := []*Request{
+		v.start(&Request{Op: ReqRead, Len: 4 * BlockSize, Data: make([]byte, 4*BlockSize)}),
+		v.start(&Request{Op: ReqRead, Off: 8 * BlockSize, Len: BlockSize, Data: make([]byte, BlockSize)}),
+		v.start(&Request{Op: ReqRead, Off: 8*BlockSize + 512, Len: 512, Data: make([]byte, 512)}),
+		v.start(&Request{Op: ReqWrite, Off: 512, Len: 512, Data: fill(3, 1)[:512]}),
+	}
+	v.pass(defaultLossLimit + 2*time.Second)
+	if !v.c.lost() || len(answered) != 0 {
+		t.Fatalf("the SSD is %v, %d requests are answered", v.c.health(), len(answered))
+	}
+	v.stuck = nil
+	v.until("the answers", func() bool { return len(answered) == len(reads) })
+	for i, r := range reads {
+		if r.Err != nil {
+			t.Errorf("request %d: %v", i, r.Err)
+		}
+	}
+	if n := v.b.bad.Load(); n != 0 || v.c.health() != HealthOK {
+		t.Errorf("%d blocks count as bad, the SSD is %v", n, v.c.health())
+	}
+	want := fill(1, 4)
+	copy(want[512:1024], fill(3, 1))
+	v.wantRead(0, want)
+	v.wantRead(8*BlockSize, fill(2, 1))
+}
