@@ -156,6 +156,9 @@ func (c *Cache) Lost(id BackingID) {
 	}
 }
 
+// noLosses is the count of losses of what none can take.
+const noLosses = math.MaxUint64
+
 // lose is Lost, and what follows from a failed flush: nobody knows what a device still has of the
 // writes for which its flush failed. told says that a client learns of it anyhow.
 func (c *Cache) lose(b *Backing, told bool) {

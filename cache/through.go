@@ -2,7 +2,6 @@ package cache
 
 import (
 	"errors"
-	"math"
 	"sync"
 
 	"ubcache/attrs"
@@ -310,7 +309,7 @@ func (c *Cache) unmapRange(b *Backing, first, last Block, cleanOnly bool) (left 
 // change starts the change of the backing device and the write of the copy.
 func (t *through) change(l *Lane) {
 	b := t.r.b
-	t.step, t.waits, t.losses = throughChange, 1, math.MaxUint64
+	t.step, t.waits, t.losses = throughChange, 1, noLosses
 	off := b.dataOff + t.span.off
 	switch {
 	case t.r.Op == ReqWrite:
@@ -411,7 +410,7 @@ func (t *through) opsDone(l *Lane) {
 	}
 	// A loss that comes from here on counts this change among those that it may have taken. If it was
 	// taken already, a full copy stays dirty, and without a copy the data is still at hand.
-	if t.err == nil && !covered && t.losses != math.MaxUint64 && t.losses != b.losses.Load() {
+	if t.err == nil && !covered && t.losses != noLosses && t.losses != b.losses.Load() {
 		if !t.cache {
 			t.change(l)
 			return
@@ -436,6 +435,9 @@ func (t *through) opsDone(l *Lane) {
 			t.withoutSSD(l)
 			return
 		}
+	}
+	if t.err == nil && !covered && t.step == throughChange {
+		t.r.losses = min(t.r.losses, t.losses)
 	}
 	t.settle(l)
 	t.finish(l)
