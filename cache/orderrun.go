@@ -132,6 +132,11 @@ func (r *orderRun) gather() bool {
 		if v.lsn >= durable {
 			break
 		}
+		if mutated(mutOrderNewest) {
+			if e, ok := r.bg.l.c.index.find(v.k); ok && e.st&stBad == 0 {
+				v.slot, v.sum, v.mask = e.slot, e.sum, uint8(e.st&stMask)
+			}
+		}
 		r.list = append(r.list, v)
 		r.bound = v.lsn + 1
 		if v.end {
@@ -201,6 +206,11 @@ func (r *orderRun) pieceDone() {
 		}
 	}
 	r.b.wrote.Add(1)
+	if mutated(mutOrderUnflushed) {
+		r.tries, r.wrote, r.step = 0, r.b.wrote.Load(), orderSettle
+		r.settle()
+		return
+	}
 	r.step = orderFlush
 	r.flush()
 }

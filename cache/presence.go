@@ -165,11 +165,15 @@ func (c *Cache) lose(b *Backing, told bool) {
 	b.mu.Lock()
 	n := b.losses.Add(1)
 	pending := b.mu.pending
-	b.mu.pending = nil
+	if mutated(mutLossForgotten) {
+		pending = nil
+	} else {
+		b.mu.pending = nil
+	}
 	b.mu.Unlock()
 	if b.bare.Load() > b.flushed.Load() {
 		b.bareLoss.Store(n)
-		if !told {
+		if !told && !mutated(mutLossUnreported) {
 			b.unreported.Store(true)
 		}
 	}

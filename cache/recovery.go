@@ -99,7 +99,7 @@ func (r *recovery) run() error {
 	if err := r.repair(); err != nil {
 		return err
 	}
-	if r.doubtful && !r.cold {
+	if r.doubtful && !r.cold && !mutated(mutPendingTrusted) {
 		if err := r.verifyPending(recs); err != nil {
 			return err
 		}

@@ -237,7 +237,7 @@ func (t *through) lock(l *Lane) {
 // this change: it does not touch the same blocks, and nobody knows yet that the change will be.
 func (t *through) inOrder(l *Lane) {
 	idle := t.r.Op == ReqDiscard && !t.r.b.discards.Load()
-	if o := &t.r.b.order; o.live() && !idle {
+	if o := &t.r.b.order; o.live() && !idle && !mutated(mutOrderOvertaken) {
 		said, ok := o.waitSettled(l.c, t.order, &t.w)
 		if !ok {
 			l.c.pokeBackground()
@@ -410,7 +410,8 @@ func (t *through) opsDone(l *Lane) {
 	}
 	// A loss that comes from here on counts this change among those that it may have taken. If it was
 	// taken already, a full copy stays dirty, and without a copy the data is still at hand.
-	if t.err == nil && !covered && t.losses != noLosses && t.losses != b.losses.Load() {
+	if t.err == nil && !covered && t.losses != noLosses && t.losses != b.losses.Load() &&
+		!mutated(mutLossUnrepeated) {
 		if !t.cache {
 			t.change(l)
 			return
