@@ -132,7 +132,7 @@ func (h *hunt) special(seed uint64) (string, error) {
 	case "vanish":
 		c = NewVanishConfig(seed)
 	case "gone":
-		c.Vanish, c.Gone = 0, max(c.Gone, 60)
+		c.Vanish, c.Gone, c.Through, c.Faults, c.FaultRate = 0, 200, seed%2 == 0, 0, 0
 	case "pins":
 		c.Vanish, c.Gone, c.Ordered = 0, 0, false
 		c.pin()
