@@ -231,8 +231,8 @@ func (s *Sim) idle(what string, done func() bool) error {
 		}
 		s.lookAtImages()
 		if i > 1_000_000 {
-			return fmt.Errorf("%s does not end: %d operations and %d requests in flight",
-				what, len(s.ops), len(s.reqs))
+			return fmt.Errorf("%s does not end: %d operations and %d requests in flight, the SSD is %v",
+				what, len(s.ops), len(s.reqs), s.van.health)
 		}
 		if s.script {
 			s.next()

@@ -197,7 +197,7 @@ func (s *Sim) open() error {
 	if err != nil {
 		return err
 	}
-	s.c, s.lanes = c, nil
+	s.c, s.lanes, s.van.health = c, nil, cache.HealthOK
 	for range s.cfg.Lanes + 1 {
 		l := &lane{s: s}
 		l.l = c.NewLane(l)
