@@ -15,7 +15,7 @@ VM_FLAGS_NEWEST ?= --timeout 50m --env UBCACHE_VM_SCOPE=full
 VM_RESET_PKG ?= ./internal/vmtest/powercut
 
 # Histories that the simulator plays in make unit, and how long make soak goes on.
-SIM_SEEDS ?= 6000
+SIM_SEEDS ?= 10500
 SOAK ?= 1h
 SOAK_ROUNDS ?= 5
 

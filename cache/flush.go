@@ -44,6 +44,8 @@ func (l *Lane) startFlush(r *Request, scope flushScope) {
 			op := l.newOp(f)
 			op.Kind, op.Dev = OpFlush, r.b.id
 			l.issue(op, r)
+		} else if r.losses != noLosses && r.losses != r.b.losses.Load() {
+			f.err = ErrLost // perhaps the flush that covers it came too late
 		}
 	}
 	if scope&flushSSD != 0 {
@@ -60,12 +62,15 @@ func (l *Lane) startFlush(r *Request, scope flushScope) {
 }
 
 func (f *flush) opDone(l *Lane, op *Op, err error) {
+	r := f.r
 	switch {
 	case err != nil:
+	case r.losses != noLosses && r.losses != op.losses:
+		err = ErrLost // a part of the write was gone before the rest was there
 	case op.arg == flushLater:
-		f.r.b.flushDone(f.later, op.losses)
+		r.b.flushDone(f.later, op.losses)
 	default:
-		f.r.b.flushDone(f.covers, op.losses)
+		r.b.flushDone(f.covers, op.losses)
 	}
 	f.done(l, err)
 }

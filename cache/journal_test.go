@@ -23,3 +23,34 @@ func TestFullPendingRing(t *testing.T) {
 		h.c.Abandon()
 	}
 }
+
+// unflushedSSD counts what was written and not flushed when the superblock was written.
+type unflushedSSD struct {
+	memStorage
+	synced bool
+	early  bool // the superblock was written first
+}
+
+func (s *unflushedSSD) WriteAt(p []byte, off int64) (int, error) {
+	s.early = s.early || off == superOffA && !s.synced || off == superOffB && !s.synced
+	return s.memStorage.WriteAt(p, off)
+}
+
+func (s *unflushedSSD) Sync() error { s.synced = true; return nil }
+
+// TestStartFlushesJournal: a start after a kill counts on what it has replayed only when the SSD was flushed:
+// the write of a page may have been under way.
+func TestStartFlushesJournal(t *testing.T) {
+	h := small(t)
+	h.write(0, fill(1, 8))
+	h.flush()
+	s := &unflushedSSD{memStorage: h.ssd}
+	c, err := Open(s, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Abandon()
+	if s.early {
+		t.Error("the superblock vouches for journal pages that were not flushed")
+	}
+}

@@ -272,6 +272,9 @@ func (m *marker) opDone(l *Lane, op *Op, err error) {
 		}
 		c.pokeBackground()
 	}
+	if mutated(mutMissedDirty) {
+		dirty = 0
+	}
 	b.markedDirty.Store(dirty)
 	if c.opts.Missed == nil {
 		done(fmt.Errorf("there is no place for it"))
@@ -337,6 +340,9 @@ func (l *Lane) mayFlush(b *Backing, all bool) (passage, error) {
 
 // askMarker says whether the marker of a backing device is there, and asks for it.
 func (l *Lane) askMarker(b *Backing) (passage, error) {
+	if mutated(mutMissedUnrecorded) {
+		return passGo, nil
+	}
 	switch b.marker.Load() {
 	case markerMade:
 		return passGo, nil

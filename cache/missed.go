@@ -49,7 +49,7 @@ func (r *recovery) verifyPending(recs []record) error {
 
 // dropMissed drops what the SSD has of backing devices that have changed without it (Options.Drop).
 func (r *recovery) dropMissed() error {
-	if r.readOnly {
+	if r.readOnly || mutated(mutMissedKept) {
 		return nil
 	}
 	var drop []BackingID

@@ -183,7 +183,9 @@ func (m *mover) insertOne(c *Cache, i int, to Slot) bool {
 	defer s.mu.Unlock()
 	e, ok := c.index.find(k)
 	b := c.backing(k.backing())
-	if !ok || b == nil || c.lost() || e.slot != m.keys[i].slot || e.st&(stDirty|stPinned) != stPinned {
+	if mutated(mutMoverBlind) && ok && b != nil && !c.lost() {
+		e.sum = m.ents[i].sum
+	} else if !ok || b == nil || c.lost() || e.slot != m.keys[i].slot || e.st&(stDirty|stPinned) != stPinned {
 		return false
 	}
 	e.owner = c.index.ownerOf(e.slot)

@@ -40,6 +40,20 @@ const (
 	mutGroupLost
 	mutUnmapUnrecorded
 	mutBadKept
+	mutMoverBlind
+	mutOrderUncut
+	mutOrderUnflushed
+	mutOrderNewest
+	mutOrderTail
+	mutOrderOvertaken
+	mutMissedUnrecorded
+	mutMissedKept
+	mutMissedDirty
+	mutPendingTrusted
+	mutLossForgotten
+	mutLossUnreported
+	mutLossUnrepeated
+	mutFlushOvertaken
 	numMutants
 )
 

@@ -2,42 +2,68 @@
 
 package cache
 
+// Histories that catch a mutant sooner than others.
+const (
+	inOrdered = "ordered" // devices are ordered
+	inVanish  = "vanish"  // the SSD vanishes
+	inGone    = "gone"    // backing devices go away
+	inPins    = "pins"    // much is pinned
+)
+
 // mutants says what each of them does. Some matter only together with a fault or in a race.
-var mutants = [numMutants]struct{ name, what string }{
-	noMutant:             {"none", "nothing is broken"},
-	mutNoFlush:           {"flush-not-sent", "a commit does not flush the SSD before it writes its pages"},
-	mutPageBeforeFlush:   {"page-before-flush", "a commit writes its pages beside the flush, not after it"},
-	mutKeepClean:         {"invalidate-forgotten", "a write past the cache leaves the clean copy"},
-	mutRemovalVolatile:   {"invalidate-volatile", "it does not wait until the removal is durable"},
-	mutRecordBeforeData:  {"record-before-data", "the index changes before the data is written"},
-	mutNoVerify:          {"checksum-not-verified", "what the SSD returns is taken as it is"},
-	mutStaleEpoch:        {"stale-epoch-accepted", "journal pages of an earlier epoch are replayed after later ones"},
-	mutSkipRecord:        {"recovery-off-by-one", "the last record of a journal page is not replayed"},
-	mutDiscardUnrecorded: {"discard-resurrected", "what a change removes is not recorded as removed"},
-	mutOneSummaryCopy:    {"summary-copy-b-skipped", "a checkpoint writes one copy of the summaries"},
-	mutSummaryUnflushed:  {"summary-copies-unflushed", "a checkpoint does not flush between the copies"},
-	mutSummaryAhead:      {"summary-lsn-wrong", "a summary claims records that it has not"},
-	mutTailAhead:         {"tail-too-early", "replay starts after records that no summary has"},
-	mutBucketReused:      {"bucket-reused-early", "a bucket is reused before its free record is durable"},
-	mutCleanUnflushed:    {"clean-without-flush", "pending blocks become clean without a backing flush"},
-	mutFillNotCancelled:  {"fill-not-cancelled", "a write does not cancel the fill that it overtakes"},
-	mutTornPage:          {"torn-page-accepted", "a journal page is not checked"},
-	mutFullMask:          {"mask-wrong", "a block that is written in part counts as whole"},
-	mutRewrittenClean:    {"rewritten-clean", "writeback cleans a block that was rewritten meanwhile"},
-	mutPinForgotten:      {"pin-forgotten", "recovery forgets pins"},
-	mutPendingIsClean:    {"pending-recorded-clean", "a written-through copy is clean on record at once"},
-	mutStaleDroppedEarly: {"stale-dropped-early", "an obsolete dirty copy is removed before the backing flush"},
-	mutFillUnflushed:     {"fill-unflushed-clean", "what is read near unflushed writes is clean on record"},
-	mutRingUnpublished:   {"ring-unpublished", "records are not published in the pending ring"},
-	mutBackingUnflushed:  {"backing-flush-forgotten", "FLUSH does not flush the backing device"},
-	mutOneSuper:          {"one-superblock", "only one copy of the superblock is brought up to date"},
-	mutEpochKept:         {"epoch-kept", "a start does not begin a new epoch"},
-	mutDirtyHealed:       {"dirty-healed", "a dirty block that the SSD lost is read from the backing device"},
-	mutCleanLost:         {"clean-lost", "a clean block that the SSD lost is an error"},
-	mutMergesRace:        {"merges-race", "two writes of parts of a block do not exclude each other"},
-	mutGroupLost:         {"neighbours-lost", "a bad sector takes along what was read with it"},
-	mutUnmapUnrecorded:   {"heal-unrecorded", "the removal of a damaged clean copy is not recorded"},
-	mutBadKept:           {"bad-and-clean", "a block stays bad when writeback has saved it"},
+var mutants = [numMutants]struct{ name, what, in string }{
+	noMutant:             {"none", "nothing is broken", ""},
+	mutNoFlush:           {"flush-not-sent", "a commit does not flush the SSD before it writes its pages", ""},
+	mutPageBeforeFlush:   {"page-before-flush", "a commit writes its pages beside the flush, not after it", ""},
+	mutKeepClean:         {"invalidate-forgotten", "a write past the cache leaves the clean copy", ""},
+	mutRemovalVolatile:   {"invalidate-volatile", "it does not wait until the removal is durable", ""},
+	mutRecordBeforeData:  {"record-before-data", "the index changes before the data is written", ""},
+	mutNoVerify:          {"checksum-not-verified", "what the SSD returns is taken as it is", ""},
+	mutStaleEpoch:        {"stale-epoch-accepted", "journal pages of an earlier epoch are replayed after later ones", ""},
+	mutSkipRecord:        {"recovery-off-by-one", "the last record of a journal page is not replayed", ""},
+	mutDiscardUnrecorded: {"discard-resurrected", "what a change removes is not recorded as removed", ""},
+	mutOneSummaryCopy:    {"summary-copy-b-skipped", "a checkpoint writes one copy of the summaries", ""},
+	mutSummaryUnflushed:  {"summary-copies-unflushed", "a checkpoint does not flush between the copies", ""},
+	mutSummaryAhead:      {"summary-lsn-wrong", "a summary claims records that it has not", ""},
+	mutTailAhead:         {"tail-too-early", "replay starts after records that no summary has", ""},
+	mutBucketReused:      {"bucket-reused-early", "a bucket is reused before its free record is durable", ""},
+	mutCleanUnflushed:    {"clean-without-flush", "pending blocks become clean without a backing flush", ""},
+	mutFillNotCancelled:  {"fill-not-cancelled", "a write does not cancel the fill that it overtakes", ""},
+	mutTornPage:          {"torn-page-accepted", "a journal page is not checked", ""},
+	mutFullMask:          {"mask-wrong", "a block that is written in part counts as whole", ""},
+	mutRewrittenClean:    {"rewritten-clean", "writeback cleans a block that was rewritten meanwhile", ""},
+	mutPinForgotten:      {"pin-forgotten", "recovery forgets pins", ""},
+	mutPendingIsClean:    {"pending-recorded-clean", "a written-through copy is clean on record at once", ""},
+	mutStaleDroppedEarly: {"stale-dropped-early", "an obsolete dirty copy is removed before the backing flush", ""},
+	mutFillUnflushed:     {"fill-unflushed-clean", "what is read near unflushed writes is clean on record", ""},
+	mutRingUnpublished:   {"ring-unpublished", "records are not published in the pending ring", ""},
+	mutBackingUnflushed:  {"backing-flush-forgotten", "FLUSH does not flush the backing device", ""},
+	mutOneSuper:          {"one-superblock", "only one copy of the superblock is brought up to date", ""},
+	mutEpochKept:         {"epoch-kept", "a start does not begin a new epoch", ""},
+	mutDirtyHealed:       {"dirty-healed", "a dirty block that the SSD lost is read from the backing device", ""},
+	mutCleanLost:         {"clean-lost", "a clean block that the SSD lost is an error", ""},
+	mutMergesRace:        {"merges-race", "two writes of parts of a block do not exclude each other", ""},
+	mutGroupLost:         {"neighbours-lost", "a bad sector takes along what was read with it", ""},
+	mutUnmapUnrecorded:   {"heal-unrecorded", "the removal of a damaged clean copy is not recorded", ""},
+	mutBadKept:           {"bad-and-clean", "a block stays bad when writeback has saved it", ""},
+
+	mutMoverBlind: {"mover-blind", "a moved block replaces what was written meanwhile", inPins},
+
+	mutOrderUncut:     {"order-uncut", "a batch does not end where a FLUSH was acknowledged", inOrdered},
+	mutOrderUnflushed: {"order-unflushed", "the backing device is not flushed between two batches", inOrdered},
+	mutOrderNewest:    {"order-newest", "a block is written back in its newest version in the turn of an older one", inOrdered},
+	mutOrderTail:      {"order-tail-early", "replay starts after what is still queued", inOrdered},
+	mutOrderOvertaken: {"order-overtaken", "a change past the cache does not wait for what was queued before", inOrdered},
+
+	mutMissedUnrecorded: {"missed-unrecorded", "changes that a lost SSD misses need no marker", inVanish},
+	mutMissedKept:       {"missed-kept", "an SSD that has missed changes is taken back with what it has of them", inVanish},
+	mutMissedDirty:      {"missed-dirty", "a marker does not tell of dirty data", inVanish},
+	mutPendingTrusted:   {"pending-trusted", "what an SSD was not flushed for counts as there when it is back", inVanish},
+
+	mutLossForgotten:  {"loss-forgotten", "what a backing device may have lost is not written back again", inGone},
+	mutLossUnreported: {"loss-unreported", "no FLUSH fails for what a backing device has lost", inGone},
+	mutLossUnrepeated: {"loss-unrepeated", "a change that a loss has overtaken is not made again", inGone},
+	mutFlushOvertaken: {"flush-overtaken", "a flush that a loss has overtaken counts", inGone},
 }
 
 // broken is how all caches of the process are broken.
@@ -45,12 +71,15 @@ var broken mutant
 
 func mutated(m mutant) bool { return m == broken }
 
-// Mutants lists the names of the mutants, and what each does.
-func Mutants() (names, what []string) {
+// Mutant describes a mutant: its name, what it does, and in which histories it shows, if not in all.
+type Mutant struct{ Name, What, In string }
+
+// Mutants lists the mutants.
+func Mutants() (all []Mutant) {
 	for _, m := range mutants[1:] {
-		names, what = append(names, m.name), append(what, m.what)
+		all = append(all, Mutant{m.name, m.what, m.in})
 	}
-	return names, what
+	return all
 }
 
 // Mutate breaks the engine in that way, or with "none" in none, and reports whether there is such a

@@ -135,7 +135,7 @@ func (o *order) ageLocked(now int64) int64 {
 // which the journal was durable when it was written last. It is called before a flush is
 // acknowledged.
 func (o *order) cut(durable LSN) {
-	if !o.live() {
+	if !o.live() || mutated(mutOrderUncut) {
 		return
 	}
 	o.mu.Lock()
@@ -185,6 +185,9 @@ func (o *order) oldest(none LSN) LSN {
 // held.
 func (c *Cache) oldestQueued(none LSN) LSN {
 	oldest := none
+	if mutated(mutOrderTail) {
+		return none
+	}
 	for _, b := range c.backings.Load() {
 		if b != nil {
 			oldest = min(oldest, b.order.oldest(none))

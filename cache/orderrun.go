@@ -29,6 +29,8 @@ type orderRun struct {
 	// losses is Backing.losses when the batch began.
 	losses uint64
 	err    error // of the backing device or the journal
+	// ticket is the first probe that counts since tries have failed as they do if the device is gone, or 0.
+	ticket uint64
 	sick   error // of the SSD
 	tries  int   // in which the SSD failed a read
 
@@ -130,6 +132,11 @@ func (r *orderRun) gather() bool {
 		if v.lsn >= durable {
 			break
 		}
+		if mutated(mutOrderNewest) {
+			if e, ok := r.bg.l.c.index.find(v.k); ok && e.st&stBad == 0 {
+				v.slot, v.sum, v.mask = e.slot, e.sum, uint8(e.st&stMask)
+			}
+		}
 		r.list = append(r.list, v)
 		r.bound = v.lsn + 1
 		if v.end {
@@ -199,6 +206,11 @@ func (r *orderRun) pieceDone() {
 		}
 	}
 	r.b.wrote.Add(1)
+	if mutated(mutOrderUnflushed) {
+		r.tries, r.wrote, r.step = 0, r.b.wrote.Load(), orderSettle
+		r.settle()
+		return
+	}
 	r.step = orderFlush
 	r.flush()
 }
@@ -233,7 +245,7 @@ func (r *orderRun) opDone(l *Lane, op *Op, err error) {
 		r.tick(l.d.Now())
 		return
 	}
-	r.tries = 0
+	r.tries, r.ticket = 0, 0
 	r.step = orderSettle
 	r.settle()
 }
@@ -242,11 +254,23 @@ func (r *orderRun) opDone(l *Lane, op *Op, err error) {
 // returns what is wanted, or it is lost, one version or all of it.
 func (r *orderRun) later() { r.busy, r.retry = false, r.bg.l.d.Now()+errorPause }
 
-// fail leaves the batch to a later try because of the backing device, and tells those who wait for it.
+// fail leaves the batch to a later try because of the backing device, and tells those who wait for it. They
+// wait on if the device may be gone: if it is, the policy for that says for how long (absent), and
+// if a probe finds it there, and the next try fails, too, they fail.
 func (r *orderRun) fail(err error) {
-	o := &r.b.order
 	r.later()
-	o.wakeAll(err)
+	b := r.b
+	switch gone := r.bg.l.c.opts.Suspect != nil && explainsAbsence(err); {
+	case errors.Is(err, errLost):
+		return
+	case gone && r.ticket == 0:
+		r.ticket = b.probes.Load() + 1
+		return
+	case gone && (b.judged.Load() < r.ticket || b.Presence() == Holding):
+		return
+	}
+	r.ticket = 0
+	b.order.wakeAll(err)
 }
 
 // settle makes the batch history: the backing device has it for good.

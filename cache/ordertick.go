@@ -66,6 +66,8 @@ func (r *orderRun) tick(now int64) (soon bool) {
 		return true
 	case c.closing.Load():
 		return false
+	case r.b.Presence() != Present:
+		return r.absent()
 	case now < r.retry:
 		return r.giveUp()
 	case !o.based.Load():
@@ -105,6 +107,16 @@ func (r *orderRun) looksSound() {
 	if q := &o.mu.ring; q.len() == 0 || q.lsn(q.head) >= r.baseEnd {
 		o.sound.Store(true)
 	}
+}
+
+// absent is the tick while the device is gone. Who waits for it waits on, or fails, as the policy has it.
+func (r *orderRun) absent() (soon bool) {
+	r.ticket = 0
+	if r.b.Presence() == Failing {
+		r.b.order.wakeAll(ErrAbsent)
+	}
+	r.giveUp()
+	return true
 }
 
 // giveUp ends the order for now if others wait for the journal that the queue holds while the backing

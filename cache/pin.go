@@ -39,8 +39,8 @@ const (
 func (c *Cache) pinBlock(b *Backing, k key) pinResult {
 	e, ok := c.index.find(k)
 	switch {
-	case !ok || e.st&stBad != 0:
-		return pinGone
+	case !ok || e.st&stBad != 0 || e.st&(stLeave|stPending) == stLeave|stPending:
+		return pinGone // the last: perhaps the SSD has failed it, and it goes with the next flush
 	case e.st&stPinned != 0:
 		return pinHad
 	}

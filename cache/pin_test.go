@@ -548,3 +548,28 @@ func TestLastResortIsTheLast(t *testing.T) {
 	}
 	v.spare(at)
 }
+
+// TestPinOfAFailedCopy: a copy that the SSD fails has lost its pin, also while it stays on record because the
+// backing device has not been flushed. Whoever reads it and asks for a pin is not told that it has one.
+func TestPinOfAFailedCopy(t *testing.T) {
+	h := small(t)
+	if err := h.c.SetMode(h.b.ID(), Writethrough); err != nil {
+		t.Fatal(err)
+	}
+	if a := h.hint(ReqWrite, 0, 1, "hint=pin"); a.Status != attrs.Handled || h.b.pinned.Load() != 1 {
+		t.Fatalf("%v, %d blocks pinned", a, h.b.pinned.Load())
+	}
+	h.ssd[h.slotOf(0)] ^= 1
+	for range 2 {
+		if a := h.hint(ReqRead, 0, 1, "hint=pin"); a.Status == attrs.Handled {
+			t.Errorf("a copy that the SSD has failed is said to be pinned: %v", a)
+		}
+		if n := h.b.pinned.Load(); n != 0 {
+			t.Errorf("%d blocks are pinned", n)
+		}
+	}
+	h.until("the flush", func() bool { return h.slotOf(0) < 0 })
+	if a := h.hint(ReqRead, 0, 1, "hint=pin"); a.Status != attrs.Handled || h.b.pinned.Load() != 1 {
+		t.Errorf("read anew: %v, %d blocks pinned", a, h.b.pinned.Load())
+	}
+}

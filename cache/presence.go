@@ -156,17 +156,24 @@ func (c *Cache) Lost(id BackingID) {
 	}
 }
 
+// noLosses is the count of losses of what none can take.
+const noLosses = math.MaxUint64
+
 // lose is Lost, and what follows from a failed flush: nobody knows what a device still has of the
 // writes for which its flush failed. told says that a client learns of it anyhow.
 func (c *Cache) lose(b *Backing, told bool) {
 	b.mu.Lock()
 	n := b.losses.Add(1)
 	pending := b.mu.pending
-	b.mu.pending = nil
+	if mutated(mutLossForgotten) {
+		pending = nil
+	} else {
+		b.mu.pending = nil
+	}
 	b.mu.Unlock()
 	if b.bare.Load() > b.flushed.Load() {
 		b.bareLoss.Store(n)
-		if !told {
+		if !told && !mutated(mutLossUnreported) {
 			b.unreported.Store(true)
 		}
 	}

@@ -573,3 +573,81 @@ func TestFlushOvertakenByALoss(t *testing.T) {
 		t.Error("a later one does not count")
 	}
 }
+
+// TestAbsentOrdered: writes of an ordered device that wait for its queue wait on while the device is gone and
+// held for, fail when it is not, and go on when it is back.
+func TestAbsentOrdered(t *testing.T) {
+	h := newGone(t)
+	h.setTunables(func(tun *Tunables) { tun.Ordered, tun.OrderedMax, tun.OrderedAge = true, minOrderedMax, time.Hour })
+	h.until("the order", func() bool { return h.c.Status().Backings[0].Ordered == "on" })
+	id := h.b.ID()
+	fill1 := func(at int) *Request {
+		return &Request{Op: ReqWrite, Off: int64(at) * BlockSize, Len: 64 * BlockSize, Data: fill(byte(at/64+1), 64)}
+	}
+	h.gone = true // nobody knows yet
+	var r *Request
+	at := 0
+	for ; at < 1024; at += 64 {
+		if r = h.begin(fill1(at)); !h.done {
+			break
+		}
+		if r.Err != nil {
+			t.Fatalf("write %d: %v", at, r.Err)
+		}
+	}
+	if h.done {
+		t.Fatal("the queue has no limit")
+	}
+	if h.suspects == 0 {
+		t.Error("nobody is told that writeback fails")
+	}
+	h.c.SetPresence(id, Holding)
+	h.run()
+	h.wantWaiting("a write that waits for the queue")
+	h.c.SetPresence(id, Failing)
+	h.run()
+	h.wantDone("a write that waits for the queue", r, ErrAbsent)
+	h.begin(fill1(at))
+	h.c.SetPresence(id, Holding)
+	r = h.begin(fill1(at))
+	h.wantWaiting("a write that finds the queue full")
+	h.comeBack(false)
+	h.run()
+	h.wantDone("a write that finds the queue full", r, nil)
+	h.drain()
+	if got := h.back[at*BlockSize]; got != byte(at/64+1) {
+		t.Errorf("the backing device has %d", got)
+	}
+}
+
+// TestLossBetweenParts: a write with FUA that spans two regions, of which the device loses the one while the
+// other waits for it, is not durable when both have been written.
+func TestLossBetweenParts(t *testing.T) {
+	h := newGone(t)
+	part := 0
+	h.fail = func(op *Op) error { // the second part comes when the device is gone
+		switch {
+		case op.Kind != OpWrite:
+			return nil
+		case op.Dev == SSD && op.Off >= h.c.geo.DataOff:
+			return errMedium // so that each region's part goes past the cache
+		case op.Dev == SSD:
+			return nil
+		}
+		if part++; part == 2 {
+			return syscall.EIO
+		}
+		return nil
+	}
+	r := writeOf(regionBytes-BlockSize, fill(5, 2))
+	r.FUA = true
+	h.begin(r)
+	h.wantWaiting("a write of which a part has failed")
+	h.leave(Holding)
+	h.comeBack(true)
+	h.run()
+	h.wantDone("a write that a loss has overtaken in part", r, ErrLost)
+	if part != 3 {
+		t.Errorf("%d parts were written", part)
+	}
+}

@@ -418,7 +418,7 @@ func (l *Lane) distrust(b *Backing, k key, slot Slot, failed bool) distrustResul
 		b.relyOn(b.wrote.Load())
 		result = distrustLeft
 		if e.st&stPending != 0 && e.st&stLeave == 0 {
-			c.setState(b, e, e.st|stLeave)
+			c.setState(b, e, e.st&^stPinned|stLeave) // what the SSD fails loses its pin
 			l.io[b.id].HealedBlocks.Add(1)
 		}
 	case e.st&stDirty != 0 && mutated(mutDirtyHealed):

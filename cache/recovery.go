@@ -85,6 +85,12 @@ func (r *recovery) run() error {
 		err = c.commitBlocking(&c.journal, r.next-1, []record{{kind: recUnmap, backing: 1}})
 	case len(recs) > 0:
 		err = c.commitBlocking(&c.journal, r.next-LSN(len(recs)), recs)
+	case !c.sb.Clean:
+		// A page of which the write was under way when the daemon was killed may be in the SSD's volatile
+		// cache only. From here on the superblock, and each FLUSH, counts on it.
+		if err = c.ssd.Sync(); err != nil {
+			err = fmt.Errorf("flush journal: %w", err)
+		}
 	}
 	if err != nil {
 		return err
@@ -93,7 +99,7 @@ func (r *recovery) run() error {
 	if err := r.repair(); err != nil {
 		return err
 	}
-	if r.doubtful && !r.cold {
+	if r.doubtful && !r.cold && !mutated(mutPendingTrusted) {
 		if err := r.verifyPending(recs); err != nil {
 			return err
 		}
@@ -324,7 +330,7 @@ func (c *Cache) pageRecord(p []byte, i int) (record, error) {
 func (r *recovery) eachPage(s journalRun, f func(journalPage, []byte) error) error {
 	c := r.c
 	const chunk = 256
-	buf := alignedBytes(chunk * pageSize)
+	buf := alignedBytes(int(min(chunk, s.to-s.from)) * pageSize)
 	for seq := s.from; seq < s.to; {
 		at := seq % uint64(c.geo.JournalPages)
 		n := min(s.to-seq, chunk, uint64(c.geo.JournalPages)-at)

@@ -2,7 +2,6 @@ package cache
 
 import (
 	"errors"
-	"math"
 	"sync"
 
 	"ubcache/attrs"
@@ -238,7 +237,7 @@ func (t *through) lock(l *Lane) {
 // this change: it does not touch the same blocks, and nobody knows yet that the change will be.
 func (t *through) inOrder(l *Lane) {
 	idle := t.r.Op == ReqDiscard && !t.r.b.discards.Load()
-	if o := &t.r.b.order; o.live() && !idle {
+	if o := &t.r.b.order; o.live() && !idle && !mutated(mutOrderOvertaken) {
 		said, ok := o.waitSettled(l.c, t.order, &t.w)
 		if !ok {
 			l.c.pokeBackground()
@@ -310,7 +309,7 @@ func (c *Cache) unmapRange(b *Backing, first, last Block, cleanOnly bool) (left 
 // change starts the change of the backing device and the write of the copy.
 func (t *through) change(l *Lane) {
 	b := t.r.b
-	t.step, t.waits, t.losses = throughChange, 1, math.MaxUint64
+	t.step, t.waits, t.losses = throughChange, 1, noLosses
 	off := b.dataOff + t.span.off
 	switch {
 	case t.r.Op == ReqWrite:
@@ -411,7 +410,8 @@ func (t *through) opsDone(l *Lane) {
 	}
 	// A loss that comes from here on counts this change among those that it may have taken. If it was
 	// taken already, a full copy stays dirty, and without a copy the data is still at hand.
-	if t.err == nil && !covered && t.losses != math.MaxUint64 && t.losses != b.losses.Load() {
+	if t.err == nil && !covered && t.losses != noLosses && t.losses != b.losses.Load() &&
+		!mutated(mutLossUnrepeated) {
 		if !t.cache {
 			t.change(l)
 			return
@@ -436,6 +436,9 @@ func (t *through) opsDone(l *Lane) {
 			t.withoutSSD(l)
 			return
 		}
+	}
+	if t.err == nil && !covered && t.step == throughChange {
+		t.r.losses = min(t.r.losses, t.losses)
 	}
 	t.settle(l)
 	t.finish(l)

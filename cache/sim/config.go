@@ -35,6 +35,7 @@ type Config struct {
 	LossHold    time.Duration
 	StallLimit  time.Duration // cache.Options
 	LossLimit   time.Duration
+	Gone        int // how often a backing device goes away or comes back, per 10,000 steps
 	// LyingFlush makes every flush of the SSD a lie, for tests of the checker.
 	LyingFlush bool
 }
@@ -64,7 +65,9 @@ func NewConfig(seed uint64) Config {
 		c.Through, c.ModeChanges, c.Attributes = true, false, false
 	}
 	c.BigBuckets = rng.IntN(20) == 0
-	c.Pinning = c.Attributes && rng.IntN(4) == 0
+	if c.Attributes && rng.IntN(4) == 0 {
+		c.pin()
+	}
 	if seed%3 != 0 { // a third of the histories has crashes only
 		c.FaultRate = 20 + rng.IntN(400)
 		c.Faults = faultSet(rng.Uint32()) & (1<<numFaults - 1)
@@ -75,7 +78,23 @@ func NewConfig(seed uint64) Config {
 			c.Faults &^= silent
 		}
 	}
+	switch rng.IntN(10) {
+	case 0, 1:
+		c.Gone = 20 + rng.IntN(100)
+		c.Faults &^= 1 << FaultBackingDead // which is what that is
+	case 2:
+		c.vanish(rng)
+		c.Crashes = max(1, c.Crashes)
+	}
 	return c
+}
+
+// pin makes many requests pin, of so much more than the SSD holds that pinned blocks have to be moved.
+func (c *Config) pin() {
+	if !c.Pinning {
+		c.Attributes, c.Pinning, c.Through = true, true, false
+		c.Devices, c.DeviceBytes = 2, c.DeviceBytes+2<<20
+	}
 }
 
 // Result counts what happened in a history, or in many.
@@ -93,6 +112,7 @@ type Result struct {
 	Pins, Evictions              int   // that were handled
 	Refused, Mismatched, Late    int   // requests that failed for their attributes
 	Images, Behind, Batches      int64 // of ordered devices: looked at, older than what was acknowledged
+	Broken                       int   // orders that were given up
 	// How often the SSD vanished, came back, and came back having missed nothing; requests that failed for
 	// lack of it, and for what it had lost.
 	Vanished, Returned, ReturnedWarm int
@@ -101,4 +121,7 @@ type Result struct {
 	// machine lost its power while it was away.
 	Stalls, InPlace, CutsAway int
 	GivenUp, Over             int // that faults made the engine do; histories that are the operator's
+	// How often a backing device went away, was given back by the guard, and had lost something by then that a
+	// client was told; FLUSHes that said so.
+	Gone, GivenBack, Forgotten, Reported int
 }

@@ -2,8 +2,10 @@ package sim
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/bits"
 	"slices"
 
 	"ubcache/cache"
@@ -114,11 +116,14 @@ func (s *Sim) restartAfter(how Crash) {
 
 // die decides what of the operations in flight happened, and what of the requests.
 func (s *Sim) die(how Crash) {
+	how = s.worst(how)
+	s.noteBroken()
+	clear(s.orders.broken)
 	s.trace("%v", how)
 	s.res.Crashes++
 	s.res.Cuts[how]++
 	for i, d := range append([]*Disk{s.ssd}, s.backs...) {
-		d.stalled = 0
+		d.stalled, d.gone = 0, nil
 		flying := s.flyingOn(d)
 		if how.cuts(i == 0) {
 			d.powerCut(s.rng, flying)
@@ -134,6 +139,7 @@ func (s *Sim) die(how Crash) {
 		}
 	}
 	s.ops, s.lossy = nil, 0
+	clear(s.absences)
 	if how == CrashKill {
 		return
 	}
@@ -145,6 +151,16 @@ func (s *Sim) die(how Crash) {
 		clear(s.ring[:pageBytes])
 		s.wishes.forget()
 	}
+}
+
+// worst is the crash, or the one that it is if a backing device is away then and forgets.
+func (s *Sim) worst(how Crash) Crash {
+	for _, d := range s.backs {
+		if how == CrashKill && d.gone != nil && d.forgets {
+			return CrashKillBacking
+		}
+	}
+	return how
 }
 
 // flyingOn is the writes in flight of a device.
@@ -215,8 +231,8 @@ func (s *Sim) idle(what string, done func() bool) error {
 		}
 		s.lookAtImages()
 		if i > 1_000_000 {
-			return fmt.Errorf("%s does not end: %d operations and %d requests in flight",
-				what, len(s.ops), len(s.reqs))
+			return fmt.Errorf("%s does not end: %d operations and %d requests in flight, the SSD is %v",
+				what, len(s.ops), len(s.reqs), s.van.health)
 		}
 		if s.script {
 			s.next()
@@ -243,7 +259,7 @@ func (s *Sim) newRequest(dev int, op cache.ReqOp, first, n int) *request {
 		r.issued = m.clock
 		s.fillData(r, r.v.stamp)
 	default:
-		r.flush = m.flush()
+		r.flush, r.issued = m.flush(), m.clock
 	}
 	return r
 }
@@ -255,8 +271,36 @@ func (s *Sim) request(dev int, op cache.ReqOp, first, n int) (*request, error) {
 	return r, s.idle(op.String(), func() bool { return s.reqs[r.Tag] == nil })
 }
 
-// buffer is memory for the data of n sectors.
-func (s *Sim) buffer(n int) []byte { return make([]byte, n*sectorSize) }
+// buffer is memory for the data of n sectors, none of which has content that is legal anywhere.
+func (s *Sim) buffer(n int) []byte { return s.buffers.take(n) }
+
+// buffers are memory of requests that have ended, by the power of two of its size.
+type buffers [32][][]byte
+
+func (b *buffers) take(n int) []byte {
+	size := bits.Len(uint(max(n, 1) - 1))
+	var p []byte
+	if free := b[size]; len(free) > 0 {
+		p, b[size] = free[len(free)-1], free[:len(free)-1]
+	} else {
+		p = make([]byte, sectorSize<<size)
+	}
+	p = p[:n*sectorSize]
+	for i := 0; i < len(p); i += sectorSize {
+		binary.LittleEndian.PutUint64(p[i:], neverLegal+1)
+	}
+	return p
+}
+
+// give takes the memory of a request that has ended, on which nothing is under way any more.
+func (b *buffers) give(r *request) {
+	if cap(r.data) == 0 {
+		return
+	}
+	size := bits.Len(uint(cap(r.data)/sectorSize) - 1)
+	b[size] = append(b[size], r.data[:cap(r.data)])
+	r.data = nil
+}
 
 func (s *Sim) countStats() {
 	st := s.c.Stats()

@@ -48,31 +48,39 @@ type Disk struct {
 	full     bool
 	dead     bool  // all operations fail
 	stalled  int64 // none ends before then
+	gone     error // what all operations answer while it is away, nil if it is there
+	forgets  bool  // it has lost what it was not flushed for when it comes back
 	// hook, if set, decides whether an operation of the control path fails.
 	hook func(kind cache.OpKind, off, n int64) error
 	// Writes counts completed writes, Flushes completed flushes.
 	Writes, Flushes int
 }
 
-// arena is memory that is given back as a whole.
+// arena is memory that is given back as a whole, and then used again.
 type arena struct {
-	mem []byte
-	old [][]byte
+	chunks [][]byte
+	used   int // of the last of them that is in use
+	n      int // chunks in use
 }
+
+const chunkBytes = 256 << 10
 
 func (a *arena) take(n int) []byte {
-	if len(a.mem)+n > cap(a.mem) {
-		if cap(a.mem) > 0 {
-			a.old = append(a.old, a.mem)
-		}
-		a.mem = make([]byte, 0, max(n, 256<<10))
+	if n > chunkBytes {
+		return make([]byte, n)
 	}
-	at := len(a.mem)
-	a.mem = a.mem[:at+n]
-	return a.mem[at : at+n : at+n]
+	if a.n == 0 || a.used+n > chunkBytes {
+		if a.n == len(a.chunks) {
+			a.chunks = append(a.chunks, make([]byte, chunkBytes))
+		}
+		a.n, a.used = a.n+1, 0
+	}
+	at := a.used
+	a.used += n
+	return a.chunks[a.n-1][at : at+n : at+n]
 }
 
-func (a *arena) reset() { a.mem, a.old = a.mem[:0], nil }
+func (a *arena) reset() { a.n, a.used = 0, 0 }
 
 // NewDisk returns a zeroed device of that size in bytes.
 func NewDisk(size int64) *Disk {
@@ -225,12 +233,9 @@ func (d *Disk) discard(off, n int64) {
 
 // savedData is the durable content of the sector at that place of savedAt.
 func (d *Disk) savedData(at int32) []byte {
-	i, per := int(at-1), (256<<10)/sectorSize
-	chunk := d.saved.mem
-	if n := i / per; n < len(d.saved.old) {
-		chunk = d.saved.old[n]
-	}
-	return chunk[i%per*sectorSize:][:sectorSize]
+	const per = chunkBytes / sectorSize
+	i := int(at - 1)
+	return d.saved.chunks[i/per][i%per*sectorSize:][:sectorSize]
 }
 
 // writeFUA is a write that is durable at once.

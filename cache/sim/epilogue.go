@@ -26,12 +26,12 @@ func (s *Sim) end() error {
 func (s *Sim) epilogue() error {
 	s.armed, s.strike, s.ending = nil, nil, true
 	for _, d := range append(s.backs, s.ssd) {
-		d.full, d.dead = false, false
+		d.full, d.dead, d.gone = false, false, nil
 	}
 	for _, d := range s.backs {
 		d.unmark(markUnreadable)
 	}
-	if err := s.idle("the last request", func() bool { return len(s.reqs) == 0 }); err != nil {
+	if err := s.idle("the last request", func() bool { return len(s.reqs) == 0 && s.allPresent() }); err != nil {
 		return err
 	}
 	if err := s.readAll(); err != nil {
@@ -82,7 +82,7 @@ func (s *Sim) restart() (cached int64, err error) {
 		crashes = s.res.Crashes
 		s.c.StartSettle()
 		if err := s.idle("settling", func() bool {
-			return len(s.ops) == 0 && s.bg().l.Settled() || crashes != s.res.Crashes
+			return len(s.ops) == 0 && s.bg().l.Settled() && s.van.health == cache.HealthOK || crashes != s.res.Crashes
 		}); err != nil {
 			return 0, err
 		}
@@ -98,7 +98,7 @@ func (s *Sim) restart() (cached int64, err error) {
 	if err := s.c.Close(); err != nil {
 		return 0, err
 	}
-	rep, err := cache.Check(context.Background(), s.ssd, cache.CheckOptions{Data: s.res.FailedBad == 0})
+	rep, err := cache.Check(context.Background(), s.ssd, cache.CheckOptions{Data: s.res.FailedBad == 0 && !(s.van.lost && s.cfg.Ordered)})
 	if err != nil {
 		return 0, err
 	}
@@ -200,6 +200,9 @@ func (s *Sim) replaceLost() error {
 
 // backingFaults reports whether a backing device has failed an operation.
 func (s *Sim) backingFaults() bool {
+	if s.res.Gone != 0 {
+		return true
+	}
 	for _, f := range []Fault{
 		FaultBackingRead, FaultBackingWrite, FaultBackingFlush, FaultBackingFull, FaultBackingSector,
 		FaultBackingDead,

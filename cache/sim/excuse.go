@@ -15,7 +15,9 @@ const (
 	excuseLost    excuse = 1 << iota // a dirty block of it cannot be read from the SSD
 	excuseBacking                    // the backing device failed an operation on its sectors
 	excuseJournal                    // the journal could not be written
+	excuseGone                       // the backing device was gone, and not waited for
 	restores                         // no excuse yet: it reads a block that it keeps in part from there
+	failedOnce                       // nor is this: an operation of it has failed for the device's absence
 )
 
 // excuse notes which requests in flight may fail for an operation that completes, with err or with
@@ -67,6 +69,10 @@ func (s *Sim) foresee(r *request) {
 	if s.losing(r, nil) {
 		r.excuse |= excuseLost
 	}
+	if s.cfg.Gone > 0 && s.presence(r.dev) == cache.Failing {
+		r.excuse |= excuseGone
+		r.hit = s.hit(r)
+	}
 }
 
 // losing reports whether a request needs a dirty block that the SSD cannot return: one in the slots
@@ -112,7 +118,9 @@ func (s *Sim) may(r *request) bool {
 		return s.lossy>>r.Backing&1 != 0 && r.Op != cache.ReqRead
 	case errors.Is(err, cache.ErrDirtyBad):
 		return r.excuse&excuseLost != 0
-	case r.excuse&excuseBacking != 0:
+	case errors.Is(err, cache.ErrAbsent):
+		return r.excuse&excuseGone != 0 && (!r.hit || !s.hit(r))
+	case r.excuse&(excuseBacking|excuseGone) != 0:
 		return true
 	}
 	return r.excuse&excuseJournal != 0 && (r.Op != cache.ReqRead)

@@ -21,8 +21,13 @@
 //     lose its volatile cache at the same time;
 //   - each of them again while the cache starts, after any write of the start.
 //
-// Not in it: an SSD that loses its volatile cache under a living machine. The pending ring then
-// speaks of data that is gone; whoever switches an SSD off has to stop the cache first.
+// Devices that go away and come back:
+//   - the SSD vanishes, and is taken back by a new start; see vanish.go;
+//   - a backing device goes, is held for or not, and comes back in place, perhaps without what it had
+//     not been flushed for; see gone.go.
+//
+// Not in it: an SSD that loses its volatile cache under a living machine without failing an operation.
+// The pending ring then speaks of data that is gone, and nothing tells.
 //
 // Faults of devices, each alone or with others:
 //   - FaultSSDSector, FaultBackingSector: latent sector errors. Reads of those sectors fail until
@@ -219,7 +224,9 @@ func (s *Sim) corrupt(d *Disk, at int64) {
 // device.
 func (s *Sim) outcome(f *flyingOp) error {
 	op, d := f.op, s.disk(f.op.Dev)
-	s.trace("  op %s dev=%d off=%d len=%d fua=%v", op.Kind, op.Dev, op.Off, op.Len, op.FUA)
+	if s.Trace != nil { // what is passed on would be allocated
+		s.trace("  op %s dev=%d off=%d len=%d fua=%v", op.Kind, op.Dev, op.Off, op.Len, op.FUA)
+	}
 	kind, hit := s.struck(f)
 	if hit {
 		s.happened(kind)

@@ -157,9 +157,11 @@ func (s *Sim) catch(err *error) {
 	}
 }
 
-// playMany plays that many seeds from one on, or as long as it is told, on all CPUs. It stops at the
-// first failure, which it shrinks.
-func playMany(from, n uint64, long time.Duration, log func(string, ...any)) (Result, error) {
+// playMany plays that many seeds from one on, or as long as it is told, on all CPUs, each as draw has it. It
+// stops at the first failure, which it shrinks.
+func playMany(draw func(seed uint64) Config, from, n uint64, long time.Duration,
+	log func(string, ...any),
+) (Result, error) {
 	var next atomic.Uint64
 	next.Store(from)
 	var mu sync.Mutex
@@ -167,6 +169,7 @@ func playMany(from, n uint64, long time.Duration, log func(string, ...any)) (Res
 	var failed *history
 	var failure error
 	start := time.Now()
+	defer debug.SetGCPercent(debug.SetGCPercent(400)) // histories have little memory, and make much garbage
 	var wg sync.WaitGroup
 	for range runtime.GOMAXPROCS(0) {
 		wg.Go(func() {
@@ -175,7 +178,7 @@ func playMany(from, n uint64, long time.Duration, log func(string, ...any)) (Res
 				if long == 0 && seed >= from+n || long != 0 && time.Since(start) > long {
 					return
 				}
-				h := history{cfg: NewConfig(seed)}
+				h := history{cfg: draw(seed)}
 				r, err := h.play(nil)
 				mu.Lock()
 				if err != nil && failure == nil {
@@ -239,6 +242,8 @@ func (r *Result) String() string {
 	}
 	p("\n  lost SSD: %d times by faults; taken back %d times, %d of them warm, left to the operator %d times",
 		r.GivenUp, r.Returned, r.ReturnedWarm, r.Over)
+	p("\n  SSD away %d times; backing devices away %d times, given back %d times, had forgotten something %d times, which "+
+		"%d FLUSHes reported", r.Vanished, r.Gone, r.GivenBack, r.Forgotten, r.Reported)
 	p("\n  engine: %d hits, %d evicted, %d written back, %d moved, %d healed, %d checkpoints\n",
 		r.Hits, r.Evicted, r.WrittenBack, r.Moved, r.Healed, r.Checkpoints)
 	p("  attributes: %d pins, %d evictions; %d refused, %d mismatched, %d late",
@@ -266,6 +271,9 @@ func (r *Result) missing() (all []string) {
 		"mismatches": int64(r.Mismatched), "missed deadlines": int64(r.Late),
 		"crashed starts": int64(r.CrashedStarts), "refused starts": int64(r.RefusedStarts),
 		"failed requests": int64(r.Failed), "lost blocks": int64(r.Lost),
+		"vanished SSDs": int64(r.Vanished), "SSDs that are back": int64(r.Returned),
+		"backing devices away": int64(r.Gone), "backing devices back": int64(r.GivenBack),
+		"forgetful backing devices": int64(r.Forgotten), "reported losses": int64(r.Reported),
 	} {
 		miss(n, what)
 	}

@@ -31,6 +31,27 @@ func (s versions) without(gone func(version) bool) versions {
 	return rest
 }
 
+// same reports whether two sets are one and the same in memory.
+func (s versions) same(o versions) bool {
+	return len(s) == len(o) && len(s) > 0 && &s[0] == &o[0]
+}
+
+// sharing makes sets that come of one set by the same change one set again, as neighbouring sectors mostly
+// have the same: the change is made once for all of them.
+type sharing struct{ was, is [2]versions }
+
+// change is what f makes of the set.
+func (c *sharing) change(s versions, f func(versions) versions) versions {
+	for i := range c.was {
+		if c.was[i].same(s) {
+			return c.is[i]
+		}
+	}
+	c.was[1], c.is[1] = c.was[0], c.is[0]
+	c.was[0], c.is[0] = s, f(s)
+	return c.is[0]
+}
+
 func (s versions) has(v version) bool { return slices.Contains(s, v) }
 
 // sector is what the model knows of one sector of a cached device.
@@ -126,9 +147,11 @@ func (m *model) write(first, n int, zero bool) version {
 	if zero {
 		v.stamp = 0
 	}
+	var sets sharing
+	with := func(s versions) versions { return s.with(v) }
 	for i := first; i < first+n; i++ {
 		s := &m.sectors[i]
-		s.legal, s.durable = s.legal.with(v), s.durable.with(v)
+		s.legal, s.durable = sets.change(s.legal, with), sets.change(s.durable, with)
 		s.flying++
 		s.changed = m.clock
 		if !s.listed {
@@ -140,7 +163,7 @@ func (m *model) write(first, n int, zero bool) version {
 	for _, r := range m.reads {
 		lo, hi := max(first, r.first), min(first+n, r.first+len(r.allowed))
 		for i := lo; i < hi; i++ {
-			r.allowed[i-r.first] = r.allowed[i-r.first].with(v)
+			r.allowed[i-r.first] = sets.change(r.allowed[i-r.first], with)
 		}
 	}
 	return v
@@ -152,6 +175,14 @@ func (m *model) writeDone(first, n int, v version, issued uint64, maybe, fua boo
 	m.clock++
 	m.acked[v.number] = m.clock
 	m.order.done(v, maybe, fua)
+	// What was acknowledged before this one was issued is gone; what was in flight beside it
+	// may have come later.
+	var sets sharing
+	without := func(s versions) versions {
+		return s.without(func(o version) bool {
+			return o != v && m.acked[o.number] != 0 && m.acked[o.number] < issued
+		})
+	}
 	for i := first; i < first+n; i++ {
 		s := &m.sectors[i]
 		s.flying--
@@ -159,17 +190,11 @@ func (m *model) writeDone(first, n int, v version, issued uint64, maybe, fua boo
 		if maybe {
 			continue
 		}
-		// What was acknowledged before this one was issued is gone; what was in flight beside it
-		// may have come later.
-		s.legal = s.legal.without(func(o version) bool {
-			return o != v && m.acked[o.number] != 0 && m.acked[o.number] < issued
-		})
+		s.legal = sets.change(s.legal, without)
 		if fua {
 			// Not by what is legal now: something newer, not durable itself, may have replaced one
 			// that was in flight beside this write and came after it.
-			s.durable = s.durable.without(func(o version) bool {
-				return o != v && m.acked[o.number] != 0 && m.acked[o.number] < issued
-			})
+			s.durable = sets.change(s.durable, without)
 		}
 	}
 }
@@ -255,14 +280,21 @@ func (m *model) flush() *modelFlush {
 	return f
 }
 
-// flushDone notes that what was legal when the flush was issued, or newer, is durable.
+// flushDone notes that what was legal when the flush was issued, or newer, is durable; and that it is
+// there, whatever the device may have lost meanwhile.
 func (m *model) flushDone(f *modelFlush) {
 	m.order.flushDone(f.order)
+	var sets sharing
+	var then versions
+	without := func(s versions) versions {
+		return s.without(func(o version) bool { return o.number <= f.number && !then.has(o) })
+	}
 	for i, n := range f.sectors {
+		if !then.same(f.legal[i]) {
+			sets, then = sharing{}, f.legal[i]
+		}
 		s := &m.sectors[n]
-		s.durable = s.durable.without(func(o version) bool {
-			return o.number <= f.number && !f.legal[i].has(o)
-		})
+		s.durable, s.legal = sets.change(s.durable, without), sets.change(s.legal, without)
 	}
 }
 

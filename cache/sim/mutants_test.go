@@ -41,95 +41,142 @@ func TestMain(m *testing.M) {
 //	go test -tags mutants ./cache/sim -mutant NAME -run Sweeps -v -sweep S
 func TestMutants(t *testing.T) {
 	defer cache.Mutate("none")
-	names, what := cache.Mutants()
-	if len(names) < 15 {
-		t.Errorf("only %d mutants", len(names))
+	all := cache.Mutants()
+	if len(all) < 15 {
+		t.Errorf("only %d mutants", len(all))
 	}
-	for i, name := range names {
-		if *onlyFlag != "" && !strings.Contains(","+*onlyFlag+",", ","+name+",") {
+	for _, m := range all {
+		if *onlyFlag != "" && !strings.Contains(","+*onlyFlag+",", ","+m.Name+",") {
 			continue
 		}
-		cache.Mutate(name)
+		cache.Mutate(m.Name)
 		start := time.Now()
-		by, n, err := hunt(*huntFlag)
+		h := hunt{in: m.In, histories: *huntFlag}
+		h.run()
 		took := time.Since(start).Round(10 * time.Millisecond)
-		if err == nil {
-			t.Errorf("SURVIVED %-24s %s (%d attempts, %v)", name, what[i], n, took)
+		if h.err == nil {
+			t.Errorf("SURVIVED %-24s %s (%d attempts, %v)", m.Name, m.What, h.played.Load(), took)
 			continue
 		}
-		line, _, _ := strings.Cut(err.Error(), "\n")
+		line, _, _ := strings.Cut(h.err.Error(), "\n")
 		t.Logf("caught   %-24s by %s, attempt %d, %v: %s\n             %s",
-			name, by, n, took, what[i], line)
+			m.Name, h.by, h.played.Load(), took, m.What, line)
 	}
 }
 
-// hunt plays histories and then sweeps until one fails.
-func hunt(histories uint64) (by string, n int64, err error) {
+// hunt looks for something that a mutant fails: histories of the kind in which it shows, if there is one;
+// else each scenario by itself, histories of all kinds, and sweeps.
+type hunt struct {
+	in        string
+	histories uint64
+	next      atomic.Uint64
+	played    atomic.Int64
+	caught    atomic.Bool
+	by        string
+	err       error
+}
+
+// run hunts on all CPUs.
+func (h *hunt) run() {
 	var mu sync.Mutex
-	var next, played atomic.Int64
 	var wg sync.WaitGroup
-	var caught atomic.Bool
 	for range runtime.GOMAXPROCS(0) {
 		wg.Go(func() {
-			for !caught.Load() {
-				i := next.Add(1)
-				name, e, more := attempt(uint64(i), histories, &caught, &played)
-				if e != nil && !caught.Swap(true) {
+			for more := true; more && !h.caught.Load(); {
+				var by string
+				var err error
+				by, err, more = h.attempt(h.next.Add(1))
+				if err != nil && !h.caught.Swap(true) {
 					mu.Lock()
-					by, err = name, e
+					h.by, h.err = by, err
 					mu.Unlock()
-				}
-				if !more {
-					return
 				}
 			}
 		})
 	}
 	wg.Wait()
-	return by, played.Load(), err
 }
 
-// attempt plays each scenario by itself, then history i, and beyond them a scenario's sweep.
-func attempt(i, histories uint64, stop *atomic.Bool, played *atomic.Int64) (string, error, bool) {
-	if i <= uint64(len(Catalogue)) {
-		sc := &Catalogue[i-1]
-		for j := range max(sc.Alone, 4) {
-			w := &sweep{sc: sc, checksums: j%2 == 0, what: j / 2 % 2 * int(CrashKill), at: beyond + j}
-			_, _, err := w.play(nil)
-			played.Add(1)
-			if err != nil {
-				return "-sweep " + w.String(), err, true
-			}
+// attempt makes attempt i and reports whether there are more.
+func (h *hunt) attempt(i uint64) (string, error, bool) {
+	if h.in != "" {
+		if i > h.histories {
+			return "", nil, false
 		}
-		return "", nil, true
+		by, err := h.special(i)
+		return by, err, true
+	}
+	if i <= uint64(len(Catalogue)) {
+		by, err := h.alone(&Catalogue[i-1])
+		return by, err, true
 	}
 	i -= uint64(len(Catalogue))
-	if i <= histories {
-		h := history{cfg: NewConfig(i)}
-		_, err := h.play(nil)
-		played.Add(1)
-		return fmt.Sprintf("-seed %d", i), err, true
+	if i <= h.histories {
+		by, err := h.play(NewConfig(i))
+		return by, err, true
 	}
-	i -= histories + 1
+	i -= h.histories + 1
 	if i >= uint64(len(Catalogue)) {
 		return "", nil, false
 	}
-	sc := &Catalogue[i]
-	if sc.Alone > 0 {
-		return "", nil, true
+	by, err := h.sweep(&Catalogue[i])
+	return by, err, true
+}
+
+// special plays a history of the kind in which the mutant shows.
+func (h *hunt) special(seed uint64) (string, error) {
+	c := NewConfig(seed)
+	switch h.in {
+	case "ordered":
+		c = NewOrderedConfig(seed)
+	case "vanish":
+		c = NewVanishConfig(seed)
+	case "gone":
+		c.Vanish, c.Gone, c.Through, c.Faults, c.FaultRate = 0, 200, seed%2 == 0, 0, 0
+	case "pins":
+		c.Vanish, c.Gone, c.Ordered = 0, 0, false
+		c.pin()
+	default:
+		panic("no histories of that kind: " + h.in)
 	}
-	for what := range numSweeps {
-		for at := 1; !stop.Load(); at++ {
+	return h.play(c)
+}
+
+func (h *hunt) play(c Config) (string, error) {
+	h.played.Add(1)
+	one := history{cfg: c}
+	_, err := one.play(nil)
+	_, how, _ := strings.Cut(one.command(), " -run ")
+	return "-run " + how, err
+}
+
+// alone plays a scenario by itself.
+func (h *hunt) alone(sc *Scenario) (string, error) {
+	for j := range max(sc.Alone, 4) {
+		w := &sweep{sc: sc, checksums: j%2 == 0, what: j / 2 % 2 * int(CrashKill), at: beyond + j}
+		_, _, err := w.play(nil)
+		h.played.Add(1)
+		if err != nil {
+			return "-sweep " + w.String(), err
+		}
+	}
+	return "", nil
+}
+
+// sweep plays the sweeps of a scenario.
+func (h *hunt) sweep(sc *Scenario) (string, error) {
+	for what := 0; what < numSweeps && sc.Alone == 0; what++ {
+		for at := 1; !h.caught.Load(); at++ {
 			w := &sweep{sc: sc, checksums: true, what: what, at: at}
 			reached, _, err := w.play(nil)
-			played.Add(1)
+			h.played.Add(1)
 			if err != nil {
-				return "-sweep " + w.String(), err, true
+				return "-sweep " + w.String(), err
 			}
 			if !reached {
 				break
 			}
 		}
 	}
-	return "", nil, true
+	return "", nil
 }

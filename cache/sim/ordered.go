@@ -213,11 +213,21 @@ func (o *orderModel) check(image []byte) (behind int64, err error) {
 	return behind, nil
 }
 
+// NewOrderedConfig draws a configuration of a history in which devices are ordered, and nothing fails but what
+// goes away.
+func NewOrderedConfig(seed uint64) Config {
+	c := NewConfig(seed)
+	c.Ordered, c.Faults, c.FaultRate = true, 0, 0
+	return c
+}
+
 // orders is what the simulator knows of ordered devices.
 type orders struct {
 	rng   *rand.Rand
 	sound []bool // by device: its image is to be consistent from now on
-	tuns  []cache.Tunables
+	// broken counts, of the present start, how often the order was given up: then it begins anew.
+	broken []int64
+	tuns   []cache.Tunables
 }
 
 // orderTunables makes a device ordered, of histories in which devices are.
@@ -236,7 +246,7 @@ func (s *Sim) orderTunables(t *cache.Tunables, mode cache.Mode, m *model) cache.
 	t.Ordered = o.rng.IntN(4) > 0
 	t.OrderedAge = time.Duration(1+o.rng.IntN(20)) * time.Second
 	t.OrderedMax = int64(1+o.rng.IntN(4)) << 20
-	o.sound, o.tuns = append(o.sound, false), append(o.tuns, *t)
+	o.sound, o.broken, o.tuns = append(o.sound, false), append(o.broken, 0), append(o.tuns, *t)
 	return mode
 }
 
@@ -267,9 +277,7 @@ func (s *Sim) lookAtAllImages() {
 	if o.rng == nil || s.err != nil {
 		return
 	}
-	status := s.c.Status().Backings
-	for i := range s.ids {
-		st := &status[slices.IndexFunc(status, func(b cache.BackingStatus) bool { return b.ID == s.ids[i] })]
+	for i, st := range s.noteBroken() {
 		if o.sound[i] = o.sound[i] || st.Ordered == "on"; !o.sound[i] || len(s.van.bad[i]) > 0 {
 			continue // an image lacks what the SSD has lost
 		}
@@ -291,6 +299,25 @@ func (s *Sim) lookAtAllImages() {
 			s.fail(fmt.Errorf("the image of ordered device %d: %w", i, err))
 		}
 	}
+}
+
+// noteBroken notes which orders were given up since the last look, and returns the state of all devices.
+func (s *Sim) noteBroken() (all []*cache.BackingStatus) {
+	o := &s.orders
+	if o.rng == nil {
+		return nil
+	}
+	status := s.c.Status().Backings
+	for i, id := range s.ids {
+		st := &status[slices.IndexFunc(status, func(b cache.BackingStatus) bool { return b.ID == id })]
+		if st.OrderedBroken > o.broken[i] {
+			o.sound[i] = false
+			s.res.Broken++
+		}
+		o.broken[i] = st.OrderedBroken
+		all = append(all, st)
+	}
+	return all
 }
 
 // afterPowerCut is what a power cut might leave on a disk: n 0 nothing that is not durable, else

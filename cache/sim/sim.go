@@ -42,12 +42,14 @@ type Sim struct {
 	crashAt  int
 	crashHow Crash
 	reqs     map[uint32]*request
+	buffers  buffers
 	tag      uint32
 	now      int64
 	res      Result
 	wishes   wishes
 	van      vanishing
-	ending   bool // an SSD that is away comes back at once
+	absences []absence // of backing devices
+	ending   bool      // an SSD that is away comes back at once
 	orders   orders
 	err      error
 	// Keep has the steps that are played; all if it is nil.
@@ -61,6 +63,7 @@ type flyingOp struct {
 	op   *cache.Op
 	mark int // of a flush
 	id   uint64
+	hung error // its device has gone meanwhile
 }
 
 // lane is a cache.Driver.
@@ -90,6 +93,8 @@ type request struct {
 	excuse  excuse
 	hinted  bool // of a scenario, with attributes
 	without bool // for some of its time the cache was without its SSD
+	hit     bool // all of it was on the SSD when it came
+	doubted bool // its effect may be lost when it is acknowledged
 }
 
 // New prepares a history: a formatted cache with its backing devices attached.
@@ -117,6 +122,7 @@ func New(cfg Config) (*Sim, error) {
 		s.backs = append(s.backs, NewDisk(cfg.DeviceBytes))
 		s.models = append(s.models, newModel(cfg.DeviceBytes/int64(cfg.LBS)*int64(cfg.LBS)))
 		s.van.bad = append(s.van.bad, map[int]bool{})
+		s.absences = append(s.absences, absence{})
 	}
 	if err := s.open(); err != nil {
 		return nil, err
@@ -180,14 +186,18 @@ func (s *Sim) trace(format string, args ...any) {
 
 // open starts the cache as a new process would.
 func (s *Sim) open() error {
-	c, err := cache.Open(s.ssd, cache.Options{
+	o := cache.Options{
 		Pending: s.ring, Discard: s.cfg.Trim, Missed: s.mark, Drop: s.van.drop, Health: s.healthTurned,
 		StallLimit: s.cfg.StallLimit, LossLimit: s.cfg.LossLimit,
-	})
+	}
+	if s.cfg.Gone > 0 {
+		o.Suspect = s.suspect
+	}
+	c, err := cache.Open(s.ssd, o)
 	if err != nil {
 		return err
 	}
-	s.c, s.lanes = c, nil
+	s.c, s.lanes, s.van.health = c, nil, cache.HealthOK
 	for range s.cfg.Lanes + 1 {
 		l := &lane{s: s}
 		l.l = c.NewLane(l)
@@ -290,6 +300,9 @@ func (s *Sim) step(requests bool) {
 		case x < s.cfg.Crashes+s.cfg.FaultRate+s.cfg.Vanish:
 			s.vanishStep()
 			return
+		case x < s.cfg.Crashes+s.cfg.FaultRate+s.cfg.Vanish+s.cfg.Gone:
+			s.goneStep()
+			return
 		}
 	}
 	switch x := s.rng.IntN(20); {
@@ -308,6 +321,7 @@ func (s *Sim) step(requests bool) {
 		}
 	case x < 19:
 		s.finishMarker()
+		s.guard()
 		s.now += int64(s.rng.IntN(100)) * int64(time.Millisecond)
 		s.bg().l.Tick()
 	case requests && s.cfg.ModeChanges && s.well() && s.rng.IntN(20) == 0:
@@ -337,7 +351,11 @@ func (s *Sim) complete(i int) {
 	if s.vanished(f) {
 		return
 	}
-	f.l.l.Complete(f.op, s.outcome(f))
+	err := s.absent(f)
+	if err == nil {
+		err = s.outcome(f)
+	}
+	f.l.l.Complete(f.op, err)
 }
 
 func (s *Sim) mem(op *cache.Op) []byte {
@@ -383,7 +401,7 @@ func (s *Sim) issue() {
 	if s.rng.IntN(100) < s.cfg.Flushes {
 		r.Op = cache.ReqFlush
 		if s.ask(r); !r.asked.fails() {
-			r.flush = m.flush()
+			r.flush, r.issued = m.flush(), m.clock
 		}
 	} else {
 		s.shape(r)
@@ -437,13 +455,18 @@ func (s *Sim) shape(r *request) {
 		n = 1 + s.rng.IntN(1024/unit)
 	}
 	first := s.rng.IntN(span)
+	if l := s.wishes.latest; s.cfg.Pinning && len(l) > 0 && s.rng.IntN(3) == 0 {
+		if at := l[s.rng.IntN(len(l))]; at.dev == r.dev {
+			first = min(int(at.block)*blockSectors/unit, total-1)
+		}
+	}
 	if s.rng.IntN(2) == 0 { // aligned to blocks
 		first, n = first/8*8, (n+7)/8*8
 	}
 	n = min(n, total-first)
 	r.first, r.n = first*unit, n*unit
 	r.Off, r.Len = int64(r.first)*sectorSize, int64(r.n)*sectorSize
-	r.data = make([]byte, r.Len)
+	r.data = s.buffer(r.n)
 }
 
 func (s *Sim) submit(r *request) {
@@ -461,16 +484,20 @@ func (s *Sim) submit(r *request) {
 	}
 	s.foresee(r)
 	l := s.lanes[s.rng.IntN(s.cfg.Lanes)]
-	s.trace("%d submit %s dev=%d sectors=%d+%d fua=%v version=%d %v", r.Tag, r.Op, r.dev, r.first, r.n,
-		r.FUA, r.v.number, &r.attrs)
+	if s.Trace != nil {
+		s.trace("%d submit %s dev=%d sectors=%d+%d fua=%v version=%d %v", r.Tag, r.Op, r.dev, r.first, r.n,
+			r.FUA, r.v.number, &r.attrs)
+	}
 	l.l.Submit(&r.Request)
 }
 
 // finish compares the outcome of a request with the model.
 func (s *Sim) finish(r *request) {
 	delete(s.reqs, r.Tag)
+	defer s.buffers.give(r)
 	s.trace("%d finish %v", r.Tag, r.Err)
 	s.answered(r)
+	s.flushed(r)
 	m := s.models[r.dev]
 	switch {
 	case r.Err != nil && s.excused(r):
@@ -486,7 +513,7 @@ func (s *Sim) finish(r *request) {
 	case r.Op == cache.ReqFlush:
 		m.flushDone(r.flush)
 	default:
-		m.writeDone(r.first, r.n, r.v, r.issued, r.Op == cache.ReqDiscard, r.FUA)
+		m.writeDone(r.first, r.n, r.v, r.issued, r.Op == cache.ReqDiscard || r.doubted, r.FUA)
 	}
 }
 

@@ -28,7 +28,7 @@ func TestHistories(t *testing.T) {
 		}
 		return
 	}
-	r, err := playMany(*fromFlag, *seedsFlag, *timeFlag, t.Logf)
+	r, err := playMany(NewConfig, *fromFlag, *seedsFlag, *timeFlag, t.Logf)
 	if err != nil {
 		t.Error(err)
 	}

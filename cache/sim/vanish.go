@@ -11,7 +11,8 @@ import (
 	"ubcache/cache"
 )
 
-// Of some histories it is a part that the SSD vanishes and comes back:
+// Of some histories it is a part that the SSD vanishes and comes back, or does not answer for so long that it
+// is taken for lost, and then does:
 //   - operations in flight fail, with an error that means gone or one that may mean anything, and may have
 //     happened or not; later ones fail and have not happened;
 //   - it comes back as it was, or without what it had not been flushed for;
@@ -29,6 +30,7 @@ type vanishing struct {
 	dirty   []bool        // by device: something of it may have been on the SSD only
 	bad     []map[int]bool
 	over    bool         // the operator decides
+	lost    bool         // it may lack what it was not flushed for, versions that ordered devices had to get included
 	gone    error        // what the SSD answers while it is away, nil if it is there
 	health  cache.Health // what the engine thinks of it
 	drop    []cache.UUID // at the next start
@@ -37,14 +39,18 @@ type vanishing struct {
 // NewVanishConfig draws a configuration of a history in which the SSD vanishes.
 func NewVanishConfig(seed uint64) Config {
 	c := NewConfig(seed)
-	rng := rand.New(rand.NewPCG(seed, 3))
+	c.vanish(rand.New(rand.NewPCG(seed, 3)))
+	return c
+}
+
+// vanish makes the SSD vanish, and nothing else fail.
+func (c *Config) vanish(rng *rand.Rand) {
 	c.Vanish, c.Attributes, c.Pinning, c.Crashes = 20+rng.IntN(60), false, false, rng.IntN(8)
-	c.Faults, c.FaultRate = 0, 0
+	c.Faults, c.FaultRate, c.Gone = 0, 0, 0
 	c.LossHold = time.Duration(rng.IntN(1500)) * time.Millisecond
 	c.Ordered = rng.IntN(4) == 0
 	c.StallLimit = time.Duration(50+rng.IntN(200)) * time.Millisecond
 	c.LossLimit = c.StallLimit + time.Duration(100+rng.IntN(500))*time.Millisecond
-	return c
 }
 
 func (s *Sim) loss() cache.LossPolicy {
@@ -104,9 +110,10 @@ func (s *Sim) noteDirty() {
 // healthTurned is cache.Options.Health. Faults may go on until the engine takes the SSD for lost.
 func (s *Sim) healthTurned(e cache.HealthEvent) {
 	s.trace("the SSD is %v: %s", e.Health, e.Why)
-	if s.van.health = e.Health; e.Was == cache.HealthLost {
+	if s.van.health == cache.HealthLost {
 		s.res.InPlace++
 	}
+	s.van.health = e.Health
 	for _, r := range s.reqs {
 		r.without = r.without || e.Health == cache.HealthLost
 	}
@@ -168,6 +175,7 @@ func (s *Sim) comeBack() {
 		}
 	}
 	s.countStats()
+	dirty := s.dirtyAgain()
 	s.die(how)
 	s.c.Abandon()
 	s.van.gone, s.van.health, s.ssd.hook = nil, cache.HealthOK, nil
@@ -177,7 +185,8 @@ func (s *Sim) comeBack() {
 		s.ssd.powerCut(s.rng, nil)
 	}
 	if lostData || doubt { // without checksums nothing shows what it has lost
-		s.noteBad()
+		s.van.lost = true
+		s.noteBad(dirty)
 	}
 	s.trace("the SSD is back: drop %v", drop)
 	s.res.Returned++
@@ -196,8 +205,25 @@ func (s *Sim) comeBack() {
 	s.reissue()
 }
 
-// noteBad notes the blocks that the SSD may have lost: nothing that was flushed is among them.
-func (s *Sim) noteBad() {
+// dirtyAgain lists the blocks that are dirty, if that may be for what a backing device is said to have lost:
+// the engine cannot tell that it has not.
+func (s *Sim) dirtyAgain() (all []wishBlock) {
+	for dev := 0; dev < len(s.models) && s.backingFaults(); dev++ {
+		for first := 0; first < len(s.models[dev].sectors); first += blockSectors {
+			if p, ok := s.c.Locate(s.ids[dev], int64(first)*sectorSize); ok && p.Dirty {
+				all = append(all, wishBlock{dev, int64(first / blockSectors)})
+			}
+		}
+	}
+	return all
+}
+
+// noteBad notes the blocks that the SSD may have lost: nothing that was flushed is among them, but for what
+// a backing device may have lost besides.
+func (s *Sim) noteBad(dirty []wishBlock) {
+	for _, b := range dirty {
+		s.van.bad[b.dev][int(b.block)] = true
+	}
 	for dev, m := range s.models {
 		for _, i := range m.touched {
 			s.van.bad[dev][i/blockSectors] = true

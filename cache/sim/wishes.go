@@ -11,7 +11,9 @@ import (
 // when the daemon is killed; quotas are held; what was evicted is gone.
 type wishes struct {
 	clock  uint64
+	forgot uint64 // clock of when all pins may have been lost
 	blocks map[wishBlock]*wishState
+	latest []wishBlock // that were pinned lately
 }
 
 type wishBlock struct {
@@ -102,9 +104,11 @@ func (s *Sim) answered(r *request) {
 	switch r.attrs.Hint() {
 	case attrs.HintPin:
 		s.res.Pins++
+		s.pinned(r)
 		s.wishes.each(r, func(b *wishState) {
-			b.pinned = b.pinned || b.ending == 0 && b.ended < r.wished
+			b.pinned = b.pinned || b.ending == 0 && max(b.ended, s.wishes.forgot) < r.wished
 		})
+		s.wishes.note(r)
 	case attrs.HintEvict:
 		s.res.Evictions++
 		if r.Op != cache.ReqRead || s.overlapped(r) {
@@ -114,6 +118,18 @@ func (s *Sim) answered(r *request) {
 		if err != nil || n.Cached != n.Leaving {
 			s.fail(fmt.Errorf("sectors %d+%d of device %d, evicted: %+v, %v", r.first, r.n, r.dev, n, err))
 		}
+	}
+}
+
+// pinned checks that a read which has been told that its blocks are pinned is told the truth. Of one that
+// takes several steps the first blocks may be gone again.
+func (s *Sim) pinned(r *request) {
+	const region = 1 << 20
+	if r.Op != cache.ReqRead || r.Off/region != (r.Off+r.Len-1)/region {
+		return
+	}
+	if n, err := s.c.Residency(r.Backing, r.Off, r.Len); err != nil || n.Pinned != n.Blocks {
+		s.fail(fmt.Errorf("sectors %d+%d of device %d, pinned: %+v, %v", r.first, r.n, r.dev, n, err))
 	}
 }
 
@@ -155,8 +171,19 @@ func (s *Sim) checkWishes(when string) {
 	}
 }
 
-// forget forgets pins, which may be gone.
+// note remembers where blocks were pinned.
+func (a *wishes) note(r *request) {
+	const most = 32
+	if len(a.latest) == most {
+		a.latest = append(a.latest[:0], a.latest[1:]...)
+	}
+	a.latest = append(a.latest, wishBlock{r.dev, int64(r.first / blockSectors)})
+}
+
+// forget forgets pins, which may be gone, those that requests in flight are about to report included.
 func (a *wishes) forget() {
+	a.clock++
+	a.forgot = a.clock
 	for _, b := range a.blocks {
 		b.pinned = false
 	}
