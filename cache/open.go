@@ -44,7 +44,8 @@ func newCache(dev Storage, sb *Superblock, o Options) (*Cache, error) {
 		if r.ID == 0 || r.ID > MaxBackings || r.Size <= 0 || r.LBS < SectorSize {
 			return nil, fmt.Errorf("%w: impossible record of backing device %d", ErrCorrupt, r.ID)
 		}
-		c.addBacking(&r)
+		b := c.addBacking(&r)
+		b.bare.Store(earlierLife) // what an earlier process wrote past the cache may not be flushed
 	}
 	if o.Pending == nil {
 		mem, err := offHeap(PendingBytes)

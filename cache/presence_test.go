@@ -651,3 +651,24 @@ func TestLossBetweenParts(t *testing.T) {
 		t.Errorf("%d parts were written", part)
 	}
 }
+
+// TestLossOfAnEarlierLife: what was written past the cache before the daemon was killed, and is lost when the device
+// comes back, is reported by the first FLUSH.
+func TestLossOfAnEarlierLife(t *testing.T) {
+	h := newGone(t)
+	r := writeOf(0, fill(5, 1))
+	asked(r, attrs.Writearound)
+	h.begin(r)
+	h.wantDone("a write past the cache", r, nil)
+	h.c.Abandon()
+	h.open()
+	b, err := h.c.Backing(h.b.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.b = b
+	h.leave(Holding)
+	h.comeBack(true)
+	h.wantDone("the first flush after the loss", h.begin(&Request{Op: ReqFlush}), ErrLost)
+	h.wantDone("the second", h.begin(&Request{Op: ReqFlush}), nil)
+}

@@ -22,6 +22,7 @@ func (d *damage) undo(s *Sim) {
 // The parts of metadata pages that differ between two copies or say what a page is; see FORMAT.md.
 const (
 	superA, superB   = 64 << 10, 128 << 10
+	superAll         = pageBytes + cache.MaxBackings*512
 	journalOff       = 1 << 20
 	summaryMagic     = "UBSS"
 	journalMagic     = "UBJL"
@@ -63,9 +64,9 @@ func (s *Sim) damageAt(off int64) *damage {
 
 // damageSuper chooses a copy of the superblock. A crash may have come between the two.
 func (s *Sim) damageSuper() *damage {
-	a, b := s.ssd.now[superA:][:pageBytes], s.ssd.now[superB:][:pageBytes]
-	if !bytes.Equal(a[superIn:], b[superIn:]) || s.ssd.marked(superA, pageBytes, markUnreadable|markWrong) ||
-		s.ssd.marked(superB, pageBytes, markUnreadable|markWrong) {
+	a, b := s.ssd.now[superA:][:superAll], s.ssd.now[superB:][:superAll]
+	if !bytes.Equal(a[superIn:], b[superIn:]) || s.ssd.marked(superA, superAll, markUnreadable|markWrong) ||
+		s.ssd.marked(superB, superAll, markUnreadable|markWrong) {
 		return nil
 	}
 	if s.rng.IntN(2) == 0 {
