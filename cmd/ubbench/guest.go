@@ -27,6 +27,7 @@ func (o *options) guest(ctx context.Context) error {
 	for _, name := range s.sides(0) {
 		start := time.Now()
 		if err := b.add(ctx, name); err != nil {
+			showLogs()
 			return fmt.Errorf("set up %s: %w", name, err)
 		}
 		if err := wearIn(ctx, b.targets[name].dev, &s); err != nil {
@@ -177,4 +178,13 @@ func (b *bench) hitRatios(s *stage, before map[string]hitCount) (map[string]floa
 		}
 	}
 	return ratios, nil
+}
+
+// showLogs prints what the daemons have to say when something is not as it should be.
+func showLogs() {
+	logs, _ := filepath.Glob("/run/ubcache/*.log")
+	for _, name := range logs {
+		text, _ := os.ReadFile(name)
+		progress("%s:\n%s", filepath.Base(name), text)
+	}
 }
