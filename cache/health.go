@@ -90,6 +90,18 @@ type health struct {
 func (c *Cache) health() Health { return Health(c.ssdHealth.state.Load()) }
 func (c *Cache) lost() bool     { return c.health() == HealthLost }
 
+// around reports whether requests of a backing device go past the SSD where they can: one that is slow is better than a
+// backing device that is not there.
+func (c *Cache) around(b *Backing) bool {
+	switch c.health() {
+	case HealthSlow:
+		return b.Presence() == Present
+	case HealthLost:
+		return true
+	}
+	return false
+}
+
 // meansGone reports an error that only a device makes that is not there.
 func meansGone(err error) bool {
 	var e syscall.Errno

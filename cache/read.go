@@ -96,8 +96,9 @@ const slowSlot = noSlot - 1
 func (p *readPiece) lookUp(l *Lane) {
 	c, b := l.c, p.r.b
 	health := c.health()
-	lost, avoid := health == HealthLost, health != HealthOK
-	if avoid && p.fill && !p.held {
+	lost, around := health == HealthLost, c.around(b)
+	avoid := around
+	if health != HealthOK && p.fill && !p.held {
 		p.fill = false
 		p.r.notCached()
 	}
@@ -130,7 +131,7 @@ func (p *readPiece) lookUp(l *Lane) {
 				miss.to = i + 1
 			}
 			continue
-		case avoid && e.st&stDirty == 0 || health != HealthOK && e.st.onBacking():
+		case avoid && e.st&stDirty == 0 || around && e.st.onBacking():
 			p.slots[i] = noSlot
 			continue
 		case lost:

@@ -395,3 +395,33 @@ func TestLateSuccess(t *testing.T) {
 	}
 	v.flush()
 }
+
+// TestStallWithoutBackingDevice: while the backing device is away, a slow SSD is not passed by: who reads what it has
+// would wait for the backing device instead, for however long that takes.
+func TestStallWithoutBackingDevice(t *testing.T) {
+	v := newLossy(t, FormatOptions{}, Writeback)
+	v.write(0, fill(1, 4))
+	v.drain()
+	v.flush()
+	var answered []*Request
+	v.finish = func(r *Request) { answered = append(answered, r) }
+	v.c.SetPresence(v.b.id, Holding)
+	v.stall()
+	first := v.start(&Request{Op: ReqRead, Len: BlockSize, Data: make([]byte, BlockSize)})
+	v.pass(defaultStallLimit + time.Second)
+	if v.c.health() != HealthSlow || len(answered) != 0 {
+		t.Fatalf("the SSD is %v, %d requests are answered", v.c.health(), len(answered))
+	}
+	read := v.start(&Request{Op: ReqRead, Len: 4 * BlockSize, Data: make([]byte, 4*BlockSize)})
+	write := v.start(&Request{Op: ReqWrite, Off: 32 * BlockSize, Len: BlockSize, Data: fill(2, 1)})
+	v.stuck = func(op *Op) bool { return op.Dev != SSD }
+	v.until("the answers", func() bool { return len(answered) == 3 })
+	for _, r := range []*Request{first, read, write} {
+		if r.Err != nil {
+			t.Errorf("%s: %v", r.Op, r.Err)
+		}
+	}
+	if !bytes.Equal(read.Data, fill(1, 4)) || !bytes.Equal(first.Data, fill(1, 1)) {
+		t.Error("the data is wrong")
+	}
+}

@@ -151,7 +151,7 @@ func (l *Lane) abandonReads(r *Request) {
 
 // mayAbandon reports whether a read takes too long and can be done without.
 func (l *Lane) mayAbandon(op *Op, p *readPiece) bool {
-	return l.c.lost() || l.d.Now()-op.at >= l.c.stallLimit &&
+	return l.c.lost() || l.d.Now()-op.at >= l.c.stallLimit && l.c.around(p.r.b) &&
 		p.onBacking(l.c, int(op.arg>>16), int(op.arg&0xffff))
 }
 
@@ -170,7 +170,7 @@ func (p *readPiece) onBacking(c *Cache, i, n int) bool {
 
 func (l *Lane) abandonEdge(op *Op, g *edge, lost bool) {
 	switch {
-	case g.step == edgeSlot && (lost || g.onBacking(l.c)):
+	case g.step == edgeSlot && (lost || l.c.around(g.b) && g.onBacking(l.c)):
 		o := &orphan{page: g.page}
 		g.page = l.page()
 		l.abandon(op, o)

@@ -117,7 +117,7 @@ func (l *Lane) submitWrite(r *Request) {
 	io.WriteBytes.Add(r.Len)
 	admit := l.admits(r)
 	s := span{r.Off, r.Len}
-	if h := l.c.health(); h == HealthLost || h == HealthSlow && !l.anyDirty(b, s) {
+	if l.c.around(b) && (l.c.lost() || !l.anyDirty(b, s)) {
 		r.notCached()
 		l.startThrough(r, s, false)
 		return
