@@ -134,6 +134,8 @@ func (a *aftermath) evict(l *Lane, s *stripe) (used int) {
 		k := makeKey(b.id, blk)
 		e, ok := c.index.find(k)
 		switch {
+		case !ok && c.loading.on.Load():
+			c.loading.remember(b.id, blk, blk, false)
 		case !ok:
 		case e.st&stPinned != 0:
 			a.r.ignoreHint(attrs.ReasonOverruled)

@@ -18,7 +18,8 @@ type background struct {
 	evict      eviction
 	ckpt       checkpoint
 	wb         writeback
-	scrub      *scrub // nil: none
+	scrub      *scrub  // nil: none
+	loader     *loader // nil: all was loaded at the start
 	flushes    [MaxBackings + 1]*backingFlush
 	doctor     doctor
 	orders     [MaxBackings + 1]*orderRun // nil for those that have nothing to do with it
@@ -51,6 +52,7 @@ func (c *Cache) StartBackground(l *Lane) {
 		bg.flushes[i] = &backingFlush{id: BackingID(i)}
 	}
 	l.bg = bg
+	bg.startLoader()
 	c.bgLane.Store(l)
 }
 
@@ -70,6 +72,7 @@ func (l *Lane) Tick() time.Duration {
 		bg.lastCommit = now
 		l.c.journal.kick(l)
 	}
+	loading := bg.loader.tick()
 	bg.seal(now)
 	hurry := bg.clean(now)
 	bg.evict.start()
@@ -80,7 +83,7 @@ func (l *Lane) Tick() time.Duration {
 		bg.scrub.tick(now)
 	}
 	if l.runTasks() || soon || bg.evict.running || bg.ckpt.running || bg.wb.working || bg.scrub != nil ||
-		hurry || ill {
+		hurry || ill || loading {
 		return tickEvery
 	}
 	if pending > 0 {
@@ -158,7 +161,7 @@ func (bg *background) cleanBacking(b *Backing) {
 	if mutated(mutCleanUnflushed) {
 		flushed = b.wrote.Load()
 	}
-	for c.journal.reserve(1) {
+	for b.cleanable(flushed) && c.journal.reserve(1) {
 		b.mu.Lock()
 		ok := len(b.mu.pending) > 0 && b.mu.pending[0].wrote <= flushed
 		var p pendingSlot
@@ -174,6 +177,14 @@ func (bg *background) cleanBacking(b *Backing) {
 			return
 		}
 	}
+}
+
+// cleanable reports whether the flush has covered a pending slot. Room in the journal is only asked
+// for then: given back, it would wake those who wait for more.
+func (b *Backing) cleanable(flushed uint64) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.mu.pending) > 0 && b.mu.pending[0].wrote <= flushed
 }
 
 // cleanSlot makes a slot clean if it still holds the block that it did, or drops the block if it

@@ -36,7 +36,7 @@ func (t *through) withoutSSD(l *Lane) {
 }
 
 // missed reports whether the SSD, as it would be found, knows something of the blocks: they are in the
-// index, or were and it may not have heard that they are not any more.
+// index, or were and it may not have heard that they are not any more, or may be but are not loaded.
 func (t *through) missed(l *Lane) bool {
 	c, b := l.c, t.r.b
 	if c.blind {
@@ -46,7 +46,7 @@ func (t *through) missed(l *Lane) bool {
 		k := &t.locks[i]
 		s := c.index.stripeOf(b.id, k.first)
 		s.mu.Lock()
-		known := s.lastUnmap != 0 && !c.journal.isDurable(s.lastUnmap)
+		known := s.lastUnmap != 0 && !c.journal.isDurable(s.lastUnmap) || c.loading.on.Load()
 		for blk := k.first; blk <= k.last && !known && b.cached.Load() != 0; blk++ {
 			_, known = c.index.find(makeKey(b.id, blk))
 		}
@@ -110,6 +110,7 @@ func (t *through) restart(l *Lane) {
 		return
 	}
 	l.c.journal.unreserve(t.room)
+	l.c.loading.giveBack(t.marks)
 	t.unlock(l)
 	t.window(l, span{t.span.off, t.span.len + t.rest.len})
 }

@@ -14,6 +14,7 @@ const (
 	bucketClosed                     // full; on the FIFO
 	bucketFreeing                    // emptied, its record is not durable yet
 	bucketRetired                    // the SSD failed to write it: never used again until a restart
+	bucketLoading                    // what it holds is not in the index yet, or not all of it
 )
 
 const noBucket = BucketID(1<<32 - 1)
@@ -57,6 +58,34 @@ func (q *bucketQueue) note(all []bucket, b BucketID, l LSN) {
 		all[q.tail].queueNext = b
 	}
 	q.tail = b
+}
+
+// noteFirst marks summaries as behind from a record on that is older than all others, also those that
+// are in the queue.
+func (q *bucketQueue) noteFirst(all []bucket, ids []BucketID, l LSN) {
+	if len(ids) == 0 {
+		return
+	}
+	first := make(map[BucketID]bool, len(ids))
+	for _, b := range ids {
+		first[b] = true
+	}
+	var rest []BucketID
+	for b := q.head; b != noBucket; b = all[b].queueNext {
+		if !first[b] {
+			rest = append(rest, b)
+		}
+	}
+	*q = bucketQueue{head: noBucket, tail: noBucket, writing: q.writing}
+	for _, b := range ids {
+		all[b].dirtyLSN = 0
+		q.note(all, b, l)
+	}
+	for _, b := range rest {
+		behind := all[b].dirtyLSN
+		all[b].dirtyLSN = 0
+		q.note(all, b, behind)
+	}
 }
 
 // take moves up to n buckets from the queue to the checkpoint that is about to write them.
@@ -137,6 +166,24 @@ func (a *allocator) pushFIFO(b BucketID) {
 	}
 	a.mu.fifoTail = b
 	a.mu.closed++
+}
+
+// adopt puts closed buckets that are older than all others on the FIFO, in their order.
+func (a *allocator) adopt(ids []BucketID) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	young, tail := a.mu.fifoHead, a.mu.fifoTail
+	a.mu.fifoHead, a.mu.fifoTail = noBucket, noBucket
+	for _, b := range ids {
+		a.pushFIFO(b)
+	}
+	switch {
+	case young == noBucket:
+	case a.mu.fifoHead == noBucket:
+		a.mu.fifoHead, a.mu.fifoTail = young, tail
+	default:
+		a.c.buckets[a.mu.fifoTail].fifoNext, a.mu.fifoTail = young, tail
+	}
 }
 
 // popFIFO takes the oldest closed bucket.

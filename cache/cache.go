@@ -37,11 +37,13 @@ type Options struct {
 	Suspect func(BackingID)
 	// Progress is told how much of the index has been loaded, from 0 to 1.
 	Progress func(share float64)
+	// Load says how the index is loaded.
+	Load LoadOptions
 	// GiveUp are backing devices whose dirty data may be lost: damage that may hide some of it does
 	// not keep the cache from starting.
 	GiveUp []BackingID
-	// Confirm is asked when everything is loaded and nothing has been changed yet on the SSD but that
-	// the journal has what was pending. It may read with Cache.Samples and Cache.DirtyBlocks, and
+	// Confirm is asked when everything is loaded, or what can be dirty, and nothing has been changed yet on
+	// the SSD but that the journal has what was pending. It may read with Cache.Samples and Cache.DirtyBlocks, and
 	// returns the backing devices of which nothing in the cache may be used. An error ends Open.
 	Confirm func(c *Cache) (drop []BackingID, err error)
 }
@@ -49,7 +51,7 @@ type Options struct {
 // Cache is a running cache: an SSD and the backing devices it serves.
 //
 // Lock order: stripe.mu, then pins.mu, then journal.mu, then order.mu. allocator.mu, Lane.mail and
-// Backing.mu are leaves, and so are roll and health.mu. None is held across I/O. control orders the
+// Backing.mu are leaves, and so are roll, health.mu and loading.mu. None is held across I/O. control orders the
 // operations of the control path and may be.
 type Cache struct {
 	geo       Geometry
@@ -63,6 +65,8 @@ type Cache struct {
 	buckets []bucket
 	alloc   allocator
 	journal journal
+	loading loading
+	rest    *loader // what the start has left to load, until the background takes it
 
 	lanes    atomic.Pointer[[]*Lane]
 	backings atomic.Pointer[[MaxBackings + 1]*Backing]
@@ -289,7 +293,7 @@ func (c *Cache) mapBlock(b *Backing, s *stripe, k key, e entry) {
 }
 
 // place is mapBlock's change of the index: it returns the buckets that it touches, and whether it
-// replaced a clean copy. The record comes after it, since a checkpoint that does not find the
+// replaced a clean copy, or perhaps one that is not loaded yet. The record comes after it, since a checkpoint that does not find the
 // entry must not find the record either.
 func (c *Cache) place(b *Backing, k key, e *entry) (touched [2]BucketID, n int, clean bool) {
 	touched[0], n = c.bucketOf(e.slot), 1
@@ -311,7 +315,7 @@ func (c *Cache) place(b *Backing, k key, e *entry) (touched [2]BucketID, n int, 
 	}
 	c.index.insert(k, *e)
 	c.own(e.slot, e.owner)
-	return touched, n, ok && old.st&stDirty == 0
+	return touched, n, ok && old.st&stDirty == 0 || !ok && c.loading.on.Load() && !mutated(mutLateCopyUnseen)
 }
 
 func mapRecord(k key, e entry) record {
@@ -342,6 +346,9 @@ func (c *Cache) unmapEntry(b *Backing, k key, e entry) {
 	c.disown(e.slot)
 	c.index.remove(k, e.slot)
 	c.account(b, e.st, -1, e.slot)
+	if c.loading.on.Load() {
+		c.loading.remember(b.id, k.block(), k.block(), false)
+	}
 }
 
 // setState changes the state of an entry and what is counted of it: added first, so that others

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 )
 
 // CheckOptions are for Check. The zero value checks the metadata.
@@ -79,6 +80,7 @@ func Check(ctx context.Context, dev Storage, o CheckOptions) (*Report, error) {
 	r := &Report{Super: c.sb, PendingRecords: rec.pending}
 	rec.report(r)
 	c.verifyIndex(r)
+	c.verifyStop(r)
 	share := func(from, to, done float64) {
 		if o.Progress != nil {
 			o.Progress(from + (to-from)*done)
@@ -243,6 +245,24 @@ func (c *Cache) verifyIndex(r *Report) {
 	for i := 1; i < len(owned); i++ {
 		if n := c.tenants.rows[i].cached.Load(); n != owned[i] {
 			r.wrong("tenant %d counts %d cached blocks, has %d", i, n, owned[i])
+		}
+	}
+}
+
+// verifyStop compares what the last stop said that has to be loaded first with what there is.
+func (c *Cache) verifyStop(r *Report) {
+	s := c.sb.stop
+	if s == nil {
+		return
+	}
+	for i := range c.buckets {
+		k, b := &c.buckets[i], BucketID(i)
+		if _, ok := slices.BinarySearch(s.first, b); !ok && (k.dirty.Load() > 0 || k.pinned.Load() > 0) {
+			r.wrong("bucket %d has %d dirty and %d pinned slots, but the superblock does not have it loaded first",
+				i, k.dirty.Load(), k.pinned.Load())
+		}
+		if _, ok := slices.BinarySearch(s.free, b); ok && k.live.Load() > 0 {
+			r.wrong("bucket %d holds %d blocks, but the superblock calls it free", i, k.live.Load())
 		}
 	}
 }

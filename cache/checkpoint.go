@@ -50,7 +50,7 @@ const checkpointBytes = 64 * pageSize
 func (k *checkpoint) start() {
 	l, c := k.bg.l, k.bg.l.c
 	j := &c.journal
-	if k.running {
+	if k.running || c.loading.on.Load() && !mutated(mutTailWhileLoading) {
 		return
 	}
 	if !c.closing.Load() && (!j.needsRoom() || j.heldByOrders()) {

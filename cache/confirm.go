@@ -2,8 +2,9 @@ package cache
 
 import "bytes"
 
-// confirm asks whether what was loaded may be used, and drops what may not.
-func (r *recovery) confirm() error {
+// confirm asks whether what was loaded may be used, and returns the backing devices of which nothing
+// may.
+func (r *recovery) confirm() (drop []BackingID, err error) {
 	c := r.c
 	for i := range c.sb.Backings {
 		if !c.sb.Clean {
@@ -11,13 +12,9 @@ func (r *recovery) confirm() error {
 		}
 	}
 	if c.opts.Confirm == nil {
-		return nil
+		return nil, nil
 	}
-	drop, err := c.opts.Confirm(c)
-	if err != nil || len(drop) == 0 {
-		return err
-	}
-	return r.dropContents(drop)
+	return c.opts.Confirm(c)
 }
 
 // DirtyBlocks is how many blocks of a backing device are dirty on record, for Options.Confirm.

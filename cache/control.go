@@ -256,7 +256,7 @@ func (c *Cache) dropBacking(ctx context.Context, b *Backing) (LSN, error) {
 		if lost = c.lostError(); lost != nil {
 			return true
 		}
-		if !l.bg.leaveScrub(b) || !l.bg.dropOrder(b) {
+		if c.loading.on.Load() || !l.bg.leaveScrub(b) || !l.bg.dropOrder(b) {
 			return false
 		}
 		if !c.journal.reserve(1) {
@@ -374,7 +374,7 @@ func (c *Cache) StartSettle() {
 // Settled reports on the background lane whether all metadata is written.
 func (l *Lane) Settled() bool {
 	c, bg := l.c, l.bg
-	if bg.ckpt.running || bg.evict.running || bg.evict.move.busy || bg.wb.flying > 0 || bg.evict.trims > 0 ||
+	if c.loading.on.Load() || bg.ckpt.running || bg.evict.running || bg.evict.move.busy || bg.wb.flying > 0 || bg.evict.trims > 0 ||
 		bg.scrub != nil {
 		return false
 	}
@@ -396,9 +396,11 @@ func (c *Cache) Close() error {
 	defer c.control.Unlock()
 	j := &c.journal
 	var err error
-	if c.closing.Load() && j.mu.next == LSN(j.durableLSN.Load()) && j.mu.queue.head == noBucket {
+	if c.closing.Load() && j.mu.next == LSN(j.durableLSN.Load()) && j.mu.queue.head == noBucket &&
+		j.mu.queue.writing == 0 && !c.loading.on.Load() {
 		c.sb.Clean = true
 		c.noteDirty()
+		c.noteStop()
 		err = c.saveSuper()
 	}
 	c.release()
@@ -462,7 +464,8 @@ type Status struct {
 	JournalUsed  int             `json:"journal_used_pages"`
 	Pending      int             `json:"pending_records"`
 	MemoryBytes  int64           `json:"memory_bytes"` // of index and metadata
-	SSDState     string          `json:"ssd_state"`    // ok, slow, lost
+	Loading      Loading         `json:"loading"`
+	SSDState     string          `json:"ssd_state"` // ok, slow, lost
 	SSDProblem   string          `json:"ssd_problem,omitempty"`
 	SSDSince     time.Duration   `json:"ssd_since_ns,omitempty"` // how long it has been slow or lost
 	Backings     []BackingStatus `json:"backings"`
@@ -478,7 +481,7 @@ func (c *Cache) Status() Status {
 		Buckets: int(c.geo.Buckets), FreeBuckets: int(c.alloc.freeCount.Load()),
 		DirtyBytes: c.dirty.Load() * BlockSize, JournalPages: int(c.geo.JournalPages),
 		JournalUsed: int(c.journal.usedPages()), Pending: int(pending), MemoryBytes: c.MemoryBytes(),
-		SSDState: c.health().String(),
+		SSDState: c.health().String(), Loading: c.Loading(),
 	}
 	if h := c.health(); h != HealthOK {
 		s.SSDProblem = c.healthWhy()

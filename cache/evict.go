@@ -31,7 +31,7 @@ const (
 // start empties buckets if too few are free.
 func (v *eviction) start() {
 	c, l := v.bg.l.c, v.bg.l
-	if v.running {
+	if v.running || c.loading.on.Load() {
 		return
 	}
 	if len(v.freeing) > 0 { // emptied, but pinned at the time

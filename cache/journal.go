@@ -312,6 +312,9 @@ func (j *journal) wants(o *order) bool { return j.usedPages() >= j.pages/4 && j.
 func (j *journal) advanceTail() {
 	j.mu.Lock()
 	oldest := j.c.oldestQueued(j.mu.queue.oldest(j.c.buckets, LSN(j.durableLSN.Load())))
+	if c := j.c; c.loading.on.Load() && !mutated(mutTailWhileLoading) {
+		oldest = min(oldest, c.loading.from)
+	}
 	if mutated(mutTailAhead) {
 		oldest = LSN(j.durableLSN.Load())
 	}

@@ -108,6 +108,7 @@ func (d *doctor) lose(now int64, why string, stalled bool) {
 	d.turn(now, HealthLost, why)
 	// Who asks from here on is answered at once.
 	c.journal.release(ErrSSDLost)
+	c.loading.release(ErrSSDLost)
 	for _, b := range c.backings.Load() {
 		if b != nil {
 			b.order.wakeAll(ErrSSDLost)

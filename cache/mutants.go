@@ -54,6 +54,10 @@ const (
 	mutLossUnreported
 	mutLossUnrepeated
 	mutFlushOvertaken
+	mutLateCopyKept
+	mutLateCopyUnrecorded
+	mutLateCopyUnseen
+	mutTailWhileLoading
 	numMutants
 )
 

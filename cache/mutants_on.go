@@ -60,10 +60,14 @@ var mutants = [numMutants]struct{ name, what, in string }{
 	mutMissedDirty:      {"missed-dirty", "a marker does not tell of dirty data", inVanish},
 	mutPendingTrusted:   {"pending-trusted", "what an SSD was not flushed for counts as there when it is back", inVanish},
 
-	mutLossForgotten:  {"loss-forgotten", "what a backing device may have lost is not written back again", inGone},
-	mutLossUnreported: {"loss-unreported", "no FLUSH fails for what a backing device has lost", inGone},
-	mutLossUnrepeated: {"loss-unrepeated", "a change that a loss has overtaken is not made again", inGone},
-	mutFlushOvertaken: {"flush-overtaken", "a flush that a loss has overtaken counts", inGone},
+	mutLossForgotten:      {"loss-forgotten", "what a backing device may have lost is not written back again", inGone},
+	mutLossUnreported:     {"loss-unreported", "no FLUSH fails for what a backing device has lost", inGone},
+	mutLossUnrepeated:     {"loss-unrepeated", "a change that a loss has overtaken is not made again", inGone},
+	mutFlushOvertaken:     {"flush-overtaken", "a flush that a loss has overtaken counts", inGone},
+	mutLateCopyKept:       {"late-copy-kept", "a copy that is loaded late is taken though the block was changed meanwhile", ""},
+	mutLateCopyUnrecorded: {"late-copy-unrecorded", "the removal of copies that are not loaded yet is not recorded", ""},
+	mutLateCopyUnseen:     {"late-copy-volatile", "writeback does not wait until such a copy is replaced on record", ""},
+	mutTailWhileLoading:   {"tail-moves-while-loading", "the journal's tail moves before everything is loaded", ""},
 }
 
 // broken is how all caches of the process are broken.

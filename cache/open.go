@@ -8,7 +8,8 @@ import (
 )
 
 // Open starts a cache: it loads the index, replays the journal and what a killed daemon left in
-// the pending ring, and marks the cache as running. The caller makes sure that nobody else has
+// the pending ring, and marks the cache as running. After a stop in order a large index may be loaded
+// while I/O is served already: see Options.Load and Cache.Loading. The caller makes sure that nobody else has
 // the device, then adds lanes, one of them for StartBackground.
 func Open(dev Storage, o Options) (*Cache, error) {
 	sb, err := ReadSuper(dev)
@@ -128,13 +129,36 @@ func (c *Cache) applyTunables(b *Backing, t Tunables) {
 // step: until the superblock says otherwise, the pending ring still counts.
 func (c *Cache) load() error {
 	r := &recovery{c: c}
-	if err := r.run(); err != nil {
+	stop := c.sb.stop
+	if !r.loadFirst(stop) {
+		stop = nil
+		r = &recovery{c: c}
+		if err := r.run(); err != nil {
+			return err
+		}
+	}
+	drop, err := r.confirm()
+	if err != nil {
 		return err
 	}
-	if err := r.confirm(); err != nil {
-		return err
+	if len(drop) > 0 && stop != nil { // what is dropped is looked for everywhere
+		c.unload()
+		r, stop = &recovery{c: c}, nil
+		if err := r.run(); err != nil {
+			return err
+		}
 	}
-	c.sortBuckets(r.lastLSN)
+	if len(drop) > 0 {
+		if err := r.dropContents(drop); err != nil {
+			return err
+		}
+	}
+	if stop == nil {
+		c.sortBuckets(r.lastLSN)
+	} else {
+		c.leaveRest(stop, r)
+	}
+	c.sb.stop = nil
 	if c.epoch == 0 || !mutated(mutEpochKept) {
 		c.epoch++
 	}
@@ -210,6 +234,9 @@ func (c *Cache) release() {
 	}
 	if l := c.bgLane.Load(); l != nil {
 		freeOffHeap(l.bg.ckpt.buf)
+		if l.bg.loader != nil {
+			l.bg.loader.free()
+		}
 		freeOffHeap(l.bg.evict.move.buf)
 		for _, r := range l.bg.orders {
 			if r != nil {

@@ -184,11 +184,16 @@ func (c *Cache) checkSummary(p []byte, copyNo int, page int64) copyFound {
 	return copyFound{summaryGood, LSN(le.Uint64(p[smLSN:])), p}
 }
 
-func (r *recovery) loadPage(k [2]copyFound, page int64) {
-	good := k[0]
+// newerCopy is the copy to go by; its state is not summaryGood if there is none.
+func newerCopy(k [2]copyFound) copyFound {
 	if k[0].state != summaryGood || k[1].state == summaryGood && k[1].lsn > k[0].lsn {
-		good = k[1]
+		return k[1]
 	}
+	return k[0]
+}
+
+func (r *recovery) loadPage(k [2]copyFound, page int64) {
+	good := newerCopy(k)
 	if good.state != summaryGood {
 		if k[0].state == summaryBad && k[1].state == summaryBad {
 			r.dmg.lost[page] = &lostPage{known: map[Slot]bool{}}
@@ -626,6 +631,9 @@ func (r *recovery) replayPending() ([]record, error) {
 
 // commitBlocking is a commit before there are lanes.
 func (c *Cache) commitBlocking(j *journal, from LSN, recs []record) error {
+	if err := c.endStop(); err != nil {
+		return fmt.Errorf("write superblock: %w", err)
+	}
 	if err := c.ssd.Sync(); err != nil {
 		return fmt.Errorf("flush data: %w", err)
 	}

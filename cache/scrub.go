@@ -105,6 +105,9 @@ func (c *Cache) Scrub(ctx context.Context, id BackingID, o ScrubOptions,
 	var s *scrub
 	var refused error
 	err = c.onBackground(ctx, func(l *Lane) bool {
+		if c.loading.on.Load() && !c.lost() {
+			return false
+		}
 		s, refused = l.bg.startScrub(b, o)
 		return true
 	})

@@ -99,7 +99,8 @@ type Superblock struct {
 	// LSN is of the next record after those that the journal had when this was written.
 	LSN LSN
 
-	damaged []string // what is wrong with the other copy, if it is not whole
+	stop    *stopRecord // of the last stop, if that was in order and nothing was written since
+	damaged []string    // what is wrong with the other copy, if it is not whole
 }
 
 // Field places in the superblock page, in bytes.
@@ -160,6 +161,9 @@ func (sb *Superblock) encode(off int64) []byte {
 	le.PutUint64(p[supData:], uint64(g.DataOff))
 	le.PutUint64(p[supLSN:], uint64(sb.LSN))
 	putString(p[supLabel:supLabel+supLabelLen], sb.Label)
+	if sb.Clean && sb.stop != nil {
+		sb.stop.encode(p, g)
+	}
 	for i := range sb.Backings {
 		sb.Backings[i].encode(p[pageSize+i*backingRecBytes:][:backingRecBytes])
 	}
@@ -201,6 +205,9 @@ func decodeSuper(p []byte, off int64) (*Superblock, error) {
 			int64(le.Uint64(p[supSummary:])), int64(le.Uint64(p[supSummary+8:])),
 		},
 		DataOff: int64(le.Uint64(p[supData:])),
+	}
+	if sb.Clean && sb.Geometry.Buckets > 0 {
+		sb.stop = decodeStop(p, &sb.Geometry)
 	}
 	for i := range MaxBackings {
 		if r, ok := decodeBacking(p[pageSize+i*backingRecBytes:][:backingRecBytes]); ok {
@@ -387,7 +394,7 @@ func ReadSuper(dev Storage) (*Superblock, error) {
 	}
 	// The copy that is lost may have been the newer one, which said that the cache runs.
 	if best.damaged = damaged; damaged != nil {
-		best.Clean = false
+		best.Clean, best.stop = false, nil
 	}
 	return best, nil
 }

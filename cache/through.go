@@ -33,6 +33,7 @@ type through struct {
 	waits int
 	err   error
 	stale bool // dirty copies are left
+	marks int  // regions for which loading has promised room
 	// bare says that the change is made without the SSD, see lost.go; late that it had been made
 	// when the SSD was lost.
 	bare, late bool
@@ -120,7 +121,7 @@ func (t *through) window(l *Lane, s span) {
 		t.locks = make([]rangeLock, regions)
 	}
 	t.locks = t.locks[:regions]
-	t.at, t.need, t.stale, t.runs = 0, 0, false, t.runs[:0]
+	t.at, t.need, t.stale, t.marks, t.runs = 0, 0, false, 0, t.runs[:0]
 	t.bare, t.late = false, false
 	t.whole = blockRange{
 		from: int(roundUp(t.span.off, BlockSize)/BlockSize) - int(t.span.first()),
@@ -187,6 +188,9 @@ func (t *through) run(l *Lane, err error) {
 		t.step = throughReserve
 		fallthrough
 	case throughReserve:
+		if !t.promise(l) {
+			return
+		}
 		if l.c.journal.reserveOrWait(t.room, &t.w) {
 			t.step = throughLock
 			t.lock(l)
@@ -199,6 +203,17 @@ func (t *through) run(l *Lane, err error) {
 	case throughDurable:
 		t.change(l)
 	}
+}
+
+// promise gets room for what has to be remembered of the change while the index is being loaded; or
+// the change waits until all is loaded.
+func (t *through) promise(l *Lane) bool {
+	if t.marks > 0 || !l.c.loading.on.Load() {
+		return true
+	}
+	var ok bool
+	t.marks, ok = l.c.loading.reserve(l.c, t.r.b.id, t.span.first(), t.span.last(), &t.w)
+	return ok
 }
 
 // lock takes the regions in ascending order, so that two changes never wait for each other.
@@ -257,19 +272,29 @@ func (t *through) inOrder(l *Lane) {
 }
 
 // dropClean takes the clean copies of a region's blocks out of the index and notes which removals
-// have to be durable before the backing device may change.
+// have to be durable before the backing device may change. Copies that may be there but are not loaded
+// yet count as removed.
 func (t *through) dropClean(l *Lane, k *rangeLock) {
 	c, b := l.c, t.r.b
 	s := c.index.stripeOf(b.id, k.first)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if b.cached.Load() != 0 && !mutated(mutKeepClean) {
+	loading := c.loading.on.Load()
+	if loading {
+		if c.loading.remember(b.id, k.first, k.last, t.marks > 0) {
+			t.marks--
+		}
+	}
+	if (b.cached.Load() != 0 || loading) && !mutated(mutKeepClean) {
 		lo, hi := k.first, k.last
 		if b.pinned.Load() != 0 && t.r.Op == ReqWrite {
 			lo, hi = t.keepPins(l, s, lo, hi)
 		}
 		stale, lsn := c.unmapRange(b, lo, hi, true)
 		t.stale = t.stale || stale
+		if loading && lsn == 0 && lo <= hi && !mutated(mutLateCopyUnrecorded) {
+			lsn = c.journal.append(unmapRecord(b, lo, hi, true))
+		}
 		if lsn != 0 {
 			t.room--
 			s.lastUnmap = lsn
@@ -299,11 +324,15 @@ func (c *Cache) unmapRange(b *Backing, first, last Block, cleanOnly bool) (left 
 	if n == 0 || mutated(mutDiscardUnrecorded) && !cleanOnly {
 		return left, 0
 	}
+	return left, c.journal.append(unmapRecord(b, first, last, cleanOnly), touched[:n]...)
+}
+
+func unmapRecord(b *Backing, first, last Block, cleanOnly bool) record {
 	r := record{kind: recUnmap, backing: b.id, block: first, sum: uint32(last - first + 1)}
 	if cleanOnly {
 		r.flags = recCleanOnly
 	}
-	return left, c.journal.append(r, touched[:n]...)
+	return r
 }
 
 // change starts the change of the backing device and the write of the copy.
@@ -559,7 +588,8 @@ func (c *Cache) keepDirty(b *Backing, first, last Block) {
 // finish lets go of everything and answers, or begins the next window.
 func (t *through) finish(l *Lane) {
 	l.c.journal.unreserve(t.room)
-	t.room = 0
+	l.c.loading.giveBack(t.marks)
+	t.room, t.marks = 0, 0
 	t.unlock(l)
 	l.dropRuns(t.runs)
 	t.runs = t.runs[:0]

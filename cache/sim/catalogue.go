@@ -59,6 +59,22 @@ var Catalogue = []Scenario{
 		Config: func(c *Config) { c.Devices = 2 },
 	},
 	{Name: "restart", Script: `write 0 32; drain on; drained; drain off; write 8 8; restart; read 0 32; write 0 8; restart; write 0 4; read 0 32`},
+	{Name: "bypass while loading", Script: `write 0 128; drain on; drained; drain off; pass 1500; resume
+		mode none; write 8 8; write 19 3; discard 32 16; flush; read 0 64; loaded; read 0 128`},
+	{Name: "bypass of a copy while loading", Script: `write 0 128; drain on; drained; drain off; pass 1500; resume
+		mode writethrough; write 8 8; mode writearound; begin write 8 8; read 0 16; wait; loaded; read 0 32; restart; read 0 128`},
+	{Name: "overwrite while loading", Script: `write 0 128; drain on; drained; drain off; pass 1500; resume
+		write 8 16; drain on; drained; drain off; pass 1500; evict 8 16; loaded; read 0 64; flush; read 0 128`},
+	{Name: "writeback while loading", Script: `write 0 128; drain on; drained; drain off; pass 1500; resume
+		write 0 32; drain on; ops 6; write 2 8; drained; drain off; read 0 64; loaded; read 0 128`},
+	{Name: "journal while loading", Script: `write 512 256; write 1024 256; write 1536 256; write 0 128; drain on; drained; drain off; pass 1500; resume; slow on; mode none; write 8 8; flush; mode writeback
+		40 times {write! 1800 8}
+		pass 400; write! 1808 8; read 0 16; loaded; read 0 128; restart; read 0 128`},
+	{Name: "power cut after a long load", Alone: 4, Script: `write 512 256; write 1024 256; write 1536 256; write 0 128; drain on; drained; drain off; pass 1500; resume; slow on; mode none; write 8 8; discard 32 16; flush; mode writeback
+		40 times {write! 1800 8}
+		pass 400; write! 1808 8; read 0 16; crash 0; read 0 128; loaded; read 0 128`},
+	{Name: "dirty and loading", Script: `write 0 128; drain on; drained; drain off; write 8 32; resume; read 0 64; write 4 8; mode none; write 24 4
+		resume; read 0 64; loaded; read 0 128`},
 	{Name: "kill", Script: `write 0 32; begin write 8 8; begin write 16 32; ops 1; crash 3; wait; write 0 8; crash 3; read 0 64`},
 	{Name: "power cuts", Script: `write 0 32; flush; write 0 16; crash 0; read 0 32; write 4 8; crash 0; read 0 32; flush; crash 0; read 0 32`},
 	{Name: "writethrough and kill", Script: `mode writethrough; write 0 32; begin write 8 8; ops 1; crash 3; wait; read 0 32; crash 0; read 0 32`},

@@ -36,6 +36,9 @@ type Config struct {
 	StallLimit  time.Duration // cache.Options
 	LossLimit   time.Duration
 	Gone        int // how often a backing device goes away or comes back, per 10,000 steps
+	Restarts    int // orderly stops and starts, per 10,000 steps; requests come while the index is loaded
+	SlowLoad    bool
+	LoadRegions int // how much is remembered of changes meanwhile
 	// LyingFlush makes every flush of the SSD a lie, for tests of the checker.
 	LyingFlush bool
 }
@@ -86,6 +89,11 @@ func NewConfig(seed uint64) Config {
 		c.vanish(rng)
 		c.Crashes = max(1, c.Crashes)
 	}
+	loads := rand.New(rand.NewPCG(seed, 5))
+	if loads.IntN(2) == 0 {
+		c.Restarts = 10 + loads.IntN(40)
+	}
+	c.LoadRegions, c.SlowLoad = 1+loads.IntN(6), loads.IntN(2) == 0
 	return c
 }
 
@@ -124,4 +132,6 @@ type Result struct {
 	// How often a backing device went away, was given back by the guard, and had lost something by then that a
 	// client was told; FLUSHes that said so.
 	Gone, GivenBack, Forgotten, Reported int
+	Restarts, Loaded                     int   // orderly restarts; those that were loaded to the end
+	LateDropped                          int64 // entries of them that had become obsolete
 }

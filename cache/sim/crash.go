@@ -82,7 +82,7 @@ func (s *Sim) crashStart(left int) {
 		}
 		return nil
 	}
-	c, err := cache.Open(s.ssd, cache.Options{Pending: s.ring})
+	c, err := cache.Open(s.ssd, cache.Options{Pending: s.ring, Load: s.options().Load})
 	s.ssd.hook = nil
 	if err == nil {
 		c.Abandon()
@@ -308,6 +308,10 @@ func (b *buffers) give(r *request) {
 
 func (s *Sim) countStats() {
 	st := s.c.Stats()
+	if load := s.c.Status().Loading; load.Took != 0 {
+		s.res.Loaded++
+		s.res.LateDropped += load.Dropped
+	}
 	s.res.Evicted += st.EvictedBlocks
 	s.res.Moved += st.MovedBlocks
 	s.res.Checkpoints += st.Checkpoints

@@ -44,6 +44,11 @@ func (s *Sim) damageMetadata() *damage {
 	default:
 		d = s.damageJournal()
 	}
+	return s.damagePage(d)
+}
+
+// damagePage hurts the page, if there is one that is whole.
+func (s *Sim) damagePage(d *damage) *damage {
 	if d == nil || s.ssd.marked(d.off, pageBytes, markUnreadable|markWrong) {
 		return nil
 	}

@@ -37,14 +37,10 @@ func (s *Sim) epilogue() error {
 	if err := s.readAll(); err != nil {
 		return err
 	}
-	cached, err := s.restart()
-	if err != nil {
+	if err := s.restart(s.rng.IntN(2) == 0); err != nil {
 		return err
 	}
 	s.checkWishes("after an orderly stop")
-	if now := s.c.Status().CachedBytes; now != cached {
-		return fmt.Errorf("%d bytes were cached before an orderly stop, %d after", cached, now)
-	}
 	if s.err != nil {
 		return s.err
 	}
@@ -76,8 +72,83 @@ func (s *Sim) readAll() error {
 	return s.err
 }
 
-// restart stops in order, checks the SSD and starts again.
-func (s *Sim) restart() (cached int64, err error) {
+// restart stops in order, checks the SSD and starts again. With wait it lets the index be loaded before
+// anything else, and compares what is cached with what was.
+func (s *Sim) restart(wait bool) error {
+	cached, err := s.stop()
+	if err != nil {
+		return err
+	}
+	rep, err := cache.Check(context.Background(), s.ssd, cache.CheckOptions{Data: s.res.FailedBad == 0 && !(s.van.lost && s.cfg.Ordered)})
+	if err != nil {
+		return err
+	}
+	for _, p := range rep.Problems {
+		if !s.damaged(p) {
+			return fmt.Errorf("check after an orderly stop: %s", p)
+		}
+	}
+	if !rep.Super.Clean {
+		return fmt.Errorf("the cache is not marked clean after an orderly stop")
+	}
+	if err := s.checkCopies(); err != nil {
+		return err
+	}
+	if err := s.open(); err != nil || !wait {
+		return err
+	}
+	if err := s.load(); err != nil {
+		return err
+	}
+	if p := s.c.Verify(); len(p) > 0 {
+		return fmt.Errorf("loaded: %s", p[0])
+	}
+	if now := s.c.Status().CachedBytes; now != cached {
+		return fmt.Errorf("%d bytes were cached before an orderly stop, %d after", cached, now)
+	}
+	return nil
+}
+
+// load lets the index be loaded.
+func (s *Sim) load() error {
+	defer func(slow bool) { s.slow = slow }(s.slow)
+	s.slow = false
+	return s.idle("loading the index", func() bool { return s.c.Loading().Percent == 100 })
+}
+
+// restartInOrder is a restart in the middle of a history. It ends faults that would not let the cache
+// stop.
+func (s *Sim) restartInOrder() {
+	if s.away() {
+		return
+	}
+	s.armed = nil
+	for _, d := range append(s.backs, s.ssd) {
+		d.full, d.dead = false, false
+	}
+	s.ending = true
+	defer func() { s.ending = false }()
+	err := s.idle("the last request before a stop", func() bool {
+		return len(s.reqs) == 0 && !slices.ContainsFunc(s.backs, func(d *Disk) bool { return d.gone != nil })
+	})
+	if err == nil {
+		_, err = s.stop()
+	}
+	if err == nil {
+		if s.cfg.Faults.has(FaultMetadata) && s.rng.IntN(2) == 0 {
+			s.damagePage(s.damageSummary()) // the other copy has it
+		}
+		err = s.open()
+		s.res.Restarts++
+		s.trace("restart in order")
+	}
+	if err != nil && !errors.Is(err, errOver) {
+		s.fail(err)
+	}
+}
+
+// stop stops in order.
+func (s *Sim) stop() (cached int64, err error) {
 	for crashes := -1; crashes != s.res.Crashes; { // it may crash meanwhile
 		crashes = s.res.Crashes
 		s.c.StartSettle()
@@ -98,23 +169,9 @@ func (s *Sim) restart() (cached int64, err error) {
 	if err := s.c.Close(); err != nil {
 		return 0, err
 	}
-	rep, err := cache.Check(context.Background(), s.ssd, cache.CheckOptions{Data: s.res.FailedBad == 0 && !(s.van.lost && s.cfg.Ordered)})
-	if err != nil {
-		return 0, err
-	}
-	for _, p := range rep.Problems {
-		if !s.damaged(p) {
-			return 0, fmt.Errorf("check after an orderly stop: %s", p)
-		}
-	}
-	if !rep.Super.Clean {
-		return 0, fmt.Errorf("the cache is not marked clean after an orderly stop")
-	}
-	if err := s.checkCopies(); err != nil {
-		return 0, err
-	}
+	s.lanes = nil
 	clear(s.ring[:pageBytes])
-	return cached, s.open()
+	return cached, nil
 }
 
 // checkCopies reports metadata of which, after an orderly stop, there is but one copy.

@@ -244,6 +244,8 @@ func (r *Result) String() string {
 		r.GivenUp, r.Returned, r.ReturnedWarm, r.Over)
 	p("\n  SSD away %d times; backing devices away %d times, given back %d times, had forgotten something %d times, which "+
 		"%d FLUSHes reported", r.Vanished, r.Gone, r.GivenBack, r.Forgotten, r.Reported)
+	p("\n  orderly restarts: %d, with requests while the index was loaded; %d indexes loaded late, in which %d "+
+		"copies had become obsolete", r.Restarts, r.Loaded, r.LateDropped)
 	p("\n  engine: %d hits, %d evicted, %d written back, %d moved, %d healed, %d checkpoints\n",
 		r.Hits, r.Evicted, r.WrittenBack, r.Moved, r.Healed, r.Checkpoints)
 	p("  attributes: %d pins, %d evictions; %d refused, %d mismatched, %d late",
@@ -274,6 +276,8 @@ func (r *Result) missing() (all []string) {
 		"vanished SSDs": int64(r.Vanished), "SSDs that are back": int64(r.Returned),
 		"backing devices away": int64(r.Gone), "backing devices back": int64(r.GivenBack),
 		"forgetful backing devices": int64(r.Forgotten), "reported losses": int64(r.Reported),
+		"orderly restarts": int64(r.Restarts), "late loads": int64(r.Loaded),
+		"copies that were obsolete when they were loaded": r.LateDropped,
 	} {
 		miss(n, what)
 	}

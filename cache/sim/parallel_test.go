@@ -47,6 +47,7 @@ type threadLane struct {
 	wake  chan struct{}
 	start time.Time
 	done  map[uint32]error
+	pause func(*cache.Op) // before an operation, if set
 }
 
 func (t *threadLane) Submit(op *cache.Op) { t.ops = append(t.ops, op) }
@@ -88,6 +89,9 @@ func (t *threadLane) round() bool {
 	t.ops = nil
 	for _, op := range ops {
 		d := t.disks[op.Dev]
+		if t.pause != nil {
+			t.pause(op)
+		}
 		switch op.Kind {
 		case cache.OpRead:
 			_, _ = d.ReadAt(op.Mem, op.Off)
@@ -160,7 +164,8 @@ func TestParallelLanes(t *testing.T) {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
-			if err := work(all[i], b, i, lanes, perLane); err != nil {
+			last := make([]uint64, int(b.Size())/sectorSize/lanes)
+			if err := work(all[i], b, i, lanes, perLane, last); err != nil {
 				t.Error(err)
 			}
 		}()
@@ -224,11 +229,10 @@ func attributesOf(rng *rand.Rand, lane int) *attrs.Set {
 	return &set
 }
 
-// work writes and reads the sectors whose number is i modulo lanes.
-func work(t *threadLane, b *cache.Backing, i, lanes, n int) error {
+// work writes and reads the sectors whose number is i modulo lanes; last is what was written to each.
+func work(t *threadLane, b *cache.Backing, i, lanes, n int, last []uint64) error {
 	rng := rand.New(rand.NewPCG(uint64(i), 3))
-	sectors := int(b.Size()) / sectorSize / lanes
-	last := make([]uint64, sectors)
+	sectors := len(last)
 	buf := make([]byte, sectorSize)
 	for k := range n {
 		s := rng.IntN(sectors)

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -26,6 +27,8 @@ import (
 //	summaries      write here and there until summaries are being written
 //	crash C        crash, of the kind with that number, and start again
 //	restart        stop in order and start again
+//	resume         the same, but without waiting until the index is loaded; loaded waits for that
+//	slow on|off    the index is loaded only when there is nothing else to do
 //	N times {…}    repeat; {…} may not contain another one
 type Scenario struct {
 	Name   string
@@ -161,8 +164,17 @@ func (p *player) step(step string) error {
 		if err := p.step("wait"); err != nil {
 			return err
 		}
-		_, err := s.restart()
-		return err
+		return s.restart(true)
+	case "resume":
+		if err := p.step("wait"); err != nil {
+			return err
+		}
+		return s.restart(false)
+	case "slow":
+		s.slow = rest == "on"
+	case "loaded":
+		s.slow = false
+		return s.load()
 	default:
 		r, err := p.submit(step)
 		if err != nil {
@@ -223,6 +235,9 @@ func (p *player) submit(step string) (*request, error) {
 	return r, nil
 }
 
+// slowTicks is how often time passes before a part of a slow index is loaded. The SSD must not seem to stall.
+const slowTicks = 5
+
 // next does what comes next in a scenario: all that is woken, then the oldest operation; without one,
 // time passes.
 func (s *Sim) next() {
@@ -239,7 +254,16 @@ func (s *Sim) next() {
 		return
 	}
 	s.now += int64(time.Millisecond)
-	if len(s.ops) == 0 {
+	i := 0
+	if s.slow {
+		i = slices.IndexFunc(s.ops, func(f *flyingOp) bool { return !s.loads(f.op) })
+		if i < 0 {
+			if s.slowTick++; s.slowTick%slowTicks == 0 {
+				i = 0
+			}
+		}
+	}
+	if len(s.ops) == 0 || i < 0 {
 		s.now += int64(100 * time.Millisecond)
 		s.bg().l.Tick()
 		return
@@ -250,8 +274,8 @@ func (s *Sim) next() {
 		return
 	}
 	s.count++
-	f := s.ops[0]
-	s.ops = s.ops[1:]
+	f := s.ops[i]
+	s.ops = slices.Delete(s.ops, i, i+1)
 	f.l.l.Complete(f.op, s.outcome(f))
 }
 

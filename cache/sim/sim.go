@@ -34,8 +34,11 @@ type Sim struct {
 	opID   uint64
 	armed  []armed
 	strike func(f *flyingOp) (Fault, bool) // replaces armed, if set
-	lossy  uint64                          // the devices that have failed a flush since the start
-	shaky  uint64                          // the journal has failed; operations up to that one may know
+	slow   bool                            // the index is loaded slowly
+	// slowTick counts how often it was put off in scenarios.
+	slowTick int
+	lossy    uint64 // the devices that have failed a flush since the start
+	shaky    uint64 // the journal has failed; operations up to that one may know
 	// Of scenarios: operations complete in order, and it crashes at one of them.
 	script   bool
 	count    int
@@ -124,6 +127,7 @@ func New(cfg Config) (*Sim, error) {
 		s.van.bad = append(s.van.bad, map[int]bool{})
 		s.absences = append(s.absences, absence{})
 	}
+	s.slow = cfg.SlowLoad
 	if err := s.open(); err != nil {
 		return nil, err
 	}
@@ -184,16 +188,22 @@ func (s *Sim) trace(format string, args ...any) {
 	}
 }
 
-// open starts the cache as a new process would.
-func (s *Sim) open() error {
+// options are those of every start. The index is loaded page by page, while requests come.
+func (s *Sim) options() cache.Options {
 	o := cache.Options{
 		Pending: s.ring, Discard: s.cfg.Trim, Missed: s.mark, Drop: s.van.drop, Health: s.healthTurned,
 		StallLimit: s.cfg.StallLimit, LossLimit: s.cfg.LossLimit,
+		Load: cache.LoadOptions{Blocks: 1, Pages: 1, Regions: max(s.cfg.LoadRegions, 1), NoSamples: true},
 	}
 	if s.cfg.Gone > 0 {
 		o.Suspect = s.suspect
 	}
-	c, err := cache.Open(s.ssd, o)
+	return o
+}
+
+// open starts the cache as a new process would.
+func (s *Sim) open() error {
+	c, err := cache.Open(s.ssd, s.options())
 	if err != nil {
 		return err
 	}
@@ -303,6 +313,9 @@ func (s *Sim) step(requests bool) {
 		case x < s.cfg.Crashes+s.cfg.FaultRate+s.cfg.Vanish+s.cfg.Gone:
 			s.goneStep()
 			return
+		case x < s.cfg.Crashes+s.cfg.FaultRate+s.cfg.Vanish+s.cfg.Gone+s.cfg.Restarts:
+			s.restartInOrder()
+			return
 		}
 	}
 	switch x := s.rng.IntN(20); {
@@ -340,10 +353,15 @@ func (s *Sim) run(l *lane) {
 	}
 }
 
+// loads reports whether an operation loads a part of the index.
+func (s *Sim) loads(op *cache.Op) bool {
+	return op.Dev == cache.SSD && op.Kind == cache.OpRead && op.Off >= s.geo.SummaryOff[0] && s.isMeta(op)
+}
+
 // complete ends an operation, whose effect it has only now.
 func (s *Sim) complete(i int) {
 	f := s.ops[i]
-	if s.disk(f.op.Dev).stalled > s.now {
+	if s.disk(f.op.Dev).stalled > s.now || s.slow && s.loads(f.op) && s.rng.IntN(16) != 0 {
 		return
 	}
 	s.ops[i] = s.ops[len(s.ops)-1]

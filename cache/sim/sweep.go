@@ -151,7 +151,7 @@ func (w *sweep) start(s *Sim) (reached bool, err error) {
 		return nil
 	}
 	s.res.CrashedStarts++
-	c, openErr := cache.Open(s.ssd, cache.Options{Pending: s.ring})
+	c, openErr := cache.Open(s.ssd, cache.Options{Pending: s.ring, Load: s.options().Load})
 	s.ssd.hook = nil
 	if openErr == nil {
 		c.Abandon() // it has done without what failed

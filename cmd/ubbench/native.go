@@ -24,6 +24,8 @@ var nativeRows = []nativeRow{
 	{"write, heap allocations", "BenchmarkWrite", "allocs/op", 0},
 	{"memory per cached block, 16 Mi blocks", "BenchmarkIndex", "B/block", 24},
 	{"load of that index", "BenchmarkIndex", "load-s", -1},
+	{"first I/O with that index, after a stop", "BenchmarkIndex", "first-io-ms", 100},
+	{"load of that index beside I/O", "BenchmarkIndex", "late-load-s", -1},
 }
 
 // goBenchmarks runs the engine's own benchmarks natively.

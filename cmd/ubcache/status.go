@@ -75,6 +75,7 @@ func printStatus(w io.Writer, file *config.File, list []control.Status) error {
 		fmt.Fprintf(w, "  %s: %s cached (%s), %s dirty, checksums %s, %s of memory\n",
 			human(c.SizeBytes), human(c.CachedBytes), percent(c.CachedBytes, c.SizeBytes),
 			human(c.DirtyBytes), onOff(c.Checksums), human(c.MemoryBytes))
+		printLoading(w, c.Loading)
 		printHealth(w, &st)
 		fmt.Fprintf(w, "  priorities and hints of programs: %s\n", seen(st.KernelAttributes))
 		if len(st.Devices) == 0 {
@@ -91,6 +92,18 @@ func printStatus(w io.Writer, file *config.File, list []control.Status) error {
 		}
 	}
 	return nil
+}
+
+// printLoading says how far the index is loaded after a start.
+func printLoading(w io.Writer, l cache.Loading) {
+	if l.Running {
+		fmt.Fprintf(w, "  loading %d%%: I/O is served; what is not loaded yet is read from the backing devices\n",
+			l.Percent)
+	}
+	if l.LostPages > 0 {
+		fmt.Fprintf(w, "  %d pieces of the index were damaged on the SSD: the clean blocks in them are not cached "+
+			"any more\n", l.LostPages)
+	}
 }
 
 // printHealth says what is wrong with the SSD, and what can be done.

@@ -54,3 +54,21 @@ func TestStatusOfAFailingSSD(t *testing.T) {
 		t.Errorf("ok:\n%s", got)
 	}
 }
+
+// TestStatusLoading looks at what status says while the index is being loaded.
+func TestStatusLoading(t *testing.T) {
+	for want, l := range map[string]cache.Loading{
+		"loading 42%: I/O is served":         {Running: true, Percent: 42},
+		"3 pieces of the index were damaged": {Percent: 100, LostPages: 3},
+		"running as process":                 {Percent: 100, Took: 1},
+	} {
+		st := control.Status{Name: "main", Running: true, Cache: cache.Status{Loading: l}}
+		var b bytes.Buffer
+		if err := printStatus(&b, &config.File{}, []control.Status{st}); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(b.String(), want) || !l.Running && strings.Contains(b.String(), "loading") {
+			t.Errorf("%+v: %s", l, b.String())
+		}
+	}
+}

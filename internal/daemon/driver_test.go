@@ -169,6 +169,9 @@ func TestDriver(t *testing.T) {
 					}
 					w.check()
 					w.open()
+					if late := w.c.Loading().Running; late != (round%2 == 1) {
+						t.Errorf("round %d: the index is loaded beside I/O: %v", round, late)
+					}
 					w.start()
 				}
 				for _, p := range worlds {

@@ -85,7 +85,9 @@ func (w *bench) open() {
 	must(w.t, err)
 	w.pending, err = openPending(w.dir, sb.UUID, true)
 	must(w.t, err)
-	w.c, err = cache.Open(w.ssd, cache.Options{Pending: w.pending.mem})
+	w.c, err = cache.Open(w.ssd, cache.Options{
+		Pending: w.pending.mem, Load: cache.LoadOptions{Blocks: 1, Pages: 1, NoSamples: true}, // beside I/O, if it can be
+	})
 	must(w.t, err)
 }
 
