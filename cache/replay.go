@@ -1,0 +1,263 @@
+package cache
+
+import "fmt"
+
+func (r *recovery) replay() error {
+	runs, end := r.chain()
+	j := &r.c.journal
+	r.doubt = r.torn[end%j.pages] && r.top.seq < end
+	r.next = 1
+	if len(runs) > 0 {
+		r.next = r.pages[runs[0].from].first
+	}
+	// Where a block has left a bucket and its summary does not know, the record that moved it is being
+	// replayed, perhaps without effect; it must not leave the journal before the summary is right.
+	for _, b := range r.stale {
+		j.mu.queue.note(r.c.buckets, b, r.next)
+	}
+	if len(r.dmg.lost) > 0 {
+		if h := r.history(runs); h.from < h.to {
+			r.next = r.pages[h.from].first
+			runs = append([]journalRun{h}, runs...)
+		}
+		for _, p := range r.dmg.lost {
+			p.whole = r.next == 1 && len(runs) > 0
+		}
+	}
+	for _, run := range runs {
+		if err := r.eachPage(run, r.replayPage); err != nil {
+			return err
+		}
+	}
+	j.mu.tailSeq, j.mu.pageSeq, j.mu.durSeq = max(r.top.tail, 1), end, end-1
+	j.mu.next = r.next
+	j.durableLSN.Store(uint64(r.next))
+	return nil
+}
+
+// replayPage applies the records of a page that were not applied before.
+func (r *recovery) replayPage(p journalPage, data []byte) error {
+	j := &r.c.journal
+	if p.first > r.next { // what is between them is lost
+		r.next, r.dmg.after = p.first, p.first
+	}
+	j.firstLSN[p.seq%j.pages] = p.first
+	if p.epoch != r.epoch {
+		r.endBatches() // a flush at the start had nothing to write
+		r.epoch = p.epoch
+	}
+	for i := range p.count {
+		l := p.first + LSN(i)
+		if l != r.next {
+			continue
+		}
+		r.next++
+		rec, err := r.c.pageRecord(data, i)
+		if err != nil {
+			r.impossible("record %d of the journal: %v", l, err)
+			r.dmg.after = l + 1
+			continue
+		}
+		if mutated(mutSkipRecord) && i == p.count-1 {
+			continue
+		}
+		r.apply(l, &rec)
+	}
+	if p.ends {
+		r.endBatches()
+	}
+	return nil
+}
+
+// touch notes that a bucket's summary is behind.
+func (r *recovery) touch(s Slot, l LSN) {
+	c := r.c
+	b := c.bucketOf(s)
+	c.journal.mu.queue.note(c.buckets, b, l)
+	r.lastLSN[b] = max(r.lastLSN[b], l)
+}
+
+// drop takes an entry out if the record is news to its summary page.
+func (r *recovery) drop(k key, e entry, l LSN) {
+	if l < r.lsnOf(e.slot) {
+		return
+	}
+	r.c.unmapEntry(r.c.backing(k.backing()), k, e)
+	r.touch(e.slot, l)
+}
+
+// apply carries out a record that was checked.
+func (r *recovery) apply(l LSN, rec *record) {
+	c := r.c
+	switch rec.kind {
+	case recMap:
+		r.requeue(l, rec)
+		r.applyMap(l, rec)
+	case recSettled:
+		r.settled(rec.backing, LSN(rec.block))
+	case recUnmap:
+		for i := range Block(rec.sum) {
+			k := makeKey(rec.backing, rec.block+i)
+			e, ok := c.index.find(k)
+			if ok && (rec.flags&recCleanOnly == 0 || e.st&stDirty == 0) {
+				r.drop(k, e, l)
+			}
+		}
+	case recClean:
+		k := makeKey(rec.backing, rec.block)
+		e, ok := c.index.find(k)
+		if ok && uint32(e.slot) == rec.slot && l >= r.lsnOf(e.slot) {
+			c.setState(c.backing(rec.backing), e, e.st&^(stDirty|stBad))
+			r.touch(e.slot, l)
+		}
+	case recFree:
+		for i := range c.geo.summaryPages() {
+			if p := r.dmg.lost[int64(rec.slot)*c.geo.summaryPages()+i]; p != nil {
+				p.whole = true
+			}
+		}
+		c.locked(BucketID(rec.slot), func(_ *stripe, k key, e entry) { r.drop(k, e, l) })
+		if first := Slot(int64(rec.slot) * c.geo.slotsPerBucket()); l >= r.lsnOf(first) {
+			r.touch(first, l)
+		}
+	case recDrop:
+		r.settled(rec.backing, l)
+		for b := range c.buckets {
+			c.locked(BucketID(b), func(_ *stripe, k key, e entry) {
+				if k.backing() == rec.backing {
+					r.drop(k, e, l)
+				}
+			})
+		}
+	}
+}
+
+func (r *recovery) applyMap(l LSN, rec *record) {
+	c := r.c
+	slot, k := Slot(rec.slot), makeKey(rec.backing, rec.block)
+	old, ok := c.index.find(k)
+	if ok {
+		if l < r.lsnOf(old.slot) {
+			return // a newer summary knows better
+		}
+		r.drop(k, old, l)
+	}
+	if l < r.lsnOf(slot) {
+		return // mapped and unmapped again before the slot's summary was written
+	}
+	b := c.backing(rec.backing)
+	if b == nil {
+		// The device was detached later; its drop record follows.
+		return
+	}
+	if p := r.dmg.lost[c.geo.pageOf(slot)]; p != nil {
+		p.known[slot] = true
+	}
+	if r.setBy != nil {
+		r.setBy[slot] = l
+	}
+	if was, st := c.index.at(slot); was != 0 {
+		r.drop(was, entry{slot: slot, st: st}, l)
+	}
+	e := entry{slot: slot, st: state(rec.mask), sum: rec.sum}
+	if rec.flags&recDirty != 0 {
+		e.st |= stDirty
+		if rec.flags&recBad != 0 {
+			e.st |= stBad
+		}
+	}
+	if rec.flags&recPinned != 0 && !mutated(mutPinForgotten) {
+		e.st |= stPinned
+	}
+	c.index.insert(k, e)
+	c.account(b, e.st, 1, slot)
+	r.touch(slot, l)
+}
+
+// replayPending applies what a killed daemon left in the pending ring, and returns the records, which
+// are to be written to the journal, so that from there on the SSD has everything.
+func (r *recovery) replayPending() ([]record, error) {
+	c := r.c
+	epoch := c.epoch
+	left, err := loadPending(c.opts.Pending, c.sb.UUID, epoch)
+	if err == nil && len(left.list) == 0 && c.sb.damaged != nil {
+		// The copy of the superblock that is lost was perhaps the one of the last start.
+		if left, err = loadPending(c.opts.Pending, c.sb.UUID, epoch+1); len(left.list) > 0 {
+			c.epoch++
+		}
+	}
+	if err != nil {
+		r.dmg.missing = append(r.dmg.missing, "the pending ring is damaged")
+		r.dmg.problems = append(r.dmg.problems, newProblem(ProblemPending, DirtyLost, "%v", err))
+		return nil, nil
+	}
+	first, recs := left.first, left.list
+	r.doubtful = left.lost
+	if len(recs) == 0 {
+		return nil, nil
+	}
+	r.ringFirst = first
+	for i := range recs {
+		if recs[i].kind == recMap && recs[i].flags&recDirty != 0 {
+			r.ringDirty |= 1 << ((recs[i].backing - 1) % MaxBackings)
+		}
+	}
+	if first > r.next {
+		if !r.lenient {
+			return nil, nil // judge finds it
+		}
+		r.checkEnd()
+		r.next = first
+	}
+	skip := min(int(r.next-first), len(recs))
+	recs = recs[skip:]
+	for i := range recs {
+		if err := recs[i].check(&c.geo); err != nil {
+			return nil, fmt.Errorf("pending ring: %w", err)
+		}
+		r.apply(r.next, &recs[i])
+		r.next++
+	}
+	r.pending = len(recs)
+	return recs, nil
+}
+
+// commitBlocking is a commit before there are lanes.
+func (c *Cache) commitBlocking(j *journal, from LSN, recs []record) error {
+	if err := c.endStop(); err != nil {
+		return fmt.Errorf("write superblock: %w", err)
+	}
+	if err := c.ssd.Sync(); err != nil {
+		return fmt.Errorf("flush data: %w", err)
+	}
+	k := &j.commit
+	ring := pendingRing{mem: alignedBytes(pageSize + len(recs)*recordBytes), cap: uint64(len(recs))}
+	for i := range recs {
+		recs[i].encode(ring.at(from + LSN(i)))
+	}
+	saved := j.mu.ring
+	j.mu.ring = ring
+	defer func() { j.mu.ring = saved }()
+	k.target = from + LSN(len(recs))
+	for l := from; l < k.target; {
+		if j.mu.pageSeq-j.mu.tailSeq+1 >= j.pages {
+			return fmt.Errorf("%w: journal has no room for %d pending records", ErrCorrupt, len(recs))
+		}
+		j.durableLSN.Store(uint64(l)) // pack numbers pages from here
+		p := alignedBytes(pageSize)
+		off := c.geo.journalPageOff(j.mu.pageSeq)
+		next := k.pack(p, l, l+pageRecords >= k.target)
+		if _, err := c.ssd.WriteAt(p, off); err != nil {
+			return fmt.Errorf("write journal: %w", err)
+		}
+		j.mu.pageSeq++
+		l = next
+	}
+	if err := c.ssd.Sync(); err != nil {
+		return fmt.Errorf("flush journal: %w", err)
+	}
+	j.mu.durSeq = j.mu.pageSeq - 1
+	j.mu.next = k.target
+	j.durableLSN.Store(uint64(k.target))
+	return nil
+}
