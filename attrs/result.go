@@ -227,6 +227,9 @@ func (r *Results) SetChecksums(a Algorithm, sums []byte) {
 	r.Handle(IDChecksum)
 }
 
+// Plain says that there is nothing in the results that takes much room: their encoding fits a slot.
+func (r *Results) Plain() bool { return len(r.sums) == 0 && r.nUnknown == 0 }
+
 // Several says whether several devices have a part in the results, so that they have no encoding.
 func (r *Results) Several() bool { return r.nDevices > 1 }
 

@@ -23,7 +23,7 @@ func (v *View) Answer(q *Request, device uint32) error {
 		return nil
 	}
 	first, count := pagesOf(q.start, q.length)
-	if q.Results.EncodedSize() <= BodyBytes {
+	if q.Results.Plain() || q.Results.EncodedSize() <= BodyBytes {
 		return v.put(q, device, first, 0, whole)
 	}
 	size, err := q.Results.Encode(q.out[:min(len(q.out), count*BodyBytes)])

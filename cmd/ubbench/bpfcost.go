@@ -13,6 +13,10 @@ const (
 	bpfOff = "BPF source off"
 )
 
+// bpfRounds is how many rounds there are for each of other comparisons: what is to be seen is smaller than what
+// one start of the daemon differs from the next by.
+const bpfRounds = 3
+
 // bpfCost measures hits of fio with the daemon's BPF program and without. The daemon starts anew for
 // that, while nothing else goes on: to switch a tracepoint the kernel changes its code, which emulated
 // CPUs that run it just then do not always survive.
@@ -22,18 +26,19 @@ func bpfCost(ctx context.Context, b *bench, s *stage) ([]row, error) {
 	}
 	dev := b.targets[oursCopy].dev
 	samples := map[bool][]sample{}
-	for round := range b.rounds {
+	rounds := bpfRounds * b.rounds
+	for round := range rounds {
 		for turn := range 2 {
 			on := (turn+round)%2 == 0
 			if err := b.switchBPF(ctx, on); err != nil {
 				return nil, err
 			}
-			v, err := measure(ctx, dev, &s.workload, b.seconds)
+			v, err := measure(ctx, dev, &s.workload, b.seconds/2)
 			if err != nil {
 				return nil, err
 			}
 			samples[on] = append(samples[on], v)
-			progress("%s, %d/%d, BPF %t: %s", s.name, round+1, b.rounds, on, figure(v.value))
+			progress("%s, %d/%d, BPF %t: %s", s.name, round+1, rounds, on, figure(v.value))
 		}
 	}
 	r := compare(samples[true], samples[false])
