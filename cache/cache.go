@@ -408,6 +408,12 @@ func (c *Cache) saveSuper() error {
 		return fmt.Errorf("the SSD does not answer (%s)", c.healthWhy())
 	}
 	c.sb.LSN = LSN(c.journal.durableLSN.Load())
+	for i := range c.sb.Backings {
+		r := &c.sb.Backings[i]
+		if b := c.backing(r.ID); b != nil {
+			r.LostWrites = b.unreported.Load()
+		}
+	}
 	if err := writeSuper(c.ssd, c.sb); err != nil {
 		c.sb.Seq-- // the next try goes over the same copy: the other one is good
 		c.ssdFailed(err)

@@ -46,6 +46,7 @@ func newCache(dev Storage, sb *Superblock, o Options) (*Cache, error) {
 			return nil, fmt.Errorf("%w: impossible record of backing device %d", ErrCorrupt, r.ID)
 		}
 		b := c.addBacking(&r)
+		b.unreported.Store(r.LostWrites)
 		b.bare.Store(earlierLife) // what an earlier process wrote past the cache may not be flushed
 	}
 	if o.Pending == nil {

@@ -672,3 +672,29 @@ func TestLossOfAnEarlierLife(t *testing.T) {
 	h.wantDone("the first flush after the loss", h.begin(&Request{Op: ReqFlush}), ErrLost)
 	h.wantDone("the second", h.begin(&Request{Op: ReqFlush}), nil)
 }
+
+// TestLossOutlivesAStop: that the device has lost writes is said by the first FLUSH, also if the cache was stopped in
+// between; and by one only.
+func TestLossOutlivesAStop(t *testing.T) {
+	h := newGone(t)
+	r := writeOf(0, fill(5, 1))
+	asked(r, attrs.Writearound)
+	h.begin(r)
+	h.wantDone("a write past the cache", r, nil)
+	h.leave(Holding)
+	h.comeBack(true)
+	again := func() {
+		t.Helper()
+		h.stop()
+		h.open()
+		b, err := h.c.Backing(h.b.ID())
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.b = b
+	}
+	again()
+	h.wantDone("the first flush after the loss", h.begin(&Request{Op: ReqFlush}), ErrLost)
+	again()
+	h.wantDone("the second", h.begin(&Request{Op: ReqFlush}), nil)
+}

@@ -73,6 +73,9 @@ type BackingRecord struct {
 	// Head is the epoch that the backing header has, where there is one: that of the last start with
 	// the device; 0: not known.
 	Head uint64
+	// LostWrites says that the backing device has lost writes that were acknowledged and not flushed, and that
+	// no FLUSH has said so yet: the next one does.
+	LostWrites bool
 }
 
 // Fingerprint is a hash over places of a backing device that change when it is used without the
@@ -237,6 +240,7 @@ const (
 	bakOrdFrom = 88
 	bakHold    = 96 // see encodeHold
 	bakOrdered = 100
+	bakLost    = 101
 	bakName    = 128
 	bakSerial  = 192
 	bakFSType  = 320
@@ -272,6 +276,9 @@ func (r *BackingRecord) encode(p []byte) {
 	le.PutUint64(p[bakOrdFrom:], uint64(r.OrderedFrom))
 	if r.Tunables.Ordered {
 		p[bakOrdered] = 1
+	}
+	if r.LostWrites {
+		p[bakLost] = 1
 	}
 	le.PutUint32(p[bakHold:], encodeHold(r.Tunables.BackingHold))
 	p[bakLoss] = byte(r.Tunables.Loss.Kind)
@@ -313,6 +320,7 @@ func decodeBacking(p []byte) (r BackingRecord, ok bool) {
 			BackingHold: decodeHold(le.Uint32(p[bakHold:])),
 		},
 		OrderedFrom: LSN(le.Uint64(p[bakOrdFrom:])),
+		LostWrites:  p[bakLost] != 0,
 	}
 	if r.Tunables.OrderedAge == 0 {
 		r.Tunables.OrderedAge = defaultOrderedAge
