@@ -150,13 +150,23 @@ func (s *Sim) mismatched(r *request) {
 	if !r.asked.wrong && r.asked.sure && !r.read.open() {
 		s.fail(fmt.Errorf("read of sectors %d+%d: the only legal data does not match", r.first, r.n))
 	}
-	if r.attrs.Has(attrs.IDDeadline) || r.excuse != 0 { // a part may have been given up, or be lost
+	if r.attrs.Has(attrs.IDDeadline) || r.excuse != 0 || s.bad(r) { // a part may have been given up, or be lost
 		s.models[r.dev].forget(r.read)
 		return
 	}
 	if err := s.models[r.dev].readDone(r.read, r.data); err != nil {
 		s.fail(fmt.Errorf("device %d, read that does not match: %w", r.dev, err))
 	}
+}
+
+// bad reports whether the SSD has lost a block of the request, as reads of the block alone are told.
+func (s *Sim) bad(r *request) bool {
+	for at := r.Off / cache.BlockSize * cache.BlockSize; at < r.Off+r.Len; at += cache.BlockSize {
+		if p, ok := s.c.Locate(r.Backing, at); ok && p.Bad {
+			return true
+		}
+	}
+	return false
 }
 
 // checkAnswers compares the answers with the request.

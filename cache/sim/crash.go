@@ -138,7 +138,7 @@ func (s *Sim) die(how Crash) {
 			d.settled()
 		}
 	}
-	s.ops, s.lossy = nil, 0
+	s.ops = nil
 	clear(s.absences)
 	if how == CrashKill {
 		return

@@ -37,7 +37,7 @@ type Sim struct {
 	slow   bool                            // the index is loaded slowly
 	// slowTick counts how often it was put off in scenarios.
 	slowTick int
-	lossy    uint64 // the devices that have failed a flush since the start
+	lossy    uint64 // the devices that have failed a flush since the start, or before it, as the superblock says
 	shaky    uint64 // the journal has failed; operations up to that one may know
 	// Of scenarios: operations complete in order, and it crashes at one of them.
 	script   bool
@@ -214,6 +214,11 @@ func (s *Sim) open() error {
 		s.lanes = append(s.lanes, l)
 	}
 	c.StartBackground(s.bg().l)
+	for _, r := range c.Super().Backings {
+		if !r.LostWrites {
+			s.lossy &^= 1 << r.ID
+		}
+	}
 	for _, id := range s.ids {
 		b, err := c.Backing(id)
 		if err != nil {
