@@ -227,13 +227,10 @@ func (m *model) loses(kept func(sector int) bool, before, after []byte) (real bo
 	m.order.powerCut()
 	for _, i := range m.touched {
 		s := &m.sectors[i]
-		if len(s.durable) == 1 || s.flying == 0 && kept(i) {
+		if len(s.durable) == 1 {
 			continue
 		}
-		if at := i * sectorSize; s.flying == 0 && s.legal.matches(before[at:], i) && !s.legal.matches(after[at:], i) {
-			real = true
-		}
-		s.legal, s.changed = s.durable, m.clock
+		// A read may have been sent to the device before what the cache keeps was written.
 		for _, r := range m.reads {
 			if at := i - r.first; at >= 0 && at < len(r.allowed) {
 				for _, v := range s.durable {
@@ -243,6 +240,13 @@ func (m *model) loses(kept func(sector int) bool, before, after []byte) (real bo
 				}
 			}
 		}
+		if s.flying == 0 && kept(i) {
+			continue
+		}
+		if at := i * sectorSize; s.flying == 0 && s.legal.matches(before[at:], i) && !s.legal.matches(after[at:], i) {
+			real = true
+		}
+		s.legal, s.changed = s.durable, m.clock
 	}
 	return real
 }
