@@ -25,6 +25,8 @@ func (s *Sim) end() error {
 // compares the backing devices.
 func (s *Sim) epilogue() error {
 	s.armed, s.strike, s.ending = nil, nil, true
+	// From the next start on nothing is given up for the time it takes: time passes here as it likes.
+	s.cfg.StallLimit, s.cfg.LossLimit = -1, -1
 	for _, d := range append(s.backs, s.ssd) {
 		d.full, d.dead, d.gone = false, false, nil
 	}
