@@ -243,12 +243,12 @@ func TestTooLate(t *testing.T) {
 	d.hold.Store(true)
 	done := make(chan struct{})
 	go func() { defer close(done); read() }()
-	d.waitHeld(t, 1)
-	d.untrack(t) // as if the daemon had died
+	d.waitHeld(t, 4) // more than the kernel reads by itself when a disk appears
+	d.untrack(t)     // as if the daemon had died
 	d.track(t, src)
 	d.release()
 	<-done
-	late := d.take()
+	late := slices.DeleteFunc(d.take(), func(n noted) bool { return n.sector < 1<<20>>9 })
 	if len(late) == 0 || late[0].found {
 		t.Errorf("found what could not be known: %+v", late)
 	}
