@@ -54,7 +54,15 @@ func newRAMDisk(t *testing.T, src *Source) *ramDisk {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return serve(t, dev, src)
+	d := serve(t, dev, src)
+	// The kernel looks for partitions, since 7.x in its own time.
+	vmtest.Wait(t, 30*time.Second, "the kernel's first read", func() bool { return d.served.Load() > 0 })
+	vmtest.Wait(t, 30*time.Second, "the end of the kernel's reads", func() bool {
+		before := d.served.Load()
+		time.Sleep(200 * time.Millisecond)
+		return d.served.Load() == before
+	})
+	return d
 }
 
 func ramOptions() ublk.Options {
