@@ -73,6 +73,7 @@ func refuseMounted(t *testing.T) {
 	c := NewCache(t, ssd)
 	fileSystems[0].Create(t, dev)
 	mounted(t, dev, func(dir string) {
+		Run(t, "mount", "-o", "remount,ro", dir) // ext4 goes on initializing a new filesystem by itself
 		unchanged(t, []string{dev}, func() {
 			Refused(t, refused, "is mounted on "+dir, "format", dev, "--force", "--name=other")
 			Refused(t, refused, "is mounted on "+dir, "attach", dev, "--name=data")
