@@ -77,7 +77,7 @@ unit: bin ## unit and simulation tests, with the race detector; benchmarks once
 	$(STAGE) "C compiler" tools/need-gcc
 	$(STAGE) "unit tests, race detector" env CGO_ENABLED=1 \
 		go test -race -timeout 20m $$(go list ./... | grep -v '^ubcache/cmd/ubcache$$')
-	$(STAGE) "unit tests of the command" go test -timeout 10m ./cmd/ubcache
+	$(STAGE) "unit tests without it" go test -timeout 10m ./cmd/ubcache ./attrs/client
 	$(STAGE) "unit tests, one CPU" env GOMAXPROCS=1 go test -timeout 10m ./ublk/... ./internal/uring
 	$(STAGE) "simulator, $(SIM_SEEDS) histories" \
 		go test ./cache/sim -run 'TestHistories$$' -timeout 30m -v -seeds $(SIM_SEEDS)

@@ -49,6 +49,8 @@ const (
 	// is lost.
 	probePause = int64(100 * time.Millisecond)
 	lostPause  = int64(time.Second)
+	// overduePause is how long an operation must have been known to take too long.
+	overduePause = int64(100 * time.Millisecond)
 )
 
 // health is what the cache knows of its SSD.
@@ -157,6 +159,7 @@ type doctor struct {
 	base    int64  // failures before the present trouble
 	// ckptFailing is since when checkpoints fail, ckptFailed when the last one did.
 	ckptFailing, ckptFailed int64
+	overdue                 int64 // since when an operation is under way too long, 0 if none is
 	problem                 error // of the last probe
 	second                  bool  // probe the other copy of the superblock: one may have become unreadable
 	markers                 [MaxBackings + 1]*marker
@@ -172,7 +175,7 @@ func (d *doctor) tick(now int64) (busy bool) {
 		d.tickLost(now)
 		return true
 	}
-	age := c.oldestSSDOp(now)
+	age, doubt := d.age(now)
 	if c.health() == HealthOK && (c.stallLimit == 0 || age < c.stallLimit) {
 		d.base = h.failures.Load()
 	}
@@ -206,7 +209,26 @@ func (d *doctor) tick(now int64) (busy bool) {
 	if c.health() == HealthSlow {
 		d.wakeLanes() // they may have more to abandon
 	}
-	return suspect || d.probing || commits != 0 || d.ckptFailing != 0 || c.health() != HealthOK
+	return suspect || doubt || d.probing || commits != 0 || d.ckptFailing != 0 || c.health() != HealthOK
+}
+
+// age is how long the oldest operation on the SSD has been under way. What is too old counts only when it
+// still is a moment later, and doubt says that this is not known yet: a process that stood still, as a
+// stopped one does or one in a paused virtual machine, first has to look at what has ended meanwhile.
+func (d *doctor) age(now int64) (age int64, doubt bool) {
+	c := d.bg.l.c
+	age = c.oldestSSDOp(now)
+	if !(c.stallLimit > 0 && age >= c.stallLimit || c.lossLimit > 0 && age >= c.lossLimit) {
+		d.overdue = 0
+		return age, false
+	}
+	if d.overdue == 0 {
+		d.overdue = now
+	}
+	if now-d.overdue < overduePause {
+		return 0, true
+	}
+	return age, false
 }
 
 func seconds(ns int64) time.Duration { return time.Duration(ns).Round(100 * time.Millisecond) }

@@ -67,6 +67,28 @@ func TestStallReads(t *testing.T) {
 	}
 }
 
+// TestStandstill: a process that stood still, however long, does not take it for a stall of the SSD.
+func TestStandstill(t *testing.T) {
+	v := newLossy(t, FormatOptions{}, Writeback)
+	v.write(0, fill(1, 4))
+	v.pass(time.Second)
+	v.stall()
+	r := v.start(&Request{Op: ReqRead, Off: 0, Len: BlockSize, Data: make([]byte, BlockSize)})
+	v.now += int64(2 * defaultLossLimit)
+	v.tick() // the background runs before the lane has looked at what has ended
+	v.stuck = nil
+	for v.runnable() >= 0 {
+		v.step()
+	}
+	v.pass(time.Second)
+	if h := &v.c.ssdHealth; v.c.health() != HealthOK || h.slows.Load()+h.losses.Load() != 0 {
+		t.Errorf("the SSD is %v, was slow %d times and lost %d times", v.c.health(), h.slows.Load(), h.losses.Load())
+	}
+	if !bytes.Equal(r.Data, fill(1, 1)) {
+		t.Error("the read has something else")
+	}
+}
+
 // TestStallBecomesLoss: after the second limit the SSD is lost; requests that wait for the journal are
 // let go. When all ends well after all, and nothing was missed, it is taken back as it was.
 func TestStallBecomesLoss(t *testing.T) {
