@@ -59,7 +59,7 @@ func TestHoldLetsTheWorldStop(t *testing.T) {
 func TestHoldLongWait(t *testing.T) {
 	r := newRing(t, 4, uring.Options{SingleIssuer: true, Hold: true})
 	for _, timeout := range []time.Duration{0, time.Second} {
-		r.PrepTimeout(r.NextSQE(), 20*time.Millisecond, 0)
+		r.PrepTimeout(r.NextSQE(), 80*time.Millisecond, 0)
 		for r.Ready() == 0 {
 			if err := r.SubmitAndWait(1, timeout); err != nil {
 				t.Fatal(err)
@@ -70,7 +70,11 @@ func TestHoldLongWait(t *testing.T) {
 		}
 		r.Advance(1)
 	}
-	if err := r.SubmitAndWait(1, 10*time.Millisecond); err != uring.ErrTimeout {
-		t.Fatalf("wait for nothing: %v", err)
+	for _, timeout := range []time.Duration{10 * time.Millisecond, 80 * time.Millisecond} {
+		start := time.Now()
+		err := r.SubmitAndWait(1, timeout)
+		if took := time.Since(start); err != uring.ErrTimeout || took < timeout {
+			t.Fatalf("wait of %v for nothing: %v after %v", timeout, err, took)
+		}
 	}
 }

@@ -116,15 +116,17 @@ func (r *Ring) SubmitAndWait(n uint32, timeout time.Duration) error {
 }
 
 func (r *Ring) wait(pending, n uint32, timeout time.Duration) (int, syscall.Errno) {
-	flags := r.enterFix | enterGetEvents
-	if r.hold && (timeout <= 0 || timeout > holdTime) {
-		arg, size := r.timeoutArg(holdTime)
-		took, e := sysEnterHold(r.enterFD, pending, n, flags|enterExtArg, arg, size)
-		if e != unix.ETIME && e != unix.EINTR {
+	if r.hold {
+		took, e, over := r.holdWait(pending, n, timeout)
+		if over {
 			return took, e
 		}
 		pending = r.Pending()
+		if timeout > 0 {
+			timeout -= holdTime
+		}
 	}
+	flags := r.enterFix | enterGetEvents
 	if timeout <= 0 {
 		return sysEnterWait(r.enterFD, pending, n, flags, 0, 8)
 	}
