@@ -58,8 +58,9 @@ type Options struct {
 	Drop, Keep []string
 	// WithoutSSD names those that are to be served if the SSD is not there, although that may have dirty data.
 	WithoutSSD []string
-	// alive finds out whether a device is still there; tests change it.
-	alive func(*blockdev.Device) error
+	// alive finds out whether a device is still there, and rewrite whether it can be written; tests change them.
+	alive   func(*blockdev.Device) error
+	rewrite func(i *blockdev.Info, off int64) error
 	// Note is told in a few words what takes time.
 	Note func(string)
 }
@@ -140,6 +141,9 @@ func Start(ctx context.Context, o Options) (*Instance, error) {
 	if o.alive == nil {
 		o.alive = (*blockdev.Device).Alive
 	}
+	if o.rewrite == nil {
+		o.rewrite = (*blockdev.Info).Rewrite
+	}
 	if o.Wait == 0 {
 		o.Wait = 30 * time.Second
 	}
@@ -208,6 +212,7 @@ func (in *Instance) start(ctx context.Context) error {
 			return err
 		}
 	}
+	in.recordGivenUp()
 	if err := in.startBackground(); err != nil {
 		return err
 	}

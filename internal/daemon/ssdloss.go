@@ -50,55 +50,70 @@ const (
 func (in *Instance) watchSSD() {
 	t := time.NewTicker(ssdLookEvery)
 	defer t.Stop()
-	seen, told := 0, ""
-	tell := func(text string, args ...any) {
-		if told != text {
-			in.log.Error("the SSD is back, but is not used: "+text, args...)
-		}
-		told = text
-	}
+	w := ssdWatch{in: in}
 	for {
 		select {
 		case <-in.life.Done():
 			return
 		case <-t.C:
+			w.look()
 		}
-		loss, lost := in.cache.Loss()
-		if !lost {
-			seen, told = 0, ""
-			continue
-		}
-		// After a mere stall the engine takes it back by itself; operations that hang would keep this
-		// process from ending.
-		if loss.Stalled || loss.Busy {
-			seen = 0
-			continue
-		}
-		info, sb := in.ssdThatIsBack()
-		if info == nil {
-			seen = 0
-			continue
-		}
-		if seen++; seen < ssdLookTimes<<min(in.anew, ssdMostOver) {
-			continue
-		}
-		seen = 0
-		loss.DirtyMissed = append(loss.DirtyMissed, in.givenUp()...)
-		if len(loss.DirtyMissed) > 0 {
-			tell("these devices have changed without it, and it has dirty data of them; stop the cache, then "+
-				"ubcache salvage, or ubcache start --drop", "names", strings.Join(loss.DirtyMissed, ", "))
-			continue
-		}
-		if now := in.cache.Super().Epoch; sb.Epoch < now {
-			tell("it is a copy from before", "its start", sb.Epoch, "the start that lost it", now)
-			continue
-		}
-		if err := info.Rewrite(ssdUnused); err != nil {
-			tell("it cannot be written", "error", err)
-			continue
-		}
-		in.startAnew(loss)
 	}
+}
+
+// ssdWatch looks for a lost SSD.
+type ssdWatch struct {
+	in   *Instance
+	seen int    // how often in a row it was there
+	told string // why it is not used, as the log says
+}
+
+// tell logs why the SSD is not used, unless that was the last thing that it said.
+func (w *ssdWatch) tell(text string, args ...any) {
+	if w.told != text {
+		w.in.log.Error("the SSD is back, but is not used: "+text, args...)
+	}
+	w.told = text
+}
+
+// look looks once, and starts anew with an SSD that was found often enough and may be used.
+func (w *ssdWatch) look() {
+	in := w.in
+	loss, lost := in.cache.Loss()
+	if !lost {
+		w.seen, w.told = 0, ""
+		return
+	}
+	// After a mere stall the engine takes it back by itself; operations that hang would keep this
+	// process from ending.
+	if loss.Stalled || loss.Busy {
+		w.seen = 0
+		return
+	}
+	info, sb := in.ssdThatIsBack()
+	if info == nil {
+		w.seen = 0
+		return
+	}
+	if w.seen++; w.seen < ssdLookTimes<<min(in.anew, ssdMostOver) {
+		return
+	}
+	w.seen = 0
+	loss.DirtyMissed = append(loss.DirtyMissed, in.givenUp()...)
+	if len(loss.DirtyMissed) > 0 {
+		w.tell("these devices have changed without it, and it has dirty data of them; stop the cache, then "+
+			"ubcache salvage, or ubcache start --drop", "names", strings.Join(loss.DirtyMissed, ", "))
+		return
+	}
+	if now := in.cache.Super().Epoch; sb.Epoch < now {
+		w.tell("it is a copy from before", "its start", sb.Epoch, "the start that lost it", now)
+		return
+	}
+	if err := in.opts.rewrite(info, ssdUnused); err != nil {
+		w.tell("it cannot be written", "error", err)
+		return
+	}
+	in.startAnew(loss)
 }
 
 // ssdUnused is a place on the SSD that nothing is kept at: before the superblocks (cache/FORMAT.md).
@@ -143,6 +158,7 @@ func (in *Instance) startAnew(loss cache.Loss) {
 	}
 	if err := in.opts.Anew(again); err != nil {
 		in.log.Error("cannot start anew with the SSD: restart the daemon", "error", err)
+		in.anew++ // it is tried less and less often
 	}
 }
 

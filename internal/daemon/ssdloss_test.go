@@ -25,15 +25,17 @@ import (
 func (b *directBench) ssdGone() {
 	b.t.Helper()
 	for _, l := range []*loop{b.bg, b.directServer().loop} {
-		must(b.t, l.do(func() error {
-			l.spoil = func(userData uint64, res int32) int32 {
-				if userData&gatherData != 0 || l.ops[int32(userData)].op.Dev == cache.SSD {
-					return -int32(unix.ENODEV)
-				}
-				return res
-			}
-			return nil
-		}))
+		must(b.t, l.do(func() error { b.spoilSSD(l); return nil }))
+	}
+}
+
+// spoilSSD is ssdGone for one loop, on its thread.
+func (b *directBench) spoilSSD(l *loop) {
+	l.spoil = func(userData uint64, res int32) int32 {
+		if userData&gatherData != 0 || l.ops[int32(userData)].op.Dev == cache.SSD {
+			return -int32(unix.ENODEV)
+		}
+		return res
 	}
 }
 

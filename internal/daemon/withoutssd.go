@@ -131,7 +131,7 @@ func (in *Instance) goWithout(ctx context.Context, why error) (bool, error) {
 			s.problem = err.Error()
 			continue
 		}
-		if err := in.admitWithout(name, p, dev); err != nil {
+		if err := p.mayServe(name, dev); err != nil {
 			s.problem = err.Error()
 			_ = dev.Close()
 			continue
@@ -147,22 +147,41 @@ func errLacking(name string) error {
 		"bring the SSD back, or give up what it has: start --without-ssd "+name)
 }
 
-// admitWithout decides about a device that is about to be served without the SSD, and records that for the one that
-// the operator has named.
-func (in *Instance) admitWithout(name string, p withoutSSD, dev *blockdev.Device) error {
-	sb := in.copied
-	if p.r.DataOff != 0 && !p.given {
-		h, err := header.Read(dev)
-		switch {
-		case err != nil:
-			return err
-		case h.Missed && h.Dirty != 0, !h.Missed && p.r.Head != 0 && h.Start != p.r.Head:
-			return errLacking(name) // the cache has run elsewhere since
-		}
-	}
-	if !p.given {
+// mayServe decides, by the header of the device, if it has one, whether it may be served without the SSD.
+func (p *withoutSSD) mayServe(name string, dev *blockdev.Device) error {
+	if p.r.DataOff == 0 || p.given {
 		return nil
 	}
+	h, err := header.Read(dev)
+	switch {
+	case err != nil:
+		return err
+	case h.Missed && h.Dirty != 0, !h.Missed && p.r.Head != 0 && h.Start != p.r.Head:
+		return errLacking(name) // the cache has run elsewhere since
+	}
+	return nil
+}
+
+// recordGivenUp records of the devices that the operator has named, and that are there, that what the SSD has of them is
+// given up. It comes when nothing of the start can be refused any more: the SSD of a start that was refused has
+// missed nothing.
+func (in *Instance) recordGivenUp() {
+	for _, s := range in.list() {
+		p, ok := in.without[s.name]
+		if !ok || !p.given || s.dev == nil {
+			continue
+		}
+		if err := in.giveUp(s.name, p, s.dev); err != nil {
+			s.problem = err.Error()
+			_ = s.dev.Close()
+			s.dev = nil
+		}
+	}
+}
+
+// giveUp writes the marker of a device that is served although the SSD may have dirty data of it.
+func (in *Instance) giveUp(name string, p withoutSSD, dev *blockdev.Device) error {
+	sb := in.copied
 	in.log.Warn("what the SSD has of the device is given up, as start --without-ssd says", "name", name)
 	m := cache.Missed{
 		Cache: sb.UUID, Epoch: sb.Epoch, Backing: p.r.UUID, ID: p.r.ID, Name: name, Dirty: cache.DirtyUnknown,
@@ -199,7 +218,10 @@ func (in *Instance) lateWithout(s *served, dev *blockdev.Device) error {
 	if !ok {
 		return errLacking(s.name)
 	}
-	return in.admitWithout(s.name, p, dev)
+	if err := p.mayServe(s.name, dev); err != nil || !p.given {
+		return err
+	}
+	return in.giveUp(s.name, p, dev)
 }
 
 // keepSuper copies the superblock to the state folder. Where that is impossible a start without the SSD is, too; but

@@ -167,6 +167,70 @@ func TestStartWithoutSSDDirty(t *testing.T) {
 	}
 }
 
+// TestRefusedWithoutSSD: a start with --without-ssd that is refused for one of the devices has changed nothing of the
+// others: no file, no header, and above all no marker that the SSD has missed something.
+func TestRefusedWithoutSSD(t *testing.T) {
+	b := newDirectBench(t, directOptions{})
+	names := []string{"disk0", "disk2", "disk3"}
+	for _, name := range names[1:] {
+		_, err := b.attach(context.Background(), control.AttachArgs{
+			Name: name, Device: makeImage(t, filepath.Join(b.dir, name), directDiskBytes), UblkID: -1,
+			Header: true, Settings: map[string]string{"mode": "writeback"},
+		}, nil)
+		must(t, err)
+	}
+	for _, name := range names {
+		_, err := b.set(context.Background(), control.SetArgs{Name: name, Settings: map[string]string{
+			"writeback-delay": "1h",
+		}}, nil)
+		must(t, err)
+		d := b.open(api.Options{Device: name})
+		must(t, b.writeAt(d, 0, 1, 8192))
+		b.flushed(d)
+		closeDevice(t, d)
+	}
+	b.crash()
+	b.hideSSD(true)
+	last := filepath.Join(b.dir, "disk3")
+	must(t, os.Rename(last, last+".away"))
+	makeImage(t, last, directDiskBytes/2)
+	before := files(t, b.dir)
+	err := b.startNow(time.Second, names...)
+	if report.CodeOf(err) != report.Refused || !strings.Contains(err.Error(), "disk3") || strings.Contains(err.Error(), "\n") {
+		t.Fatalf("start with another device in the place of disk3: %v", err)
+	}
+	if now := files(t, b.dir); now != before {
+		t.Errorf("the refused start has changed\n%sto\n%s", before, now)
+	}
+	must(t, os.Rename(last+".away", last))
+	b.hideSSD(false)
+	b.again() // nothing is given up
+	for _, name := range names {
+		d := b.open(api.Options{Device: name})
+		b.wantAt(d, 0, 1, 8192)
+		closeDevice(t, d)
+	}
+	must(t, b.Stop(context.Background(), true))
+	b.hideSSD(true)
+	must(t, b.startNow(time.Second, names...)) // by which all of them are
+	if left, _ := filepath.Glob(b.stateDir + "/missed/*"); len(left) != len(names) {
+		t.Errorf("markers: %v", left)
+	}
+	d := b.open(api.Options{Device: "disk2"})
+	b.wantAt(d, 0, 0, 8192)
+	closeDevice(t, d)
+	must(t, b.Stop(context.Background(), true))
+	b.hideSSD(false)
+	if err := b.startNow(time.Second); report.CodeOf(err) != report.Refused || !strings.Contains(err.Error(), "--drop disk0") {
+		t.Errorf("start with the SSD: %v", err)
+	}
+	o := b.opts
+	o.Drop = names
+	in, err := Start(context.Background(), o)
+	must(t, err)
+	b.Instance = in
+}
+
 // TestStaleSuperCopy: where the copy of the superblock cannot be replaced, a start is refused: it would say that nothing
 // is dirty.
 func TestStaleSuperCopy(t *testing.T) {
