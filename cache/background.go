@@ -24,6 +24,7 @@ type background struct {
 	doctor     doctor
 	orders     [MaxBackings + 1]*orderRun // nil for those that have nothing to do with it
 	pressed    bool                       // eviction found only dirty buckets
+	told       [MaxBackings + 1]int64     // since when clients know of the losses in the pending ring
 	seen       atomic.Int64               // Driver.Now of the last Tick
 }
 
@@ -62,6 +63,7 @@ func (l *Lane) Tick() time.Duration {
 	now := l.d.Now()
 	bg.seen.Store(now)
 	ill := bg.doctor.tick(now)
+	bg.tidyUntold(now)
 	if l.c.lost() {
 		l.runTasks()
 		return tickEvery

@@ -17,6 +17,7 @@ type flush struct {
 	pending int
 	parked  bool   // it waits for news of the SSD, not for a commit
 	again   bool   // the write of the request has to be made again
+	telling bool   // it fails, and its issuer learns so of a loss
 	covers  uint64 // changes of the backing device
 	later   uint64 // those of the second flush of it, without the SSD
 	err     error
@@ -35,7 +36,7 @@ func (l *Lane) startFlush(r *Request, scope flushScope) {
 	f.w = waiter{lane: l, owner: f}
 	lost := l.c.lost() // then there is one flush of the backing device for both
 	if scope&flushBacking != 0 && r.Op == ReqFlush && r.b.unreported.Load() &&
-		r.b.unreported.CompareAndSwap(true, false) {
+		f.takes(r.b) {
 		f.err = ErrLost
 	}
 	if scope&flushBacking != 0 && !lost && !mutated(mutBackingUnflushed) {
@@ -139,6 +140,9 @@ func (f *flush) done(l *Lane, err error) {
 	r.Err = f.err
 	if r.Err == nil {
 		r.b.order.cut(LSN(l.c.journal.durableLSN.Load()))
+	}
+	if f.telling {
+		r.b.telling.Add(-1)
 	}
 	f.r, f.next = nil, l.freeFlushes
 	l.freeFlushes = f

@@ -52,6 +52,7 @@ const (
 	mutPendingTrusted
 	mutLossForgotten
 	mutLossUnreported
+	mutLossUnkept
 	mutLossUnrepeated
 	mutFlushOvertaken
 	mutLateCopyKept

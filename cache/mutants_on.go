@@ -62,6 +62,7 @@ var mutants = [numMutants]struct{ name, what, in string }{
 
 	mutLossForgotten:      {"loss-forgotten", "what a backing device may have lost is not written back again", inGone},
 	mutLossUnreported:     {"loss-unreported", "no FLUSH fails for what a backing device has lost", inGone},
+	mutLossUnkept:         {"loss-unkept", "a loss that no FLUSH has told of is forgotten when the daemon is killed", inGone},
 	mutLossUnrepeated:     {"loss-unrepeated", "a change that a loss has overtaken is not made again", inGone},
 	mutFlushOvertaken:     {"flush-overtaken", "a flush that a loss has overtaken counts", inGone},
 	mutLateCopyKept:       {"late-copy-kept", "a copy that is loaded late is taken though the block was changed meanwhile", ""},

@@ -159,6 +159,7 @@ func (c *Cache) load() error {
 	} else {
 		c.leaveRest(stop, r)
 	}
+	c.recallUntold()
 	c.sb.stop = nil
 	if c.epoch == 0 || !mutated(mutEpochKept) {
 		c.epoch++
@@ -175,7 +176,7 @@ func (c *Cache) load() error {
 	}
 	j := &c.journal
 	j.mu.sealed = c.sb.LSN
-	j.mu.ring.reset(c.sb.UUID, c.epoch, j.mu.ring.cap, j.mu.next)
+	j.mu.ring.reset(c.sb.UUID, c.epoch, j.mu.ring.cap, j.mu.next, c.untold())
 	return nil
 }
 

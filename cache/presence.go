@@ -160,7 +160,7 @@ func (c *Cache) Lost(id BackingID) {
 const noLosses = math.MaxUint64
 
 // lose is Lost, and what follows from a failed flush: nobody knows what a device still has of the
-// writes for which its flush failed. told says that a client learns of it anyhow.
+// writes for which its flush failed. told says that a client learns of it anyhow, from a flush that has begun to tell.
 func (c *Cache) lose(b *Backing, told bool) {
 	b.mu.Lock()
 	n := b.losses.Add(1)
@@ -173,8 +173,8 @@ func (c *Cache) lose(b *Backing, told bool) {
 	b.mu.Unlock()
 	if b.bare.Load() > b.flushed.Load() {
 		b.bareLoss.Store(n)
-		if !told && !mutated(mutLossUnreported) {
-			b.unreported.Store(true)
+		if !mutated(mutLossUnreported) {
+			c.keepUntold(b, told)
 		}
 	}
 	for _, p := range pending {
@@ -269,7 +269,11 @@ func (l *Lane) hold(op *Op, err error) bool {
 		return false
 	}
 	if op.Kind == OpFlush {
-		l.c.lose(b, op.owner != nil && op.owner.Op == ReqFlush)
+		f, told := op.done.(*flush)
+		if told = told && f.r.Op == ReqFlush; told {
+			f.tells(b)
+		}
+		l.c.lose(b, told)
 	}
 	if l.c.opts.Suspect == nil || !explainsAbsence(err) {
 		return false
@@ -316,7 +320,8 @@ func (l *Lane) unpark() {
 		case op.failed != nil && (op.again || op.Kind == OpFlush):
 			l.conclude(op, op.failed)
 		case op.Kind == OpFlush && op.losses < b.bareLoss.Load():
-			if op.owner.Op == ReqFlush {
+			if f, ok := op.done.(*flush); ok && f.r.Op == ReqFlush {
+				f.tells(b)
 				b.unreported.Store(false)
 			}
 			l.conclude(op, ErrLost)

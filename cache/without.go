@@ -26,7 +26,7 @@ func OpenWithout(sb *Superblock, o Options) (*Cache, error) {
 	j := &c.journal
 	j.mu.next = 1
 	j.durableLSN.Store(1)
-	j.mu.ring.reset(own.UUID, own.Epoch, j.mu.ring.cap, j.mu.next)
+	j.mu.ring.reset(own.UUID, own.Epoch, j.mu.ring.cap, j.mu.next, c.untold())
 	h := &c.ssdHealth
 	h.mu.why, h.mu.unsafe = "it was not there at the start", map[key]struct{}{}
 	h.losses.Add(1)

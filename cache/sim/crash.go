@@ -139,10 +139,13 @@ func (s *Sim) die(how Crash) {
 		}
 	}
 	s.ops = nil
-	clear(s.absences)
-	if how == CrashKill {
-		return
+	for i := range s.absences {
+		s.absences[i] = absence{owed: s.absences[i].owed}
 	}
+	if how == CrashKill {
+		return // the clients live on
+	}
+	clear(s.absences)
 	s.dropRequests()
 	for _, m := range s.models {
 		m.powerCut()

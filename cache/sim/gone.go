@@ -22,7 +22,7 @@ import (
 // While a device is held for nothing fails for it, but what is overtaken by two such failures of a
 // device that is there in between. When it is not waited for, what needs it may fail, which the read of
 // something that the SSD has does not. What the SSD has is not lost when the device loses it. What a
-// client was told and is lost, the next FLUSH reports, unless the daemon is killed before. And what is clean on the SSD is what the device
+// client was told and is lost, the next FLUSH reports, also if the daemon is killed before. And what is clean on the SSD is what the device
 // has when it comes back.
 
 // absence is what is known of a backing device.
