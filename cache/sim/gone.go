@@ -88,14 +88,14 @@ func (s *Sim) excuseAbsent(op *cache.Op) {
 		case r.Backing != op.Dev:
 		case op.Kind == cache.OpFlush && r.Op != cache.ReqRead:
 			r.excuse |= excuseBacking
+		case s.cfg.Ordered && op.Kind != cache.OpRead && r.Op != cache.ReqRead && s.presence(r.dev) == cache.Present:
+			r.excuse |= excuseBacking // it may wait for that, which has been tried before
 		case over && (op.Kind == cache.OpRead) == (r.Op == cache.ReqRead),
 			over && op.Kind == cache.OpRead && r.excuse&restores != 0:
 			if r.excuse&failedOnce != 0 {
 				r.excuse |= excuseBacking
 			}
 			r.excuse |= failedOnce
-		case s.cfg.Ordered && op.Kind != cache.OpRead && r.Op != cache.ReqRead && s.presence(r.dev) == cache.Present:
-			r.excuse |= excuseBacking // it may wait for that, which has been tried before
 		}
 	}
 }
