@@ -92,7 +92,7 @@ func (l *costLoad) ask(m *shm.Message, fds ...int) (reply shm.Message, err error
 func (l *costLoad) run() (err error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	if l.ring, err = uring.New(2*costDepth, uring.Options{SingleIssuer: true}); err != nil {
+	if l.ring, err = uring.New(2*costDepth, uring.Options{SingleIssuer: true, Hold: true}); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, l.ring.Close()) }()
