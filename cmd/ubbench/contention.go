@@ -86,14 +86,14 @@ func (b *bench) contended(ctx context.Context, c *contention) (*target, error) {
 	if err := pass(ctx, t.dev, "write", contentionHotMiB<<20); err != nil {
 		return nil, err
 	}
-	if err := waitBPF(ctx, "on"); err != nil {
+	if err := waitBPF(ctx, "busy", true); err != nil {
 		return nil, err
 	}
 	if c.scheduler != "" {
-		if err := b.restart(ctx, "scheduler", c.scheduler); err != nil {
+		if err := restart(ctx, "busy", "scheduler", c.scheduler); err != nil {
 			return nil, err
 		}
-		if err := waitBPF(ctx, "on"); err != nil {
+		if err := waitBPF(ctx, "busy", true); err != nil {
 			return nil, err
 		}
 	}

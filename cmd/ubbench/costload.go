@@ -3,11 +3,8 @@ package main
 import (
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net"
-	"runtime"
 	"sync/atomic"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -16,37 +13,27 @@ import (
 	"ubcache/internal/uring"
 )
 
-// costLoad is a program that keeps costDepth reads of hits under way on one io_uring, in shared memory
-// with attributes or without, or in memory of its own.
+// costLoad reads in shared memory with attributes or without, or in memory of its own: the order of
+// costSides.
 type costLoad struct {
+	*turnLoad
 	region *shm.Region
 	conn   *net.UnixConn // as long as it is there the region is registered
 	fd     int
 	set    attrs.Set
 	plain  []byte
-	reads  [costDepth]costRead
 
-	side   atomic.Int32 // index of costSides; below 0 is the end
-	counts [len(costSides)]atomic.Int64
-
+	tickets [costDepth]shm.Ticket // of the reads under way
+	c       shm.Collector
 	// unheard are the reads that nobody answered. The block layer merges requests that lie side by side on
 	// the device, and what it has merged the driver only finds in shared memory if the buffers do so too.
 	unheard atomic.Int64
-
-	// What is on the ring's thread.
-	ring *uring.Ring
-	c    shm.Collector
-}
-
-// costRead is one of the reads under way.
-type costRead struct {
-	side   int
-	ticket shm.Ticket
 }
 
 // newCostLoad opens a cached device and makes a region known to it, as package client does.
 func newCostLoad(dev, cache string) (l *costLoad, err error) {
-	l = &costLoad{}
+	l = &costLoad{turnLoad: newTurnLoad(len(costSides))}
+	l.issue, l.end = l.read, l.answered
 	if l.set, err = attrs.ParseSet(costAttributes); err != nil {
 		return nil, err
 	}
@@ -88,70 +75,28 @@ func (l *costLoad) ask(m *shm.Message, fds ...int) (reply shm.Message, err error
 	return reply, reply.Err()
 }
 
-// run reads until the end.
-func (l *costLoad) run() (err error) {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	if l.ring, err = uring.New(2*costDepth, uring.Options{SingleIssuer: true, Hold: true}); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, l.ring.Close()) }()
-	for i := range l.reads {
-		if err := l.start(i); err != nil {
-			return err
-		}
-	}
-	for flying := costDepth; flying > 0; {
-		if err := l.ring.SubmitAndWait(1, 10*time.Second); err != nil {
-			return err
-		}
-		for l.ring.Ready() > 0 {
-			e := *l.ring.Peek()
-			l.ring.Advance(1)
-			flying--
-			if err := l.end(int(e.UserData), e.Res); err != nil {
-				return err
-			}
-			if l.side.Load() < 0 {
-				continue
-			}
-			if err := l.start(int(e.UserData)); err != nil {
-				return err
-			}
-			flying++
-		}
-	}
-	return nil
-}
-
-// start submits a read of the side that is measured now, at a random place.
-func (l *costLoad) start(i int) (err error) {
-	r := &l.reads[i]
-	r.side = int(max(l.side.Load(), 0))
+// read prepares a read.
+func (l *costLoad) read(s *uring.SQE, i, side int, off uint64) (err error) {
 	mem := l.region.Data()
-	switch costSides[r.side] {
+	switch costSides[side] {
 	case withAttributes:
-		if r.ticket, err = l.region.Issue(int64(i)*costBytes, costBytes, &l.set); err != nil {
+		if l.tickets[i], err = l.region.Issue(int64(i)*costBytes, costBytes, &l.set); err != nil {
 			return err
 		}
 	case plainDirect:
 		mem = l.plain
 	}
-	s := l.ring.NextSQE()
-	s.PrepRead(uring.FD(l.fd), mem[i*costBytes:(i+1)*costBytes],
-		uint64(rand.Int64N(span/costBytes)*costBytes), 0)
-	s.SetUserData(uint64(i))
+	s.PrepRead(uring.FD(l.fd), mem[i*costBytes:(i+1)*costBytes], off, 0)
 	return nil
 }
 
-// end takes a read's outcome.
-func (l *costLoad) end(i int, res int32) error {
-	r := &l.reads[i]
+// answered takes a read's outcome.
+func (l *costLoad) answered(i, side int, res int32) error {
 	if res != costBytes {
-		return fmt.Errorf("read with %s: %d", costSides[r.side], res)
+		return fmt.Errorf("read with %s: %d", costSides[side], res)
 	}
-	if costSides[r.side] == withAttributes {
-		switch a := l.region.Collect(r.ticket, &l.c).For(attrs.IDHint); a.Status {
+	if costSides[side] == withAttributes {
+		switch a := l.region.Collect(l.tickets[i], &l.c).For(attrs.IDHint); a.Status {
 		case attrs.Handled:
 		case attrs.NotHandled:
 			l.unheard.Add(1)
@@ -159,6 +104,5 @@ func (l *costLoad) end(i int, res int32) error {
 			return fmt.Errorf("the hint is %v", a)
 		}
 	}
-	l.counts[r.side].Add(1)
 	return nil
 }

@@ -84,6 +84,8 @@ type bench struct {
 	*options
 	targets map[string]*target
 	ram     int // RAM disks taken
+	// settings are put into the configuration of the next cache.
+	settings map[string]string
 }
 
 // stage measures a workload in rounds, each side once a round, so that what disturbs the machine

@@ -85,6 +85,11 @@ func (b *bench) startCache(ctx context.Context, t *target, name, ssd, slow strin
 	if _, err := ubcacheCommand(ctx, append([]string{"format", ssd, "--name", name}, format...)...); err != nil {
 		return err
 	}
+	for key, value := range b.settings {
+		if err := configure(ctx, name, key, value); err != nil {
+			return err
+		}
+	}
 	if _, err := ubcacheCommand(ctx, "start", name); err != nil {
 		return err
 	}
@@ -118,6 +123,26 @@ func (b *bench) startCache(ctx context.Context, t *target, name, ssd, slow strin
 		return hitCount{s.HitBlocks, s.MissBlocks}, nil
 	}
 	return nil
+}
+
+// configure changes a key of a cache's configuration.
+func configure(ctx context.Context, cache, key, value string) error {
+	section := `^\[cache\.` + cache + `\]`
+	_, err := run(ctx, "sed", "-i", "-e", "/"+section+"/,/^$/{/^"+key+" =/d}", "-e",
+		"/"+section+"/a "+key+` = "`+value+`"`, configFile)
+	return err
+}
+
+// restart starts a daemon anew, with another value of a key of its cache's configuration.
+func restart(ctx context.Context, cache, key, value string) error {
+	if _, err := ubcacheCommand(ctx, "stop", cache); err != nil {
+		return err
+	}
+	if err := configure(ctx, cache, key, value); err != nil {
+		return err
+	}
+	_, err := ubcacheCommand(ctx, "start", cache)
+	return err
 }
 
 // checkFull reads the device once, all of it from the cache.

@@ -100,7 +100,7 @@ var plan = []stage{
 	},
 	{
 		workload: workload{name: "random 4 KiB hits, QD16", rw: "randread", block: "4k", depth: 16},
-		run:      bpfCost, rows: []comparison{{bpfOn, bpfOff, 0.97}},
+		run:      bpfCost, rows: []comparison{{bpfOn, bpfOff, 0.975}},
 	},
 	contentionStage("hits beside a flood of writes and writeback", 5,
 		contention{mode: "writeback", hot: true, jobs: 1, depth: 64, block: "16k"}),
