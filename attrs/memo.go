@@ -11,10 +11,17 @@ type SetDecoder struct {
 	head setHead
 }
 
+// Is returns whether b is what was decoded last, without a mistake. It only compares b, which may be memory that
+// somebody else changes meanwhile.
+func (d *SetDecoder) Is(b []byte) bool { return d.n != 0 && string(b) == string(d.raw[:d.n]) }
+
+// Again decodes that once more.
+func (d *SetDecoder) Again(s *Set) { s.setHead = d.head }
+
 // Decode is [Set.Decode].
 func (d *SetDecoder) Decode(s *Set, b []byte) error {
-	if d.n != 0 && string(b) == string(d.raw[:d.n]) {
-		s.setHead = d.head
+	if d.Is(b) {
+		d.Again(s)
 		return nil
 	}
 	err := s.Decode(b)
@@ -33,10 +40,18 @@ type ResultsDecoder struct {
 	last Results
 }
 
+// Is is [SetDecoder.Is], and Again [SetDecoder.Again].
+func (d *ResultsDecoder) Is(b []byte) bool { return d.n != 0 && string(b) == string(d.raw[:d.n]) }
+
+// Again decodes what was decoded last once more.
+func (d *ResultsDecoder) Again(r *Results) {
+	r.Blocks, r.Origin, r.resultsHead = d.last.Blocks, d.last.Origin, d.last.resultsHead
+}
+
 // Decode is [Results.Decode].
 func (d *ResultsDecoder) Decode(r *Results, b []byte) error {
-	if d.n != 0 && string(b) == string(d.raw[:d.n]) {
-		r.Blocks, r.Origin, r.resultsHead = d.last.Blocks, d.last.Origin, d.last.resultsHead
+	if d.Is(b) {
+		d.Again(r)
 		return nil
 	}
 	err := r.Decode(b)

@@ -16,6 +16,7 @@ type Request struct {
 
 	start, length int64 // of the piece, in the data area
 	seq           uint32
+	again         bool // what the slot has is what was decoded last, and was not copied
 	sets          attrs.SetDecoder
 	// Set refers to the slot if it came in one, else to buf.
 	slot [SlotBytes]byte
@@ -77,6 +78,7 @@ func (v *View) head(q *Request, page int) (h head, err error) {
 	defer guard(&err, debug.SetPanicOnFault(true))
 	slot := v.mem[v.slot(page):][:SlotBytes]
 	b := q.slot[:]
+	q.again = false
 	copy(b[:slotHeaderBytes], slot)
 	h = head{
 		seq: le.Uint32(b[slotSeq:]), first: int(le.Uint32(b[slotFirst:])),
@@ -91,8 +93,13 @@ func (v *View) head(q *Request, page int) (h head, err error) {
 		h.setBytes > count*BodyBytes {
 		return head{}, nil
 	}
-	if n := h.setBytes - h.number*BodyBytes; n > 0 {
-		copy(b[slotHeaderBytes:][:min(n, BodyBytes)], slot[slotHeaderBytes:])
+	n := min(h.setBytes-h.number*BodyBytes, BodyBytes)
+	if n <= 0 {
+		return h, nil
+	}
+	body := slot[slotHeaderBytes:][:n]
+	if q.again = n == h.setBytes && q.sets.Is(body); !q.again {
+		copy(b[slotHeaderBytes:], body)
 	}
 	return h, nil
 }
@@ -118,8 +125,12 @@ func (v *View) readSet(q *Request, h *head, page int) error {
 	if h.setBytes == 0 {
 		return nil
 	}
-	// What cannot be decoded is known to the set, and answered.
-	_ = q.sets.Decode(&q.Set, set)
+	if q.again {
+		q.sets.Again(&q.Set)
+	} else {
+		// What cannot be decoded is known to the set, and answered.
+		_ = q.sets.Decode(&q.Set, set)
+	}
 	if q.length < h.length {
 		first := (q.start - h.start) / attrs.BlockSize
 		q.Set.Piece(int(first), int((q.length+attrs.BlockSize-1)/attrs.BlockSize))
