@@ -160,7 +160,7 @@ func (c *Cache) load() error {
 		c.leaveRest(stop, r)
 	}
 	c.recallUntold()
-	c.sb.stop = nil
+	c.sb.stop, c.sb.doubt = nil, doubtRange{}
 	if c.epoch == 0 || !mutated(mutEpochKept) {
 		c.epoch++
 	}

@@ -21,8 +21,10 @@ type recovery struct {
 	doubt   bool            // the page behind the end is one of them, so it is not known what it said
 	pending int             // records that came from the pending ring
 	lost    int             // dirty blocks of them that the SSD does not have
-	// doubtful says that the SSD was lost: it may lack data that the pending ring speaks of.
+	// doubtful says that the SSD was lost: it may lack data that the pending ring speaks of. doubted are the
+	// records that speak of such, also those that an earlier start has brought to the journal.
 	doubtful bool
+	doubted  []record
 	// readOnly leaves the SSD as it is, lenient loads what damage leaves.
 	readOnly, lenient bool
 	cold              bool // nothing of what was loaded may be used
@@ -84,6 +86,11 @@ func (r *recovery) run() error {
 		r.next++
 		err = c.commitBlocking(&c.journal, r.next-1, []record{{kind: recUnmap, backing: 1}})
 	case len(recs) > 0:
+		if r.doubtful {
+			if err = r.noteDoubt(len(recs)); err != nil {
+				return fmt.Errorf("write superblock: %w", err)
+			}
+		}
 		err = c.commitBlocking(&c.journal, r.next-LSN(len(recs)), recs)
 	case !c.sb.Clean:
 		// A page of which the write was under way when the daemon was killed may be in the SSD's volatile
@@ -99,8 +106,11 @@ func (r *recovery) run() error {
 	if err := r.repair(); err != nil {
 		return err
 	}
-	if r.doubtful && !r.cold && !mutated(mutPendingTrusted) {
-		if err := r.verifyPending(recs); err != nil {
+	if r.doubtful {
+		r.doubted = append(r.doubted, recs...)
+	}
+	if len(r.doubted) > 0 && !r.cold && !mutated(mutPendingTrusted) {
+		if err := r.verifyPending(r.doubted); err != nil {
 			return err
 		}
 	}

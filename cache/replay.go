@@ -62,6 +62,9 @@ func (r *recovery) replayPage(p journalPage, data []byte) error {
 			continue
 		}
 		r.apply(l, &rec)
+		if r.c.sb.doubt.has(l) {
+			r.doubted = append(r.doubted, rec)
+		}
 	}
 	if p.ends {
 		r.endBatches()

@@ -103,7 +103,8 @@ type Superblock struct {
 	LSN LSN
 
 	stop    *stopRecord // of the last stop, if that was in order and nothing was written since
-	damaged []string    // what is wrong with the other copy, if it is not whole
+	doubt   doubtRange
+	damaged []string // what is wrong with the other copy, if it is not whole
 }
 
 // Field places in the superblock page, in bytes.
@@ -167,6 +168,9 @@ func (sb *Superblock) encode(off int64) []byte {
 	if sb.Clean && sb.stop != nil {
 		sb.stop.encode(p, g)
 	}
+	if !sb.Clean {
+		sb.doubt.encode(p)
+	}
 	for i := range sb.Backings {
 		sb.Backings[i].encode(p[pageSize+i*backingRecBytes:][:backingRecBytes])
 	}
@@ -211,6 +215,9 @@ func decodeSuper(p []byte, off int64) (*Superblock, error) {
 	}
 	if sb.Clean && sb.Geometry.Buckets > 0 {
 		sb.stop = decodeStop(p, &sb.Geometry)
+	}
+	if !sb.Clean {
+		sb.doubt = decodeDoubt(p)
 	}
 	for i := range MaxBackings {
 		if r, ok := decodeBacking(p[pageSize+i*backingRecBytes:][:backingRecBytes]); ok {

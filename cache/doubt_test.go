@@ -1,0 +1,80 @@
+package cache
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+	"syscall"
+	"testing"
+)
+
+// shortLived is an SSD on which a start dies: it takes so many writes.
+type shortLived struct {
+	memStorage
+	left *int
+}
+
+func (s shortLived) WriteAt(p []byte, off int64) (int, error) {
+	if *s.left--; *s.left < 0 {
+		return 0, syscall.EIO
+	}
+	return s.memStorage.WriteAt(p, off)
+}
+
+// TestLostStaysLostIfTheStartDies: the start after a loss of the SSD, which had written data in its volatile cache,
+// dies after each of its writes in turn, by a kill or by a power cut. What is lost is never read as
+// something else.
+func TestLostStaysLostIfTheStartDies(t *testing.T) {
+	for _, sums := range []bool{true, false} {
+		for _, cut := range []bool{false, true} {
+			for _, mode := range []Mode{Writeback, Writethrough} {
+				t.Run(fmt.Sprintf("checksums=%v,power cut=%v,%v", sums, cut, mode), func(t *testing.T) {
+					v := newLossy(t, FormatOptions{NoChecksums: !sums}, mode)
+					v.write(9*BlockSize, fill(9, 1))
+					v.flush()
+					before := bytes.Clone(v.ssd)
+					for i := v.c.geo.DataOff; i < int64(len(before)); i++ {
+						before[i] = 0x77 // of another time
+					}
+					v.write(0, fill(1, 1))
+					if mode == Writethrough {
+						v.wantRead(3*BlockSize, fill(0, 1))
+					}
+					v.vanish()
+					copy(v.ssd, before)
+					ssd, ring := slices.Clone(v.ssd), slices.Clone(v.opts.Pending)
+					v.c.Abandon()
+					for writes := 0; ; writes++ {
+						copy(v.ssd, ssd)
+						copy(v.opts.Pending, ring)
+						left := writes
+						c, err := Open(shortLived{v.ssd, &left}, v.opts)
+						if err == nil {
+							c.Abandon()
+							if writes < 4 {
+								t.Fatalf("a start with %d writes", writes)
+							}
+							return
+						}
+						if cut {
+							clear(v.opts.Pending[:pageSize])
+						}
+						v.restart()
+						for _, block := range []int64{0, 3} {
+							want := fill(0, 1) // as it was before, or as the backing device has it
+							if block == 0 && (mode == Writethrough || !cut) {
+								want = fill(1, 1)
+							}
+							got, err := v.read(block*BlockSize, BlockSize)
+							lost := mode == Writeback && block == 0 && errors.Is(err, ErrDirtyBad)
+							if !lost && (err != nil || !bytes.Equal(got, want)) {
+								t.Errorf("died after %d writes: block %d reads as %x, %v", writes, block, got[:2], err)
+							}
+						}
+					}
+				})
+			}
+		}
+	}
+}
