@@ -40,11 +40,10 @@ STAGE = @tools/stage
 include testdata/vm/vm.mk
 
 .PHONY: build
-build: ## build bin/ubcache (the default)
-	CGO_ENABLED=0 go build -o bin/ubcache ./cmd/ubcache
+build: bin/ubcache ## build bin/ubcache (the default)
 
-.PHONY: bin/ubdemo bin/ubbench
-bin/ubdemo bin/ubbench:
+.PHONY: bin/ubcache bin/ubdemo bin/ubbench
+bin/ubcache bin/ubdemo bin/ubbench:
 	CGO_ENABLED=0 go build -o $@ ./cmd/$(@F)
 
 .PHONY: test
