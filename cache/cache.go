@@ -71,6 +71,7 @@ type Cache struct {
 	lanes    atomic.Pointer[[]*Lane]
 	backings atomic.Pointer[[MaxBackings + 1]*Backing]
 	bgLane   atomic.Pointer[Lane]
+	barriers barriers
 	dirty    atomic.Int64 // blocks, of all backing devices; pending ones not counted
 	pins     pins
 	tenants  tenants

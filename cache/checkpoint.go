@@ -149,7 +149,10 @@ func sealSummary(p []byte, off int64) {
 	le.PutUint64(p[smSum:], metaSum(p, off))
 }
 
-func (k *checkpoint) opDone(l *Lane, _ *Op, err error) {
+func (k *checkpoint) opDone(l *Lane, op *Op, err error) {
+	if op.Kind == OpFlush {
+		l.c.barriers.end()
+	}
 	if err != nil {
 		k.err = err
 	}
@@ -160,7 +163,7 @@ func (k *checkpoint) opsDone(l *Lane) {
 	if k.waits--; k.waits > 0 {
 		return
 	}
-	if k.err != nil {
+	if k.err != nil || l.c.forgot() {
 		k.fail(l)
 		return
 	}
@@ -176,6 +179,7 @@ func (k *checkpoint) opsDone(l *Lane) {
 		k.waits = 1
 		op := l.newOp(k)
 		op.Kind, op.Dev = OpFlush, SSD
+		l.c.barriers.begin()
 		l.send(op)
 	case ckptFlushA:
 		k.write(l, 1)

@@ -22,13 +22,14 @@ type commitStep uint8
 const (
 	commitFlush commitStep = iota
 	commitWrite
+	commitHear // what became of others' flushes
 	commitNext
 )
 
 // start begins a commit on the lane unless one runs.
 func (j *journal) start(l *Lane) {
 	j.mu.Lock()
-	if j.mu.running || j.c.lost() {
+	if j.mu.running || j.c.lost() || j.c.forgot() {
 		j.mu.Unlock()
 		return
 	}
@@ -84,13 +85,17 @@ func (k *commit) skipFlush(l *Lane) {
 	k.writePages(l)
 }
 
-// run goes on after a stall, or begins the next commit.
+// run goes on after a stall, or when others' flushes have ended, or begins the next commit.
 func (k *commit) run(l *Lane, _ error) {
-	if k.step == commitNext {
+	switch k.step {
+	case commitNext:
 		k.begin(l)
-		return
+	case commitHear:
+		k.step = commitWrite
+		k.written(l)
+	default:
+		k.writePages(l)
 	}
-	k.writePages(l)
 }
 
 func (k *commit) opDone(l *Lane, _ *Op, err error) {
@@ -98,6 +103,9 @@ func (k *commit) opDone(l *Lane, _ *Op, err error) {
 		k.err = err
 	}
 	if k.step == commitFlush {
+		if k.err == nil && k.j.c.forgot() {
+			k.err = errForgot
+		}
 		if k.err != nil {
 			k.finish(l)
 			return
@@ -109,6 +117,11 @@ func (k *commit) opDone(l *Lane, _ *Op, err error) {
 	if k.writes--; k.writes > 0 {
 		return
 	}
+	k.step = commitHear
+	if k.err == nil && k.j.c.barriers.wait(&k.resume, l.c.bgLane.Load()) {
+		return
+	}
+	k.step = commitWrite
 	k.written(l)
 }
 
@@ -200,6 +213,9 @@ func (k *commit) submit(l *Lane, seq, from, n uint64) {
 // written publishes what became durable and goes on with the next round or ends.
 func (k *commit) written(l *Lane) {
 	j := k.j
+	if k.err == nil && j.c.forgot() {
+		k.err = errForgot
+	}
 	if k.err != nil {
 		j.mu.Lock()
 		if k.seal {
@@ -253,7 +269,7 @@ func (k *commit) finish(l *Lane) {
 	if next == nil {
 		next = j.mu.credits.head
 	}
-	again := err == nil && next != nil && j.mu.next > LSN(j.durableLSN.Load())
+	again := err == nil && !j.c.forgot() && next != nil && j.mu.next > LSN(j.durableLSN.Load())
 	j.mu.running = again
 	if again {
 		k.step, k.resume.lane = commitNext, next.lane

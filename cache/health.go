@@ -62,6 +62,7 @@ type health struct {
 
 	failures atomic.Int64 // operations on the SSD that failed
 	gone     atomic.Bool  // one failed as on a device that is not there
+	forgot   atomic.Bool  // a flush failed; see forgot.go
 	doubt    atomic.Bool  // the last probe failed, or the SSD is gone: what fails now is not dropped for it
 	// commitFailing is since when commits of the journal fail, 0 if they do not, and commitFailed when the
 	// last one did.
@@ -183,6 +184,8 @@ func (d *doctor) tick(now int64) (busy bool) {
 	switch {
 	case h.gone.Load():
 		d.lose(now, "it is gone", false)
+	case h.forgot.Load():
+		d.lose(now, "a flush of it has failed", false)
 	case d.failing != 0 && d.failed-d.failing >= failLimit:
 		d.lose(now, fmt.Sprintf("its superblock cannot be read: %v", d.problem), false)
 	case commits != 0 && h.commitFailed.Load()-commits >= failLimit:

@@ -191,14 +191,33 @@ func (j *journal) release(err error) {
 
 // cleanPending makes clean what records that are not on the SSD say of these slots.
 func (j *journal) cleanPending(slots map[Slot]key) {
+	j.rewrite(func(r *record) {
+		if slots[Slot(r.slot)] == makeKey(r.backing, r.block) {
+			r.flags &^= recDirty
+		}
+	})
+}
+
+// losePending takes out of the records that are not on the SSD that the backing device had what they speak of.
+func (j *journal) losePending(id BackingID) {
+	j.rewrite(func(r *record) {
+		if r.backing == id {
+			r.flags &^= recPending
+		}
+	})
+}
+
+// rewrite changes the flags of map records that are not on the SSD.
+func (j *journal) rewrite(change func(r *record)) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for l := LSN(j.durableLSN.Load()); l < j.mu.next; l++ {
 		p := j.mu.ring.at(l)
 		r := decodeRecord(p)
-		if r.kind == recMap && slots[Slot(r.slot)] == makeKey(r.backing, r.block) {
-			r.flags &^= recDirty
-			r.encode(p)
+		if was := r.flags; r.kind == recMap {
+			if change(&r); r.flags != was {
+				r.encode(p)
+			}
 		}
 	}
 }

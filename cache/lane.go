@@ -130,6 +130,9 @@ func (l *Lane) Complete(op *Op, err error) {
 	if op.Dev == SSD {
 		l.ssdOps.remove(op)
 		if err != nil {
+			if op.mayForget(err) {
+				l.c.ssdForgot()
+			}
 			l.c.ssdFailed(err)
 		}
 	} else {

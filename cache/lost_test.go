@@ -510,3 +510,24 @@ func TestLostFUAOverDirty(t *testing.T) {
 		t.Error("after a power cut the SSD would have the older copy, dirty")
 	}
 }
+
+// TestLostByBoth: what the backing device has lost of a written-through block, the SSD has; if that is lost as well,
+// before the record of it was on the SSD, the block is an error, and not what the backing device had before.
+func TestLostByBoth(t *testing.T) {
+	for _, forgets := range []bool{false, true} {
+		v := newLossy(t, FormatOptions{NoChecksums: true}, Writethrough)
+		v.write(0, fill(1, 1))
+		if forgets {
+			clear(v.back)
+			v.c.Lost(v.b.id)
+		}
+		v.vanish()
+		v.restart()
+		if !forgets {
+			v.wantRead(0, fill(1, 1))
+			continue
+		}
+		_, err := v.read(0, BlockSize)
+		v.wantError(err, ErrDirtyBad, "the block that both have lost")
+	}
+}

@@ -16,15 +16,11 @@ func (r *recovery) verifyPending(recs []record) error {
 	var bad []BucketID
 	for i := range recs {
 		m := &recs[i]
+		k, e, ok := r.current(m)
+		if !ok || !r.fresh[e.slot] {
+			continue
+		}
 		b := c.backing(m.backing)
-		if m.kind != recMap || b == nil {
-			continue
-		}
-		k := makeKey(m.backing, m.block)
-		e, ok := c.index.find(k)
-		if !ok || e.slot != Slot(m.slot) || e.st&stBad != 0 {
-			continue
-		}
 		if c.checksums {
 			if _, err := c.ssd.ReadAt(page, c.geo.slotOff(e.slot)); err == nil &&
 				dataSum(page, uint64(k)) == e.sum {

@@ -50,6 +50,8 @@ const (
 	mutMissedKept
 	mutMissedDirty
 	mutPendingTrusted
+	mutFlushBelieved
+	mutNotWrittenAgain
 	mutLossForgotten
 	mutLossUnreported
 	mutLossUnkept

@@ -60,6 +60,9 @@ var mutants = [numMutants]struct{ name, what, in string }{
 	mutMissedDirty:      {"missed-dirty", "a marker does not tell of dirty data", inVanish},
 	mutPendingTrusted:   {"pending-trusted", "what an SSD was not flushed for counts as there when it is back", inVanish},
 
+	mutFlushBelieved:   {"flush-believed", "after a flush of the SSD that has failed the next one counts", ""},
+	mutNotWrittenAgain: {"not-written-again", "what a failed flush was to cover is not written again", ""},
+
 	mutLossForgotten:      {"loss-forgotten", "what a backing device may have lost is not written back again", inGone},
 	mutLossUnreported:     {"loss-unreported", "no FLUSH fails for what a backing device has lost", inGone},
 	mutLossUnkept:         {"loss-unkept", "a loss that no FLUSH has told of is forgotten when the daemon is killed", inGone},

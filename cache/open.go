@@ -29,9 +29,10 @@ func Open(dev Storage, o Options) (*Cache, error) {
 
 func newCache(dev Storage, sb *Superblock, o Options) (*Cache, error) {
 	c := &Cache{
-		geo: sb.Geometry, checksums: sb.Checksums, epoch: sb.Epoch, opts: o, ssd: dev, sb: sb,
+		geo: sb.Geometry, checksums: sb.Checksums, epoch: sb.Epoch, opts: o, sb: sb,
 		buckets: make([]bucket, sb.Geometry.Buckets),
 	}
+	c.ssd = notedSSD{dev, c}
 	c.stallLimit = limitOf(o.StallLimit, defaultStallLimit)
 	c.lossLimit = limitOf(o.LossLimit, defaultLossLimit)
 	c.publishSuper()

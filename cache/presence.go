@@ -187,6 +187,7 @@ func (c *Cache) lose(b *Backing, told bool) {
 		s.mu.Unlock()
 	}
 	if len(pending) > 0 {
+		c.journal.losePending(b.id)
 		b.dirtySince.CompareAndSwap(0, 1) // as old as can be: it had been written back already
 		c.pokeBackground()
 	}

@@ -20,7 +20,12 @@ type recovery struct {
 	torn    map[uint64]bool // places in the ring whose pages are neither whole nor empty
 	doubt   bool            // the page behind the end is one of them, so it is not known what it said
 	pending int             // records that came from the pending ring
-	lost    int             // dirty blocks of them that the SSD does not have
+	// ringRecs are all that the ring has, also those that are in the journal.
+	ringRecs []record
+	// fresh are the slots that they speak of and that the journal did not have for the same block before:
+	// what those hold has been flushed.
+	fresh map[Slot]bool
+	lost  int // dirty blocks of them that the SSD does not have
 	// doubtful says that the SSD was lost: it may lack data that the pending ring speaks of. doubted are the
 	// records that speak of such, also those that an earlier start has brought to the journal.
 	doubtful bool
@@ -77,6 +82,11 @@ func (r *recovery) run() error {
 	if r.readOnly {
 		return nil
 	}
+	if r.doubtful && !r.cold && !r.renew {
+		if err := r.writeAgain(); err != nil {
+			return fmt.Errorf("write again what a failed flush was to cover: %w", err)
+		}
+	}
 	switch {
 	case r.cold:
 		err = r.startCold()
@@ -107,7 +117,7 @@ func (r *recovery) run() error {
 		return err
 	}
 	if r.doubtful {
-		r.doubted = append(r.doubted, recs...)
+		r.doubted = append(r.doubted, r.ringRecs...)
 	}
 	if len(r.doubted) > 0 && !r.cold && !mutated(mutPendingTrusted) {
 		if err := r.verifyPending(r.doubted); err != nil {

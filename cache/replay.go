@@ -64,6 +64,9 @@ func (r *recovery) replayPage(p journalPage, data []byte) error {
 		r.apply(l, &rec)
 		if r.c.sb.doubt.has(l) {
 			r.doubted = append(r.doubted, rec)
+			if rec.kind == recMap {
+				r.note(Slot(rec.slot))
+			}
 		}
 	}
 	if p.ends {
@@ -177,6 +180,14 @@ func (r *recovery) applyMap(l LSN, rec *record) {
 	r.touch(slot, l)
 }
 
+// note puts a slot into fresh.
+func (r *recovery) note(s Slot) {
+	if r.fresh == nil {
+		r.fresh = map[Slot]bool{}
+	}
+	r.fresh[s] = true
+}
+
 // replayPending applies what a killed daemon left in the pending ring, and returns the records, which
 // are to be written to the journal, so that from there on the SSD has everything.
 func (r *recovery) replayPending() ([]record, error) {
@@ -199,7 +210,7 @@ func (r *recovery) replayPending() ([]record, error) {
 	if len(recs) == 0 {
 		return nil, nil
 	}
-	r.ringFirst = first
+	r.ringFirst, r.ringRecs = first, recs
 	for i := range recs {
 		if recs[i].kind == recMap && recs[i].flags&recDirty != 0 {
 			r.ringDirty |= 1 << ((recs[i].backing - 1) % MaxBackings)
@@ -213,10 +224,18 @@ func (r *recovery) replayPending() ([]record, error) {
 		r.next = first
 	}
 	skip := min(int(r.next-first), len(recs))
+	for i := range recs[:skip] {
+		if recs[i].kind == recMap {
+			r.note(Slot(recs[i].slot)) // nobody knows what the journal had before
+		}
+	}
 	recs = recs[skip:]
 	for i := range recs {
 		if err := recs[i].check(&c.geo); err != nil {
 			return nil, fmt.Errorf("pending ring: %w", err)
+		}
+		if _, _, known := r.current(&recs[i]); recs[i].kind == recMap && !known {
+			r.note(Slot(recs[i].slot))
 		}
 		r.apply(r.next, &recs[i])
 		r.next++

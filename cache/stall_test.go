@@ -162,7 +162,7 @@ func TestFailingCommits(t *testing.T) {
 	until := v.now + failLimit/2
 	v.fail = func(op *Op) error {
 		if op.Dev == SSD && op.FUA && v.now < until {
-			return errMedium
+			return syscall.ENOSPC // nothing that was written before is lost with it
 		}
 		return nil
 	}
@@ -188,10 +188,10 @@ func TestFailureThenStall(t *testing.T) {
 	v.write(0, fill(1, 1))
 	failed := false
 	v.fail = func(op *Op) error {
-		if op.Dev == SSD && op.Kind == OpFlush && !failed {
+		if op.Dev == SSD && op.FUA && !failed {
 			failed = true
 			v.stall()
-			return errMedium
+			return syscall.ENOSPC
 		}
 		return nil
 	}

@@ -70,23 +70,54 @@ func (s *Sim) crash() {
 	s.restartAfter(how)
 }
 
+// ringLost is where the pending ring notes that a flush has failed.
+const ringLost = 56
+
 // crashStart starts the cache, which gets as far as that many writes and flushes of the SSD.
 func (s *Sim) crashStart(left int) {
+	s.brokenStart(false, func(kind cache.OpKind) bool {
+		if kind != cache.OpRead {
+			left--
+		}
+		return left < 0 && kind != cache.OpRead
+	})
+}
+
+// brokenStart starts the cache, and operations of the SSD that fails names fail: since the process has ended, unless
+// it is to live on.
+func (s *Sim) brokenStart(lives bool, fails func(kind cache.OpKind) bool) {
 	s.res.CrashedStarts++
+	forgot := false
 	s.ssd.hook = func(kind cache.OpKind, _, _ int64) error {
-		if kind == cache.OpRead {
+		if !fails(kind) {
 			return nil
 		}
-		if left--; left < 0 {
-			return errCrash
-		}
-		return nil
+		forgot = forgot || kind == cache.OpFlush
+		return errCrash
 	}
+	lost := binary.LittleEndian.Uint64(s.ring[ringLost:])
 	c, err := cache.Open(s.ssd, cache.Options{Pending: s.ring, Load: s.options().Load})
 	s.ssd.hook = nil
 	if err == nil {
-		c.Abandon()
+		c.Abandon() // it has done without what failed
 	}
+	switch {
+	case !forgot:
+	case lives:
+		s.van.forgot = true
+		s.giveUp()
+	default: // that was no flush that failed
+		binary.LittleEndian.PutUint64(s.ring[ringLost:], lost)
+	}
+}
+
+// giveUp excuses what is lost without checksums after a flush of the SSD has failed.
+func (s *Sim) giveUp() {
+	if s.van.forgot && !s.cfg.Checksums { // nothing shows what the failed flush has cost
+		s.van.lost = true
+		s.noteBad(nil)
+	}
+	s.van.forgot = false
 }
 
 // restartAfter starts the cache after a crash.
@@ -139,6 +170,10 @@ func (s *Sim) die(how Crash) {
 		}
 	}
 	s.ops = nil
+	if how.killed() {
+		s.giveUp()
+	}
+	s.van.forgot = false
 	for i := range s.absences {
 		s.absences[i] = absence{owed: s.absences[i].owed}
 	}
@@ -230,14 +265,14 @@ func (s *Sim) idle(what string, done func() bool) error {
 		if s.err != nil {
 			return s.err
 		}
-		if s.ending && s.away() {
+		if s.ending && s.away() || s.script && s.failedFlush() {
 			if s.comeBack(); s.van.over {
 				return errOver
 			}
 			continue
 		}
 		s.lookAtImages()
-		if i > 1_000_000 {
+		if i > 30_000 {
 			return fmt.Errorf("%s does not end: %d operations and %d requests in flight, the SSD is %v",
 				what, len(s.ops), len(s.reqs), s.van.health)
 		}

@@ -43,7 +43,8 @@ type Disk struct {
 	data     arena
 	fua      []uint32
 	seq      uint32
-	base     int // writes that left volatile, so that base+len(volatile) counts all
+	base     int  // writes that left volatile, so that base+len(volatile) counts all
+	given    bool // up: a flush has failed, and what it was to cover reads as written until the power goes
 	marks    []uint8
 	full     bool
 	dead     bool  // all operations fail
@@ -258,7 +259,7 @@ func (d *Disk) flush(mark int) {
 	d.Flushes++
 	n := max(0, mark-d.base)
 	d.base += n
-	if n == len(d.volatile) {
+	if n == len(d.volatile) && !d.given {
 		d.settled()
 		return
 	}
@@ -273,12 +274,22 @@ func (d *Disk) flush(mark int) {
 	d.volatile = append(d.volatile[:0], d.volatile[n:]...)
 }
 
+// flushFails gives up what a flush was to cover: no later one makes it durable, only another write of it. It can
+// be read until the power goes, as what Linux has in its page cache, or a drive in its own.
+func (d *Disk) flushFails(mark int) {
+	if n := max(0, mark-d.base); n > 0 {
+		d.base += n
+		d.volatile = append(d.volatile[:0], d.volatile[n:]...)
+		d.given = true
+	}
+}
+
 // settled forgets the volatile cache: what reads return is durable.
 func (d *Disk) settled() {
 	for _, s := range d.savedOf {
 		d.savedAt[s] = 0
 	}
-	d.savedOf, d.volatile = d.savedOf[:0], d.volatile[:0]
+	d.savedOf, d.volatile, d.given = d.savedOf[:0], d.volatile[:0], false
 	d.saved.reset()
 	d.data.reset()
 }

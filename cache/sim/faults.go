@@ -33,8 +33,9 @@
 //   - FaultSSDSector, FaultBackingSector: latent sector errors. Reads of those sectors fail until
 //     they are written again;
 //   - FaultRead, FaultWrite, FaultFlush, on either device: one operation fails. A failed write has
-//     changed any part of its sectors, or none; a failed flush has made nothing durable, and lost
-//     nothing that it covered: a later one does;
+//     changed any part of its sectors, or none. A failed flush has made nothing durable. What it covered
+//     on the SSD can be read until the power goes, but no later flush makes it durable: only another write
+//     does, and another flush. The same may come of a failed write with FUA. On a backing device a later one does;
 //   - FaultFull, either device: thinly provisioned, and out of space. Writes to places never written
 //     before, or discarded since, fail with ENOSPC for some time;
 //   - FaultBackingDead: the backing device fails all operations for some time;
@@ -240,6 +241,13 @@ func (s *Sim) outcome(f *flyingOp) error {
 	case hit:
 		err = errMedium
 		s.partly(op, d)
+		switch {
+		case op.Dev != cache.SSD:
+		case op.Kind == cache.OpFlush:
+			d.flushFails(f.mark)
+		case op.FUA && s.rng.IntN(2) == 0: // made of a write and a flush
+			d.flushFails(d.mark0())
+		}
 	case d.dead, op.Kind == cache.OpRead && d.marked(op.Off, op.Len, markUnreadable):
 		err = errMedium
 	case op.Kind == cache.OpWrite && d.full && !d.allocated(op.Off, op.Len):
@@ -251,7 +259,15 @@ func (s *Sim) outcome(f *flyingOp) error {
 		s.trace("    %v", err)
 	}
 	s.excuse(op, err)
+	s.noteForgot(op, err)
 	return err
+}
+
+// noteForgot notes that the SSD may have dropped what it had not been flushed for.
+func (s *Sim) noteForgot(op *cache.Op, err error) {
+	if op.Dev == cache.SSD && err != nil && err != errFull && (op.Kind == cache.OpFlush || op.FUA) {
+		s.van.forgot = true
+	}
 }
 
 // struck takes the armed fault that fits the operation.

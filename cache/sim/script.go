@@ -241,7 +241,8 @@ const slowTicks = 5
 // next does what comes next in a scenario: all that is woken, then the oldest operation; without one,
 // time passes.
 func (s *Sim) next() {
-	for again := s.err == nil; again; {
+	again := s.err == nil
+	for i := 0; again && i < 100; i++ { // without its SSD a cache looks at what waits at each tick
 		again = false
 		for _, l := range s.lanes {
 			if l.woken {

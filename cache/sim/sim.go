@@ -340,6 +340,10 @@ func (s *Sim) step(requests bool) {
 	case x < 19:
 		s.finishMarker()
 		s.guard()
+		if requests && s.failedFlush() && s.rng.IntN(8) == 0 {
+			s.comeBack()
+			return
+		}
 		s.now += int64(s.rng.IntN(100)) * int64(time.Millisecond)
 		s.bg().l.Tick()
 	case requests && s.cfg.ModeChanges && s.well() && s.rng.IntN(20) == 0:

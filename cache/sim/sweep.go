@@ -88,7 +88,10 @@ func (w *sweep) play(trace func(string, ...any)) (reached bool, r Result, err er
 			return kind, ok
 		}
 	}
-	if err := w.sc.play(s); err != nil {
+	if err := w.sc.play(s); errors.Is(err, errOver) {
+		s.c.Abandon()
+		return true, s.res, s.err
+	} else if err != nil {
 		return true, s.res, errors.Join(s.err, err)
 	}
 	reached = s.count >= w.at
@@ -140,22 +143,15 @@ func (w *sweep) start(s *Sim) (reached bool, err error) {
 	s.c.Abandon()
 	s.lanes = nil
 	n := 0
-	s.ssd.hook = func(kind cache.OpKind, _, _ int64) error {
+	s.brokenStart(w.what == sweepStart, func(kind cache.OpKind) bool {
 		if w.what != sweepStart && kind == cache.OpRead {
-			return nil
+			return false
 		}
-		if n++; n == w.at || w.what != sweepStart && n > w.at {
-			reached = true
-			return errCrash
-		}
-		return nil
-	}
-	s.res.CrashedStarts++
-	c, openErr := cache.Open(s.ssd, cache.Options{Pending: s.ring, Load: s.options().Load})
-	s.ssd.hook = nil
-	if openErr == nil {
-		c.Abandon() // it has done without what failed
-	}
+		n++
+		broken := n == w.at || w.what != sweepStart && n > w.at
+		reached = reached || broken
+		return broken
+	})
 	if w.what != sweepStart {
 		s.die(how)
 	}

@@ -31,6 +31,7 @@ type vanishing struct {
 	bad     []map[int]bool
 	over    bool         // the operator decides
 	lost    bool         // it may lack what it was not flushed for, versions that ordered devices had to get included
+	forgot  bool         // a flush of it has failed
 	gone    error        // what the SSD answers while it is away, nil if it is there
 	health  cache.Health // what the engine thinks of it
 	drop    []cache.UUID // at the next start
@@ -83,7 +84,10 @@ func (s *Sim) vanishStep() {
 	if s.rng.IntN(2) == 0 {
 		s.van.gone = syscall.ENODEV
 	}
-	s.ssd.hook = func(cache.OpKind, int64, int64) error { return s.van.gone }
+	s.ssd.hook = func(kind cache.OpKind, _, _ int64) error {
+		s.van.forgot = s.van.forgot || kind == cache.OpFlush
+		return s.van.gone
+	}
 	s.res.Vanished++
 	s.trace("the SSD vanishes: %v", s.van.gone)
 	s.noteDirty()
@@ -129,6 +133,11 @@ var errOver = errors.New("sim: the SSD is refused")
 // away reports whether the cache is without its SSD.
 func (s *Sim) away() bool { return s.van.gone != nil || s.van.health == cache.HealthLost }
 
+// failedFlush reports whether the SSD was there all the time, and is taken for lost for what it has failed.
+func (s *Sim) failedFlush() bool {
+	return s.van.gone == nil && s.van.health == cache.HealthLost && s.ssd.stalled <= s.now && s.cfg.Vanish == 0
+}
+
 // well reports whether the superblock can be written.
 func (s *Sim) well() bool { return s.van.gone == nil && s.van.health == cache.HealthOK }
 
@@ -138,6 +147,7 @@ func (s *Sim) vanished(f *flyingOp) bool {
 		return false
 	}
 	s.trace("  op %s dev=%d off=%d len=%d: %v", f.op.Kind, f.op.Dev, f.op.Off, f.op.Len, s.van.gone)
+	s.noteForgot(f.op, s.van.gone)
 	f.l.l.Complete(f.op, s.van.gone)
 	return true
 }
@@ -244,7 +254,8 @@ func (s *Sim) mayBeBad(r *request) bool {
 // excused deals with a request that has failed for lack of an SSD, and reports whether it may.
 func (s *Sim) excused(r *request) bool {
 	switch {
-	case errors.Is(r.Err, cache.ErrSSDLost) && (s.away() || r.without) && s.van.dirty[r.dev]:
+	case errors.Is(r.Err, cache.ErrSSDLost) && (s.away() || r.without) &&
+		(s.van.dirty[r.dev] || s.lossy>>r.Backing&1 != 0): // what the backing device had not lost until then
 		s.res.FailedLost++
 	case errors.Is(r.Err, cache.ErrDirtyBad) && s.mayBeBad(r):
 		s.res.FailedBad++

@@ -114,7 +114,7 @@ func (i *Info) OpenForReading() (*Device, error) {
 }
 
 // Rewrite reads a block at off and writes it back, past all caches, beside whoever has the device: it tells
-// whether the device can be written.
+// whether the device can be written, and flushed.
 func (i *Info) Rewrite(off int64) error {
 	flags := os.O_RDWR | unix.O_CLOEXEC | unix.O_DSYNC
 	f, err := os.OpenFile(i.Path, flags|unix.O_DIRECT, 0)
@@ -129,8 +129,10 @@ func (i *Info) Rewrite(off int64) error {
 	if _, err := f.ReadAt(p, off); err != nil {
 		return err
 	}
-	_, err = f.WriteAt(p, off)
-	return err
+	if _, err = f.WriteAt(p, off); err != nil {
+		return err
+	}
+	return f.Sync() // a device with FUA has not been asked to flush yet
 }
 
 // busy says who has the device, as far as that can be found out.
