@@ -82,8 +82,8 @@ unit: bin ## unit and simulation tests, with the race detector; benchmarks once
 		go test ./cache/sim -run 'TestHistories$$' -timeout 30m -v -seeds $(SIM_SEEDS)
 	$(STAGE) "simulator, ordered devices" \
 		go test ./cache/sim -run OrderedHistories -timeout 30m -v -seeds 400
-	$(STAGE) "simulator, a fault at every step" \
-		go test ./cache/sim -run Sweeps -timeout 30m -v -every 1
+	$(STAGE) "simulator, a fault at every third step" \
+		go test ./cache/sim -run Sweeps -timeout 30m -v -every 3
 	$(STAGE) "simulator, broken engines" \
 		go test -tags mutants ./cache/sim -run Mutants -timeout 30m -v
 	$(STAGE) "benchmarks, once" go test -run '^$$' -bench . -benchtime 1x -timeout 10m ./...
@@ -123,8 +123,11 @@ vm-long: stages bin/ubvm ## the VM tests on one kernel, with those that make tes
 # The long versions of tests (vmtest.Soak) play back every point of a recording and repeat each fault.
 .PHONY: soak
 soak: stages bin/ubvm ## new histories for SOAK=1h, every fault at length, then the VM tests SOAK_ROUNDS=5 times
-	$(STAGE) "simulator for $(SOAK)" go test ./cache/sim -run Histories -timeout 0 -v \
+	$(STAGE) "simulator for $(SOAK)" go test ./cache/sim -run 'TestHistories$$' -timeout 0 -v \
 		-for $(SOAK) -from $$(date +%s)000000
+	$(STAGE) "simulator, ordered devices" \
+		go test ./cache/sim -run OrderedHistories -timeout 0 -v -seeds 20000
+	$(STAGE) "simulator, a fault at every step" go test ./cache/sim -run Sweeps -timeout 0 -v -every 1
 	$(STAGE) "faults in the VM, at length" $(UBVM) test --kernel $(KERNEL) --timeout 24h \
 		--env UBCACHE_VM_SCOPE=soak --pkg ./internal/vmtest/faults --out $(FAULTS)/soak $(VM_FLAGS)
 	$(STAGE) "VM power cuts, at length" $(UBVM) test --kernel $(KERNEL) --timeout 12h \

@@ -170,19 +170,25 @@ func BenchmarkHit(b *testing.B) {
 // BenchmarkWrite is a 4 KiB overwrite in writeback mode on memory, with the commits, checkpoints
 // and evictions that it causes.
 func BenchmarkWrite(b *testing.B) {
-	_, d, back := newBenchCache(b, FormatOptions{})
-	data := alignedBytes(BlockSize)
-	r := &Request{Backing: back.ID(), Op: ReqWrite, Len: BlockSize, Data: data}
-	b.ReportAllocs()
-	b.ResetTimer()
-	for i := range b.N {
-		r.Off = int64(i) * 2741 % benchBlocks * BlockSize
-		if err := d.do(r); err != nil {
-			b.Fatal(err)
-		}
-		if i%256 == 0 {
-			d.tick()
-		}
+	for _, copied := range []bool{false, true} {
+		b.Run(map[bool]string{false: "zero-copy", true: "copy"}[copied], func(b *testing.B) {
+			_, d, back := newBenchCache(b, FormatOptions{NoChecksums: !copied})
+			r := &Request{Backing: back.ID(), Op: ReqWrite, Len: BlockSize}
+			if copied {
+				r.Data = alignedBytes(BlockSize)
+			}
+			b.ReportAllocs()
+			b.ResetTimer()
+			for i := range b.N {
+				r.Off = int64(i) * 2741 % benchBlocks * BlockSize
+				if err := d.do(r); err != nil {
+					b.Fatal(err)
+				}
+				if i%256 == 0 {
+					d.tick()
+				}
+			}
+		})
 	}
 }
 

@@ -32,6 +32,7 @@ type vanishing struct {
 	over    bool         // the operator decides
 	lost    bool         // it may lack what it was not flushed for, versions that ordered devices had to get included
 	forgot  bool         // a flush of it has failed
+	doubted uint64       // backing devices that had lost something as well, perhaps what had been read from them
 	gone    error        // what the SSD answers while it is away, nil if it is there
 	health  cache.Health // what the engine thinks of it
 	drop    []cache.UUID // at the next start
@@ -239,10 +240,14 @@ func (s *Sim) noteBad(dirty []wishBlock) {
 			s.van.bad[dev][i/blockSectors] = true
 		}
 	}
+	s.van.doubted |= s.lossy
 }
 
 // mayBeBad reports whether the SSD may have lost a block that the request touches.
 func (s *Sim) mayBeBad(r *request) bool {
+	if s.van.doubted>>r.Backing&1 != 0 {
+		return true
+	}
 	for b := r.first / blockSectors; b <= (r.first+r.n-1)/blockSectors && r.n > 0; b++ {
 		if s.van.bad[r.dev][b] {
 			return true

@@ -62,7 +62,10 @@ func (fs FS) ordered(t *testing.T) {
 	})
 	rnd := rand.New(rand.NewPCG(uint64(len(fs.name)), 7))
 	behind, most, oldest := 0, int64(0), int64(0)
-	const images = 4
+	images := 2
+	if Long(t) {
+		images = 6
+	}
 	for i := range images {
 		before := w.done.Load()
 		Wait(t, time.Minute, "more files", func() bool { return w.done.Load() > before+20 || w.err() != nil })

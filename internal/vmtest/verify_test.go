@@ -113,10 +113,10 @@ func (r verifyRow) options() []string {
 	if r.sector == 4096 {
 		blocks = []string{"bssplit=4k/50:8k/10:12k/10:64k/15:68k/7:256k/4:1m/4", "blockalign=4k"}
 	}
-	rw, amount := "randwrite", "40m"
+	rw, amount := "randwrite", "24m"
 	if r.trims {
 		rw = "randtrimwrite" // each block is discarded and then written
-		amount = "24m"       // discards are slow; each waits until its removals are durable
+		amount = "16m"       // discards are slow; each waits until its removals are durable
 	}
 	o := append(blocks,
 		"numjobs=4", "size=48m", "offset_increment=48m", fmt.Sprint("iodepth=", r.depth),

@@ -82,7 +82,7 @@ func TestSSDFaults(t *testing.T) {
 }
 
 func (f *ssdFault) clean(t *testing.T, s *stage) {
-	for range rounds(t, 2) {
+	for range rounds(t, 1) {
 		s.y.Tried(1)
 		s.ssd.flakey(t, f.features, f.feature)
 		if !f.writes {

@@ -57,7 +57,7 @@ func vanishClean(t *testing.T, fault string) {
 	s := newLossStage(t, fault, "--mode=writethrough")
 	s.load(150, s.oracles, nil)
 	s.readAll("before the fault")
-	for range rounds(t, 2) {
+	for range rounds(t, 1) {
 		s.y.Tried(1)
 		s.vanish()
 		s.load(100, s.oracles, nil)
@@ -111,7 +111,7 @@ func vanishHeld(t *testing.T, fault string) {
 	s := newLossStage(t, fault, append([]string{"--ssd-loss-hold=3m"}, keepsDirty...)...)
 	s.load(150, s.oracles, nil)
 	dirty := s.c.Device(t, "data").DirtyBytes
-	for range rounds(t, 2) {
+	for range rounds(t, 1) {
 		s.y.Tried(1)
 		s.vanish()
 		var wg sync.WaitGroup
@@ -198,7 +198,7 @@ func stallLost(t *testing.T, fault string) {
 	}
 	s.load(150, s.oracles, nil)
 	s.readAll("before the fault")
-	for range rounds(t, 2) {
+	for range rounds(t, 1) {
 		s.y.Tried(1)
 		m := vmtest.OpenMapped(t, s.ssd.dev)
 		vmtest.Run(t, "dmsetup", "suspend", "--noflush", "--nolockfs", s.ssd.dev)
@@ -228,7 +228,7 @@ func stallLost(t *testing.T, fault string) {
 func vanishKill(t *testing.T, fault string) {
 	s := newLossStage(t, fault, "--mode=writethrough")
 	s.load(150, s.oracles, nil)
-	for range rounds(t, 2) {
+	for range rounds(t, 1) {
 		s.y.Tried(1)
 		s.vanish()
 		s.load(100, s.oracles, nil)
@@ -252,7 +252,7 @@ func unplugSSD(t *testing.T, fault string) {
 	s.begin(t, vmtest.Slice(t, "ssd", 512, faultBacking), []string{"--mode=writethrough"})
 	s.load(150, s.oracles, nil)
 	s.readAll("before the fault")
-	for range rounds(t, 2) {
+	for range rounds(t, 1) {
 		s.y.Tried(1)
 		disk.Out(t)
 		s.load(100, s.oracles, nil)
