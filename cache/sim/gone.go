@@ -2,6 +2,7 @@ package sim
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"syscall"
@@ -225,20 +226,11 @@ func (s *Sim) forget(i int) {
 func (m *model) loses(kept func(sector int) bool, before, after []byte) (real bool) {
 	m.clock++
 	m.order.powerCut()
+	m.showLoss(before, after)
 	for _, i := range m.touched {
 		s := &m.sectors[i]
 		if len(s.durable) == 1 {
 			continue
-		}
-		// A read may have been sent to the device before what the cache keeps was written.
-		for _, r := range m.reads {
-			if at := i - r.first; at >= 0 && at < len(r.allowed) {
-				for _, v := range s.durable {
-					if !r.allowed[at].has(v) {
-						r.allowed[at] = r.allowed[at].with(v)
-					}
-				}
-			}
 		}
 		if s.flying == 0 && kept(i) {
 			continue
@@ -249,6 +241,20 @@ func (m *model) loses(kept func(sector int) bool, before, after []byte) (real bo
 		s.legal, s.changed = s.durable, m.clock
 	}
 	return real
+}
+
+// showLoss lets reads in flight return what the device has after the loss: they may have been sent to it before what
+// the cache keeps was written, were it durable by now.
+func (m *model) showLoss(before, after []byte) {
+	for _, r := range m.reads {
+		for i := range r.allowed {
+			at := (r.first + i) * sectorSize
+			is, was := after[at:at+sectorSize], before[at:at+sectorSize]
+			if !bytes.Equal(is, was) && !r.allowed[i].matches(is, r.first+i) {
+				r.allowed[i] = r.allowed[i].with(version{stamp: binary.LittleEndian.Uint64(is)})
+			}
+		}
+	}
 }
 
 // matches reports whether the content of a sector is one of the versions.
