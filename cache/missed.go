@@ -10,17 +10,23 @@ import (
 // dropped if the backing device has it; else it is bad: an error until it is overwritten, not something older. Without
 // checksums nothing can be known of any of them.
 func (r *recovery) verifyPending(recs []record) error {
+	drop, bad := r.lacking(recs)
+	if err := r.appendRecords(drop); err != nil {
+		return err
+	}
+	return r.saveBuckets(bad)
+}
+
+// lacking makes bad what the SSD lacks of these records. It returns what is to be dropped, and the buckets of what is bad.
+func (r *recovery) lacking(recs []record) (drop []record, bad []BucketID) {
 	c := r.c
 	page := alignedBytes(BlockSize)
-	var drop []record
-	var bad []BucketID
 	for i := range recs {
 		m := &recs[i]
 		k, e, ok := r.current(m)
 		if !ok || !r.fresh[e.slot] {
 			continue
 		}
-		b := c.backing(m.backing)
 		if c.checksums {
 			if _, err := c.ssd.ReadAt(page, c.geo.slotOff(e.slot)); err == nil &&
 				dataSum(page, uint64(k)) == e.sum {
@@ -31,16 +37,13 @@ func (r *recovery) verifyPending(recs []record) error {
 			drop = append(drop, record{kind: recUnmap, backing: m.backing, block: m.block, sum: 1})
 			continue
 		}
-		c.setState(b, e, e.st|stBad)
+		c.setState(c.backing(m.backing), e, e.st|stBad)
 		if id := c.bucketOf(e.slot); !slices.Contains(bad, id) {
 			bad = append(bad, id)
 		}
 		r.lost++
 	}
-	if err := r.appendRecords(drop); err != nil {
-		return err
-	}
-	return r.saveBuckets(bad)
+	return drop, bad
 }
 
 // dropMissed drops what the SSD has of backing devices that have changed without it (Options.Drop).

@@ -79,7 +79,16 @@ func (r *recovery) run() error {
 		return err
 	}
 	defer func() { r.pages = nil }()
+	if r.doubtful {
+		r.doubted = append(r.doubted, r.ringRecs...)
+	}
 	if r.readOnly {
+		if !c.checksums { // else who reads the data finds out
+			drop, _ := r.lacking(r.doubted)
+			for i := range drop {
+				r.apply(r.next, &drop[i])
+			}
+		}
 		return nil
 	}
 	if r.doubtful && !r.cold && !r.renew {
@@ -115,9 +124,6 @@ func (r *recovery) run() error {
 	c.repaired = r.repairs()
 	if err := r.repair(); err != nil {
 		return err
-	}
-	if r.doubtful {
-		r.doubted = append(r.doubted, r.ringRecs...)
 	}
 	if len(r.doubted) > 0 && !r.cold && !mutated(mutPendingTrusted) {
 		if err := r.verifyPending(r.doubted); err != nil {

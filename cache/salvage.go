@@ -15,7 +15,7 @@ const (
 	// Unverified: it is the newest version; the cache has no data checksums.
 	Unverified
 	// Uncertain: the data is right (or there are no checksums), but a newer version may be lost, or the
-	// backing device may have one.
+	// backing device may have one. Without checksums also: the SSD has failed, and may not have the data.
 	Uncertain
 	// Unreadable: the SSD does not return it, or not as it was.
 	Unreadable
@@ -140,7 +140,7 @@ func (s *Salvage) Walk(ctx context.Context, id BackingID, f func(*SalvageBlock) 
 			switch {
 			case err != nil, c.checksums && dataSum(page, uint64(d.k)) != c.index.sumAt(d.slot):
 				blk.Certainty = Unreadable
-			case max(s.rec.setBy[d.slot], s.rec.lsnOf(d.slot)) < from:
+			case !c.checksums && st&stBad != 0, max(s.rec.setBy[d.slot], s.rec.lsnOf(d.slot)) < from:
 				blk.Certainty = Uncertain
 			case !c.checksums:
 				blk.Certainty = Unverified

@@ -200,3 +200,29 @@ func TestSalvageKnowsWhatTheJournalHas(t *testing.T) {
 		t.Errorf("%d blocks are unknown", n)
 	}
 }
+
+// TestSalvageDoubts: without checksums nothing shows whether an SSD that has failed has what it had not been flushed
+// for; also if a start has brought the records of it to the journal, and the pending ring is gone.
+func TestSalvageDoubts(t *testing.T) {
+	for _, mode := range []Mode{Writeback, Writethrough} {
+		v := newLossy(t, FormatOptions{NoChecksums: true}, mode)
+		v.write(9*BlockSize, fill(9, 1))
+		v.flush()
+		v.write(0, fill(1, 1))
+		v.vanish()
+		want := "unverified 9=9, uncertain 0=1"
+		if mode == Writethrough { // the backing device has it
+			want = "unverified 9=9"
+		}
+		if got, _ := salvaged(t, v.ssd, v.opts.Pending); got != want {
+			t.Errorf("%v: %q, expected %q", mode, got, want)
+		}
+		left := 4
+		if _, err := Open(shortLived{v.ssd, &left}, v.opts); err == nil {
+			t.Fatal("the start lives on")
+		}
+		if got, _ := salvaged(t, v.ssd, nil); got != want {
+			t.Errorf("%v, after a start that died: %q, expected %q", mode, got, want)
+		}
+	}
+}

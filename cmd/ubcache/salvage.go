@@ -27,7 +27,8 @@ Without --write it only reports, with --list also where the data belongs. What i
 
   proved      the newest version, and its checksum says that the data is right
   unverified  the newest version, of a cache without data checksums
-  uncertain   right, but part of the journal is lost, in which a newer version may have been
+  uncertain   right, but part of the journal is lost, in which a newer version may have been; or, without data
+              checksums, written to the SSD shortly before it failed, so that it may not have it
   unreadable  the SSD does not return it right; it is lost
 
 and it says how much may be lost without a trace.
