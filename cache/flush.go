@@ -19,6 +19,7 @@ type flush struct {
 	again   bool   // the write of the request has to be made again
 	telling bool   // it fails, and its issuer learns so of a loss
 	covers  uint64 // changes of the backing device
+	losses  uint64 // of it, when this began
 	later   uint64 // those of the second flush of it, without the SSD
 	err     error
 	next    *flush
@@ -32,7 +33,7 @@ func (l *Lane) startFlush(r *Request, scope flushScope) {
 	} else {
 		l.freeFlushes = f.next
 	}
-	*f = flush{r: r, pending: 1}
+	*f = flush{r: r, pending: 1, losses: r.b.losses.Load()}
 	f.w = waiter{lane: l, owner: f}
 	lost := l.c.lost() // then there is one flush of the backing device for both
 	if scope&flushBacking != 0 && r.Op == ReqFlush && r.b.unreported.Load() &&
@@ -68,12 +69,26 @@ func (f *flush) opDone(l *Lane, op *Op, err error) {
 	case err != nil:
 	case r.losses != noLosses && r.losses != op.losses:
 		err = ErrLost // a part of the write was gone before the rest was there
+	case f.overtaken():
+		err = ErrLost
 	case op.arg == flushLater:
 		r.b.flushDone(f.later, op.losses)
 	default:
 		r.b.flushDone(f.covers, op.losses)
 	}
 	f.done(l, err)
+}
+
+// overtaken reports whether the backing device has lost something of what a FLUSH is to cover since it began. Then
+// its issuer learns so.
+func (f *flush) overtaken() bool {
+	b := f.r.b
+	if f.r.Op != ReqFlush || f.losses >= b.bareLoss.Load() {
+		return false
+	}
+	f.tells(b)
+	b.unreported.Store(false)
+	return true
 }
 
 // run goes on when the journal is durable, or when it is known that it will not be.
@@ -118,6 +133,10 @@ func (f *flush) withoutSSD(l *Lane) {
 		}
 		f.parked = true
 		l.c.ssdHealth.park(l.c, &f.w)
+		return
+	}
+	if f.overtaken() {
+		f.done(l, ErrLost)
 		return
 	}
 	if f.later = b.wrote.Load(); f.later <= b.flushed.Load() {

@@ -161,8 +161,8 @@ func (k *loadChunk) opDone(l *Lane, op *Op, err error) {
 		return
 	}
 	switch {
-	case k.again:
-		k.step = loadWaiting
+	case k.again, k.loss != c.ssdHealth.losses.Load():
+		k.step = loadWaiting // of changes without the SSD there are no records that say what is obsolete
 	case slices.Contains(k.bad[0], true) || slices.Contains(k.bad[1], true):
 		k.step = loadDoubt
 		c.pokeBackground()

@@ -389,6 +389,31 @@ func TestLateLoadWithoutSSD(t *testing.T) {
 	h.wantRead(0, fill(1, 8))
 }
 
+// TestLateLoadEndsWithTheSSD: what was read of the index when the SSD is lost is not used, since changes from there on have
+// no records. A backing device that returns must not be compared with it.
+func TestLateLoadEndsWithTheSSD(t *testing.T) {
+	h := stoppedWith(t, 64)
+	h.start()
+	h.noLoading()
+	h.opts.Missed = func(_ Missed, done func(error)) { done(nil) }
+	h.c.opts.Missed = h.opts.Missed
+	h.tick()
+	if len(h.ops) == 0 {
+		t.Fatal("nothing is loaded")
+	}
+	h.c.ssdForgot() // the SSD can be read
+	h.until("the loss", h.c.ssdHealth.settled.Load)
+	h.write(0, fill(2, 64))
+	h.stuck = nil
+	for range 100 {
+		h.step()
+		h.tick()
+	}
+	if n, err := h.c.Recognise(h.b.ID(), h.back, 100); err != nil {
+		t.Errorf("%d blocks are compared: %v", n, err)
+	}
+}
+
 // While a device is being loaded it is not detached, and nothing is scrubbed.
 func TestLateLoadFirst(t *testing.T) {
 	h := stoppedWith(t, 64)

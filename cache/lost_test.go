@@ -531,3 +531,32 @@ func TestLostByBoth(t *testing.T) {
 		v.wantError(err, ErrDirtyBad, "the block that both have lost")
 	}
 }
+
+// TestFlushThatWaitsIsOvertaken: the backing device loses a write while a FLUSH that is to cover it waits for what
+// becomes of the SSD. That FLUSH fails, and the next one does not.
+func TestFlushThatWaitsIsOvertaken(t *testing.T) {
+	v := newLossy(t, FormatOptions{}, Writearound)
+	v.write(0, fill(1, 1))
+	v.gone = true
+	v.c.ssdFailed(syscall.ENODEV)
+	for !v.c.lost() {
+		v.l.Tick()
+	}
+	answered := map[*Request]bool{}
+	v.finish = func(f *Request) { answered[f] = true }
+	r := v.start(&Request{Op: ReqFlush})
+	if answered[r] || len(v.ops) > 0 {
+		t.Fatal("the FLUSH does not wait")
+	}
+	clear(v.back)
+	v.c.Lost(v.b.id)
+	v.pass(time.Second)
+	if !answered[r] || !errors.Is(r.Err, ErrLost) {
+		t.Errorf("the FLUSH is answered: %v, %v", answered[r], r.Err)
+	}
+	r = v.start(&Request{Op: ReqFlush})
+	v.pass(time.Second)
+	if !answered[r] || r.Err != nil {
+		t.Errorf("the next FLUSH is answered: %v, %v", answered[r], r.Err)
+	}
+}

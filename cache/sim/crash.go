@@ -116,6 +116,7 @@ func (s *Sim) giveUp() {
 	if s.van.forgot && !s.cfg.Checksums { // nothing shows what the failed flush has cost
 		s.van.lost = true
 		s.noteBad(nil)
+		s.wishes.forget() // with a pin that was not on record yet, the copy that had it
 	}
 	s.van.forgot = false
 }
