@@ -114,8 +114,13 @@ func (o *order) said() LSN {
 	return o.mu.last
 }
 
-// unsettled reports whether the backing device lacks something that was queued.
-func (o *order) unsettled() bool { return o.queued.Load()+o.shadows.Load() != 0 }
+// unsettled reports whether the backing device lacks something that was queued. What the SSD cannot return counts:
+// until its turn it stays in the index, and the device by itself is the older image, without a hole.
+func (o *order) unsettled() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.mu.ring.len() != 0
+}
 
 // ageLocked is how long the oldest version has been in the queue; of one that an earlier process
 // made it is not known, and said to be half of what is allowed.

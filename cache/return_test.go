@@ -108,6 +108,38 @@ func TestLostSettledRecord(t *testing.T) {
 	}
 }
 
+// TestLostBadBlockInOrder: an ordered device lacks a version that the SSD cannot return as it lacks any other. Without
+// the SSD it stays the older image, and the block is in the cache until its turn.
+func TestLostBadBlockInOrder(t *testing.T) {
+	v := newLossy(t, FormatOptions{}, Writeback)
+	tun := DefaultTunables()
+	tun.Ordered, tun.WritebackDelay, tun.SequentialCutoff = true, time.Hour, 0
+	if err := v.c.SetTunables(v.b.id, tun); err != nil {
+		t.Fatal(err)
+	}
+	v.until("the order", func() bool { return v.b.order.sound.Load() })
+	v.write(0, fill(1, 1))
+	v.flush()
+	v.ssd[v.slotOf(0)] ^= 1
+	if _, err := v.read(0, BlockSize); err == nil || v.b.bad.Load() != 1 || v.b.order.mu.ring.len() != 1 {
+		t.Fatalf("read: %v; %d blocks are bad, %d queued", err, v.b.bad.Load(), v.b.order.mu.ring.len())
+	}
+	v.vanish()
+	for _, blk := range []int64{0, 64} {
+		err := v.do(&Request{Op: ReqWrite, Off: blk * BlockSize, Len: BlockSize, Data: fill(2, 1)})
+		v.wantError(err, ErrSSDLost, "write")
+		err = v.do(&Request{Op: ReqDiscard, Off: blk * BlockSize, Len: BlockSize})
+		v.wantError(err, ErrSSDLost, "discard")
+	}
+	if len(v.markers) != 0 {
+		t.Error("the SSD has missed something")
+	}
+	v.restart()
+	v.write(0, fill(3, 1))
+	v.drain()
+	v.wantRead(0, fill(3, 1))
+}
+
 // TestLostOrder: whether a device is ordered is a matter of the SSD's records.
 func TestLostOrder(t *testing.T) {
 	v := newLossy(t, FormatOptions{}, Writeback)
