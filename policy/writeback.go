@@ -19,7 +19,7 @@ const (
 	idleAfter = 500 * time.Millisecond
 	minRate   = 256              // blocks per second
 	drainRT   = 16 * minRate     // of a drain beside requests of class RT
-	settle    = 10 * time.Second // in which the excess over the target should be gone
+	settle    = 40 * time.Second // in which the excess over the target should be gone; the pace of bcache
 )
 
 // WritebackRate is how many blocks per second should be written back: none below the target while

@@ -75,7 +75,7 @@ func (o *options) boots(ctx context.Context) (rows []row, err error) {
 // boot runs a stage in a VM.
 func (o *options) boot(ctx context.Context, bin string, stage int) ([]row, error) {
 	cmd := exec.CommandContext(ctx, filepath.Join(bin, "ubvm"), "run", "--kernel", o.kernel,
-		"--kublk", "--bare", "--mem", "6144", "--prealloc", "--timeout", "60m", "--out", bin,
+		"--kublk", "--bare", "--mem", "6144", "--prealloc", "--erms", "--timeout", "60m", "--out", bin,
 		"--bin", filepath.Join(bin, "ubbench"), "--bin", filepath.Join(bin, "ubcache"), "--",
 		"ubbench", "--rounds", strconv.Itoa(o.rounds), "--time", o.seconds.String(),
 		"--stage", strconv.Itoa(stage), "--only", o.only)

@@ -23,6 +23,7 @@ type runFlags struct {
 	timeout   time.Duration
 	memoryMiB int
 	prealloc  bool
+	erms      bool
 	disks     []string
 	bare      bool
 	env       []string
@@ -39,6 +40,8 @@ func (f *runFlags) add(fs *pflag.FlagSet, timeout time.Duration) {
 	fs.IntVar(&f.memoryMiB, "mem", 2048, "memory of the guest in MiB")
 	fs.BoolVar(&f.prealloc, "prealloc", false,
 		"take the guest's memory at once: slow to start, no stalls afterwards")
+	fs.BoolVar(&f.erms, "erms", false,
+		"leave an emulated CPU its fast string operations, which QEMU makes slow: memory is copied byte by byte")
 	fs.StringArrayVar(&f.disks, "disk", nil,
 		"add or change a disk: NAME[,size=4G][,sector=4096][,iops=N][,bps=100M][,nodiscard][,scsi][,path=FILE]")
 	fs.BoolVar(&f.bare, "bare", false, "no disks but those of --disk")
@@ -53,7 +56,7 @@ func (f *runFlags) add(fs *pflag.FlagSet, timeout time.Duration) {
 
 // apply puts the flags into a configuration.
 func (f *runFlags) apply(c *vm.Config) (err error) {
-	c.Timeout, c.MemoryMiB, c.Prealloc = f.timeout, f.memoryMiB, f.prealloc
+	c.Timeout, c.MemoryMiB, c.Prealloc, c.ERMS = f.timeout, f.memoryMiB, f.prealloc, f.erms
 	c.Job.Env = append(c.Job.Env, f.env...)
 	if f.out != "" {
 		if c.OutDir, err = filepath.Abs(f.out); err != nil {

@@ -24,13 +24,18 @@ func (a Accel) hungSeconds() int {
 	return 120
 }
 
-func (a Accel) args() []string {
+// args are QEMU's options. erms leaves an emulated CPU its fast string operations, which are slow.
+func (a Accel) args(erms bool) []string {
 	if a == KVM {
 		return []string{"-accel", "kvm", "-cpu", "host"}
 	}
 	// Five-level page tables cost an emulated CPU a lookup for nothing. Without erms nobody copies and clears memory
 	// by "rep movsb", which a CPU does by cache lines and QEMU byte by byte: 12 µs for 4 KiB instead of 3.
-	return []string{"-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "max,la57=off,erms=off"}
+	cpu := "max,la57=off"
+	if !erms {
+		cpu += ",erms=off"
+	}
+	return []string{"-accel", "tcg,thread=multi,tb-size=1024", "-cpu", cpu}
 }
 
 // image is a disk of the machinery, not of the tests.
@@ -73,7 +78,7 @@ func (r *run) qemuArgs(boot, step int) []string {
 		"-device", "virtio-scsi-pci,id=" + scsiBus,
 		"-qmp", "unix:" + r.path("qmp") + ",server=on,wait=off",
 	}
-	args = append(args, c.Accel.args()...)
+	args = append(args, c.Accel.args(c.ERMS)...)
 	if c.Prealloc {
 		args = append(args, "-mem-prealloc")
 	}

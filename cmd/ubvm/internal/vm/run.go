@@ -26,6 +26,7 @@ type Config struct {
 	Accel                         Accel
 	MemoryMiB                     int
 	Prealloc                      bool // of the memory
+	ERMS                          bool // the emulated CPU copies as QEMU's own does: slowly
 	Disks                         []Disk
 	Job                           frame.Job
 	Files                         map[string]string // path on the job disk → file or folder of the host
