@@ -28,10 +28,13 @@ func (s *Sim) excuse(op *cache.Op, err error) {
 		case op.Kind == cache.OpRead && (err != nil || s.ssd.marked(op.Off, op.Len, markWrong)):
 			s.wishes.forget() // a copy that the SSD fails loses its pin
 			for _, r := range s.reqs {
-				if s.losing(r, op) {
+				lost := s.losing(r, op)
+				if lost {
 					r.excuse |= excuseLost
 				}
-				if r.Op == cache.ReqWrite && s.restoring(r, op) {
+				// Until it is certain that the block is lost it may be written back, and what a write
+				// keeps of it is read there.
+				if r.Op == cache.ReqWrite && (lost || s.restoring(r, op)) {
 					r.excuse |= restores
 				}
 			}
