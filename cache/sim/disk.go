@@ -16,7 +16,7 @@ const (
 const (
 	markUnreadable = 1 << iota // reads fail until it is written
 	markWrong                  // it is not what was written there
-	markDoubted                // a read of it has failed
+	markDoubted                // a read of it has failed, or was wrong
 	markAllocated              // it takes space
 )
 
@@ -177,6 +177,15 @@ func (d *Disk) marked(off, n int64, mark uint8) bool {
 func (d *Disk) mark(off, n int64, mark uint8) {
 	for i := off / sectorSize; i < (off+n)/sectorSize; i++ {
 		d.marks[i] |= mark
+	}
+}
+
+// doubt marks the sectors that a read has not returned right, as far as they are why.
+func (d *Disk) doubt(off, n int64) {
+	for i := off / sectorSize; i < (off+n)/sectorSize; i++ {
+		if d.marks[i]&(markUnreadable|markWrong) != 0 {
+			d.marks[i] |= markDoubted
+		}
 	}
 }
 

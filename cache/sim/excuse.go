@@ -27,8 +27,9 @@ func (s *Sim) excuse(op *cache.Op, err error) {
 		switch {
 		case op.Kind == cache.OpRead && (err != nil || s.ssd.marked(op.Off, op.Len, markWrong)):
 			s.wishes.forget() // a copy that the SSD fails loses its pin
+			s.ssd.doubt(op.Off, op.Len)
 			for _, r := range s.reqs {
-				lost := s.losing(r, op)
+				lost := s.losing(r, op, false)
 				if lost {
 					r.excuse |= excuseLost
 				}
@@ -69,7 +70,7 @@ func (s *Sim) foresee(r *request) {
 			r.excuse |= excuseJournal // it may join a commit that has failed
 		}
 	}
-	if s.losing(r, nil) {
+	if s.losing(r, nil, true) {
 		r.excuse |= excuseLost
 	}
 	if s.cfg.Gone > 0 && s.presence(r.dev) == cache.Failing {
@@ -79,8 +80,9 @@ func (s *Sim) foresee(r *request) {
 }
 
 // losing reports whether a request needs a dirty block that the SSD cannot return: one in the slots
-// that op reads, or one that the engine knows of, and rightly so.
-func (s *Sim) losing(r *request, op *cache.Op) bool {
+// that op reads, or one that the engine knows of, and rightly so; or with soon one of which a read has
+// failed, so that the engine may be about to know it.
+func (s *Sim) losing(r *request, op *cache.Op, soon bool) bool {
 	for at := r.Off / cache.BlockSize * cache.BlockSize; at < r.Off+r.Len; at += cache.BlockSize {
 		whole := r.Off <= at && at+cache.BlockSize <= r.Off+r.Len
 		if r.Op > cache.ReqWrite || r.Op == cache.ReqWrite && whole {
@@ -93,6 +95,8 @@ func (s *Sim) losing(r *request, op *cache.Op) bool {
 			(op.Len <= cache.BlockSize || s.ssd.marked(p.Off, cache.BlockSize, markUnreadable|markWrong)):
 			return true
 		case p.Bad && s.ssd.marked(p.Off, cache.BlockSize, markUnreadable|markWrong|markDoubted):
+			return true
+		case soon && !p.Pending && s.ssd.marked(p.Off, cache.BlockSize, markDoubted):
 			return true
 		}
 	}
@@ -131,7 +135,7 @@ func (s *Sim) may(r *request) bool {
 
 // failed is for a request that failed, but not for its attributes.
 func (s *Sim) failed(r *request) {
-	if s.losing(r, nil) {
+	if s.losing(r, nil, false) {
 		r.excuse |= excuseLost
 	}
 	// Without writeback nothing is dirty, but for what a crash or a failed change has left in doubt.
