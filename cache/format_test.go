@@ -84,6 +84,11 @@ func TestReadSuperRefuses(t *testing.T) {
 	if _, err := ReadSuper(memStorage(newer)); !errors.Is(err, ErrNewer) {
 		t.Errorf("a newer format: %v", err)
 	}
+	damaged := bytes.Clone(dev)
+	damaged[superOffA+supVersion+1] ^= 0x10
+	if _, err := ReadSuper(memStorage(damaged)); err != nil {
+		t.Errorf("one copy has a damaged version: %v", err)
+	}
 	// A copy at the other one's place is not believed.
 	moved := bytes.Clone(dev)
 	copy(moved[superOffA:superOffA+superBytes], dev[superOffB:])

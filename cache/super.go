@@ -178,20 +178,31 @@ func (sb *Superblock) encode(off int64) []byte {
 	return p
 }
 
+// perhapsNewer is of a copy with a newer version that fails its checksum: the version is damaged, or the newer format
+// has another checksum. The other copy decides.
+type perhapsNewer struct{ error }
+
+func (e perhapsNewer) Unwrap() error { return e.error }
+
 // decodeSuper checks and reads the superblock copy that was found at off.
 func decodeSuper(p []byte, off int64) (*Superblock, error) {
 	le := binary.LittleEndian
 	if len(p) < superBytes || string(p[:8]) != superMagic {
 		return nil, ErrNotCache
 	}
-	if v := le.Uint32(p[supVersion:]); v > formatVersion {
-		return nil, fmt.Errorf("%w: format version %d, this one knows %d (use the newer ubcache)",
-			ErrNewer, v, formatVersion)
-	}
 	body := append([]byte(nil), p[:superBytes]...)
 	sum := le.Uint64(body[supSum:])
 	le.PutUint64(body[supSum:], 0)
-	if metaSum(body, off) != sum || le.Uint64(p[supLocation:]) != uint64(off) {
+	whole := metaSum(body, off) == sum && le.Uint64(p[supLocation:]) == uint64(off)
+	if v := le.Uint32(p[supVersion:]); v > formatVersion {
+		err := fmt.Errorf("%w: format version %d, this one knows %d (use the newer ubcache)",
+			ErrNewer, v, formatVersion)
+		if !whole {
+			err = perhapsNewer{err}
+		}
+		return nil, err
+	}
+	if !whole {
 		return nil, fmt.Errorf("%w: superblock at %d fails its checksum", ErrCorrupt, off)
 	}
 	sb := &Superblock{
@@ -385,11 +396,14 @@ func readSupers(dev Storage) (all [2]superCopy) {
 // ReadSuper reads the newer valid superblock of a cache device.
 func ReadSuper(dev Storage) (*Superblock, error) {
 	var best *Superblock
-	var firstErr error
+	var firstErr, newer error
 	var damaged []string
 	for _, k := range readSupers(dev) {
 		if errors.Is(k.err, ErrNewer) {
-			return nil, k.err
+			if _, perhaps := k.err.(perhapsNewer); !perhaps {
+				return nil, k.err
+			}
+			newer = k.err
 		}
 		if k.err != nil {
 			damaged = append(damaged, fmt.Sprintf("superblock at %d: %v", k.off, k.err))
@@ -400,6 +414,9 @@ func ReadSuper(dev Storage) (*Superblock, error) {
 		if k.sb != nil && (best == nil || k.sb.Seq > best.Seq) {
 			best = k.sb
 		}
+	}
+	if best == nil && newer != nil {
+		return nil, newer
 	}
 	if best == nil {
 		return nil, fmt.Errorf("read superblock: %w", firstErr)
