@@ -16,6 +16,8 @@ import (
 // first one of a backing device Options.Missed puts a marker in a durable place that is not the SSD, and
 // the next start drops what the SSD has of that device, or refuses if that includes dirty data.
 // A change of blocks of which the SSD, as it would be found, knows nothing is none that it misses.
+// One that makes dirty sectors obsolete is flushed before they are forgotten: the backing device has something older
+// should it lose the change.
 //
 // A FLUSH in this state answers for the backing device only. It fails as long as acknowledged data is
 // nowhere but on the SSD without a record of it there (health.unsafe).

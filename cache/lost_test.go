@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"ubcache/attrs"
 )
 
 // lossy is a harness whose SSD can vanish, and the host's markers.
@@ -559,4 +561,76 @@ func TestFlushThatWaitsIsOvertaken(t *testing.T) {
 	if !answered[r] || r.Err != nil {
 		t.Errorf("the next FLUSH is answered: %v, %v", answered[r], r.Err)
 	}
+}
+
+// TestLostOverwriteForgotten: what was dirty on the lost SSD and is overwritten on the backing device, which then loses what
+// it was not flushed for, is not what it was before both.
+func TestLostOverwriteForgotten(t *testing.T) {
+	// forgetful is such a device, with a block that is dirty and flushed.
+	forgetful := func(t *testing.T) (v *lossy, forget func()) {
+		v = newLossy(t, FormatOptions{}, Writeback)
+		v.setLoss(LossPolicy{})
+		copy(v.back, fill(7, 1))
+		durable := bytes.Clone(v.back)
+		fail := v.fail
+		v.fail = func(op *Op) error {
+			err := fail(op)
+			if err == nil && op.Dev != SSD && op.Kind == OpFlush {
+				copy(durable, v.back)
+			}
+			return err
+		}
+		v.write(0, fill(1, 1))
+		v.flush()
+		return v, func() {
+			copy(v.back, durable)
+			v.c.Lost(v.b.id)
+		}
+	}
+
+	t.Run("lost before", func(t *testing.T) {
+		v, forget := forgetful(t)
+		v.vanish()
+		v.write(0, fill(2, 1))
+		forget()
+		v.wantRead(0, fill(2, 1))
+	})
+	t.Run("lost meanwhile", func(t *testing.T) { // when the SSD has got a copy
+		v, forget := forgetful(t)
+		v.write(8*BlockSize, fill(1, 1))
+		v.stuck = func(op *Op) bool { return op.Dev != SSD && op.Kind == OpWrite && op.Off == v.b.dataOff }
+		r, ended := asked(writeOf(0, fill(2, 1)), attrs.Writethrough), false
+		v.finish = func(f *Request) { ended = ended || f == r }
+		r.Backing = v.b.id
+		v.l.Submit(r)
+		v.until("the write", func() bool { return len(v.ops) == 1 && v.stuck(v.ops[0]) })
+		v.vanish()
+		v.write(8*BlockSize, fill(2, 1)) // so that the marker, which needs a flush, is there before
+		v.stuck = nil
+		if v.until("its end", func() bool { return ended }); r.Err != nil {
+			t.Fatal(r.Err)
+		}
+		forget()
+		v.wantRead(0, fill(2, 1))
+	})
+	t.Run("a flush fails", func(t *testing.T) {
+		v, forget := forgetful(t)
+		v.vanish()
+		fail, wrote := v.fail, false
+		v.fail = func(op *Op) error {
+			if op.Dev == SSD {
+				return fail(op)
+			}
+			wrote = wrote || op.Kind == OpWrite
+			if wrote && op.Kind == OpFlush {
+				return errMedium
+			}
+			return fail(op)
+		}
+		err := v.do(writeOf(0, fill(2, 1)))
+		v.wantError(err, errMedium, "the write")
+		forget()
+		_, err = v.read(0, BlockSize)
+		v.wantError(err, ErrSSDLost, "the block that nobody has")
+	})
 }

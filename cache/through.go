@@ -429,7 +429,10 @@ func (t *through) opsDone(l *Lane) {
 	if t.waits--; t.waits > 0 {
 		return
 	}
-	b := t.r.b
+	b, lost := t.r.b, l.c.lost()
+	if lost {
+		t.cache = false // no record of a copy will be on the SSD
+	}
 	covered := t.cache && t.whole.from == 0 && t.whole.to == int(t.span.last()-t.span.first())+1
 	if t.step == throughChange {
 		t.wrote = b.changed(t.span.first(), t.span.last())
@@ -451,20 +454,18 @@ func (t *through) opsDone(l *Lane) {
 	case t.err != nil:
 	case t.step == throughFlush:
 		b.flushDone(t.wrote, t.losses)
-	case t.stale && !covered && !t.bare && !mutated(mutStaleDroppedEarly):
+	case t.stale && !covered && !mutated(mutStaleDroppedEarly):
 		t.step, t.waits = throughFlush, 1
 		op := l.newOp(t)
 		op.Kind, op.Dev = OpFlush, b.id
 		l.issue(op, t.r)
 		return
 	}
-	if l.c.lost() && !t.bare {
-		if t.cache = false; t.err == nil && t.stale {
-			// The SSD will not know that what it has is obsolete.
-			t.late = true
-			t.withoutSSD(l)
-			return
-		}
+	if lost && !t.bare && t.err == nil && t.stale {
+		// The SSD will not know that what it has is obsolete.
+		t.late = true
+		t.withoutSSD(l)
+		return
 	}
 	if t.err == nil && !covered && t.step == throughChange {
 		t.r.losses = min(t.r.losses, t.losses)
