@@ -444,6 +444,14 @@ func (d *doctor) cleanLost(b *Backing, now int64, hope bool) {
 		d.bg.l.issue(op, nil)
 	}
 	if hope {
+		for slot, k := range slots {
+			s := c.index.stripeOf(b.id, k.block())
+			s.mu.Lock()
+			if s.locked(b.id, k.block(), lockThrough) {
+				delete(slots, slot) // the backing device may have something newer by now, of which the SSD knows nothing
+			}
+			s.mu.Unlock()
+		}
 		if d.ringed[b.id] = covered; len(slots) > 0 {
 			c.journal.cleanPending(slots)
 		}

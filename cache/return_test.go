@@ -206,3 +206,31 @@ func TestReturnIsNoVerdict(t *testing.T) {
 	v.wantRead(0, want)
 	v.wantRead(8*BlockSize, fill(2, 1))
 }
+
+// TestChangeUnderWayIsNotClean: a block that the backing device was flushed for is being changed there when the SSD hangs and is
+// lost. As long as it may be taken back in place, the copy on the SSD must not become clean in the pending ring: after
+// a kill it would be older than what the backing device has.
+func TestChangeUnderWayIsNotClean(t *testing.T) {
+	for _, changing := range []bool{false, true} {
+		v := newLossy(t, FormatOptions{}, Writethrough)
+		v.write(0, fill(1, 1))
+		v.stall()
+		if changing {
+			v.start(&Request{Op: ReqWrite, Len: BlockSize, Data: fill(2, 1)})
+			v.step() // the backing device has it
+		}
+		v.b.flushDone(v.b.mu.pending[0].wrote, 0)
+		first, n := LSN(v.c.journal.durableLSN.Load()), v.c.journal.mu.next
+		v.l.bg.doctor.cleanLost(v.b, v.now, true)
+		dirty := false
+		for l := first; l < n; l++ {
+			r := decodeRecord(v.c.journal.mu.ring.at(l))
+			dirty = dirty || r.kind == recMap && r.block == 0 && r.flags&recDirty != 0
+		}
+		if dirty != changing {
+			t.Errorf("while it is changed %v: on record it is dirty: %v", changing, dirty)
+		}
+		v.stuck = nil
+		v.settle()
+	}
+}
