@@ -118,24 +118,32 @@ func (a *aftermath) apply(l *Lane) (used int) {
 func (a *aftermath) evict(l *Lane, s *stripe) (used int) {
 	c, b := l.c, a.r.b
 	var touched [regionBlocks]BucketID
-	n, first := 0, Block(0)
+	run, n, first := 0, 0, Block(0)
 	drop := func() {
-		if n == 0 {
+		if run == 0 {
 			return
 		}
 		s.lastUnmap = c.journal.append(record{
-			kind: recUnmap, flags: recCleanOnly, backing: b.id, block: first, sum: uint32(n),
+			kind: recUnmap, flags: recCleanOnly, backing: b.id, block: first, sum: uint32(run),
 		}, touched[:n]...)
 		l.stats.EvictedBlocks.Add(int64(n))
-		n = 0
+		run, n = 0, 0
 		used++
 	}
+	loading := c.loading.on.Load()
 	for blk := a.part.first(); blk <= a.part.last(); blk++ {
 		k := makeKey(b.id, blk)
 		e, ok := c.index.find(k)
+		if run == 0 {
+			first = blk
+		}
 		switch {
-		case !ok && c.loading.on.Load():
+		case !ok && loading:
+			// What comes late is left out. A record says so to the start after a crash: whoever changes the
+			// backing device has to wait for it.
 			c.loading.remember(b.id, blk, blk, false)
+			run++
+			continue
 		case !ok:
 		case e.st&stPinned != 0:
 			a.r.ignoreHint(attrs.ReasonOverruled)
@@ -144,11 +152,9 @@ func (a *aftermath) evict(l *Lane, s *stripe) (used int) {
 		case e.st&stDirty != 0:
 			c.setState(b, e, e.st|stLeave)
 		default:
-			if n == 0 {
-				first = blk
-			}
 			touched[n] = c.bucketOf(e.slot)
 			n++
+			run++
 			c.unmapEntry(b, k, e)
 			continue
 		}

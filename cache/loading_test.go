@@ -389,6 +389,33 @@ func TestLateLoadWithoutSSD(t *testing.T) {
 	h.wantRead(0, fill(1, 8))
 }
 
+// TestLateLoadOfEvicted: a copy that was evicted by hint before it was loaded has to be out of the cache on record before the backing
+// device changes: a crash would bring it back else, as older data.
+func TestLateLoadOfEvicted(t *testing.T) {
+	h := stoppedWith(t, 64)
+	h.start()
+	h.noLoading()
+	if a := h.hint(ReqRead, 0, 1, "hint=evict"); a.Status != attrs.Handled {
+		t.Fatalf("%+v", a)
+	}
+	h.loaded()
+	if r := h.resident(0, 1); r.Cached != 0 {
+		t.Fatalf("%+v", r)
+	}
+	h.mode(Writearound)
+	var order []string
+	h.fail = func(op *Op) error {
+		if op.Kind == OpWrite && (op.Dev != SSD || op.FUA) {
+			order = append(order, map[bool]string{true: "record", false: "backing device"}[op.Dev == SSD])
+		}
+		return nil
+	}
+	h.write(0, fill(2, 1))
+	if len(order) != 2 || order[0] != "record" {
+		t.Errorf("the order is %q", order)
+	}
+}
+
 // TestLateLoadEndsWithTheSSD: what was read of the index when the SSD is lost is not used, since changes from there on have
 // no records. A backing device that returns must not be compared with it.
 func TestLateLoadEndsWithTheSSD(t *testing.T) {
