@@ -113,7 +113,7 @@ func (r verifyRow) options() []string {
 	if r.sector == 4096 {
 		blocks = []string{"bssplit=4k/50:8k/10:12k/10:64k/15:68k/7:256k/4:1m/4", "blockalign=4k"}
 	}
-	rw, amount := "randwrite", "24m"
+	rw, amount := "randwrite", "28m"
 	if r.trims {
 		rw = "randtrimwrite" // each block is discarded and then written
 		amount = "16m"       // discards are slow; each waits until its removals are durable
