@@ -21,13 +21,14 @@ func (l *Lane) distrust(b *Backing, k key, slot Slot, failed bool) distrustResul
 	s.mu.Lock()
 	e, ok := c.index.find(k)
 	result := distrustChanged
+	away := c.health() != HealthOK || failed && c.ssdHealth.doubt.Load() // that is no verdict on the block
 	switch {
 	case !ok || e.slot != slot:
-	case e.st.onBacking() && (e.st&stPending != 0 || c.health() != HealthOK || failed && c.ssdHealth.doubt.Load()):
+	case e.st.onBacking() && (e.st&stPending != 0 || away):
 		// The backing device has the only copy now, so a FLUSH is to it.
 		b.relyOn(b.wrote.Load())
 		result = distrustLeft
-		if e.st&stPending != 0 && e.st&stLeave == 0 {
+		if e.st&stPending != 0 && e.st&stLeave == 0 && !away {
 			c.setState(b, e, e.st&^stPinned|stLeave) // what the SSD fails loses its pin
 			l.io[b.id].HealedBlocks.Add(1)
 		}

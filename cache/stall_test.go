@@ -6,6 +6,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"ubcache/attrs"
 )
 
 // stalled makes operations on the SSD hang, those under way included, and lets time pass.
@@ -445,5 +447,33 @@ func TestStallWithoutBackingDevice(t *testing.T) {
 	}
 	if !bytes.Equal(read.Data, fill(1, 4)) || !bytes.Equal(first.Data, fill(1, 1)) {
 		t.Error("the data is wrong")
+	}
+}
+
+// TestStuckReadsOfPending: what is pending when the SSD stalls, or is lost, is not taken for bad: it stays, with
+// its pin.
+func TestStuckReadsOfPending(t *testing.T) {
+	for _, d := range []time.Duration{defaultStallLimit, defaultLossLimit} {
+		v := newLossy(t, FormatOptions{}, Writethrough)
+		v.write(0, fill(1, 4))
+		want(t, "pin", v.hint(ReqRead, 0, 4, "hint=pin"), attrs.Handled, attrs.ReasonNone)
+		answered := 0
+		v.finish = func(*Request) { answered++ }
+		v.stuck = func(op *Op) bool { return op.Dev == SSD || op.Kind == OpFlush } // so it stays pending
+		whole := v.start(&Request{Op: ReqRead, Len: 2 * BlockSize, Data: make([]byte, 2*BlockSize)})
+		part := v.start(&Request{Op: ReqRead, Off: 2*BlockSize + 512, Len: 512, Data: make([]byte, 512)})
+		v.pass(d + 2*time.Second)
+		if answered != 2 || !bytes.Equal(whole.Data, fill(1, 2)) || !bytes.Equal(part.Data, fill(1, 1)[:512]) {
+			t.Fatalf("%d reads are answered, or the data is wrong", answered)
+		}
+		if r := v.resident(0, 4); r.Pinned != 4 || r.Leaving != 0 {
+			t.Errorf("the SSD is %v: %+v", v.c.health(), r)
+		}
+		v.stuck = nil
+		v.until("the return", func() bool { return v.c.health() == HealthOK })
+		v.until("cleaning", func() bool { return len(v.b.mu.pending) == 0 })
+		if r := v.resident(0, 4); r.Pinned != 4 {
+			t.Errorf("when the SSD is back: %+v", r)
+		}
 	}
 }
