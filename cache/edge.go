@@ -173,6 +173,7 @@ func (g *edge) haveSlot(l *Lane) {
 		g.merge(l, g.e.st&stMask)
 		return
 	}
+	g.read.slots[g.at] = g.e.slot // should the client's checksum not match, it is this one that is wrong
 	from, n, _ := blockPart(g.span, g.r, g.blk)
 	if sectors(from, n)&^g.e.st == 0 {
 		g.copyIn(l, g.page)

@@ -127,9 +127,6 @@ func (p *readPiece) elsewhere(c *Cache, i int) bool {
 	s.mu.Lock()
 	e, ok := c.index.find(k)
 	s.mu.Unlock()
-	if ok {
-		p.slots[i] = e.slot
-	}
 	return !ok || e.st&(stDirty|stPending) != stDirty
 }
 
@@ -164,8 +161,8 @@ func (p *readPiece) retried(l *Lane) {
 	p.maybeFill(l)
 }
 
-// dropClean takes a block whose slot holds wrong data out of the cache, if it is there still and
-// clean.
+// dropClean takes a block whose slot, which was read, holds wrong data out of the cache, if it is there still
+// and clean: a write may have given it another one meanwhile.
 func (l *Lane) dropClean(b *Backing, k key, slot Slot) {
 	c := l.c
 	room := c.journal.reserve(1)

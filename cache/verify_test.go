@@ -165,6 +165,49 @@ func TestReadMismatchIsRetried(t *testing.T) {
 	}
 }
 
+// TestMismatchOfAnOlderCopy: a read that gets what was overwritten meanwhile says nothing about the new copy.
+func TestMismatchOfAnOlderCopy(t *testing.T) {
+	for _, partly := range []bool{false, true} {
+		h := unchecked(t)
+		h.write(0, fill(1, 1))
+		h.drain()
+		if partly { // the block needs an edge
+			h.drop(0)
+			h.write(512, fill(1, 1)[:512])
+			h.drain()
+			h.wantNotFull(0)
+		}
+		before := h.stats().HealedBlocks
+		// The read takes so long that a write overtakes it, and is written back.
+		r := request(t, ReqRead, 0, 1, "")
+		r.Attrs.SetChecksum(attrs.Checksum{
+			Algorithm: attrs.XXH64, Sums: attrs.XXH64.AppendSums(nil, fill(2, 1)),
+		})
+		r.Backing = h.b.ID()
+		h.l.Submit(r)
+		if len(h.ops) != 1 {
+			t.Fatalf("%d operations", len(h.ops))
+		}
+		old := h.ops[0]
+		h.stuck = func(op *Op) bool { return op == old }
+		h.write(0, fill(2, 1))
+		_ = h.c.SetDrain(h.b.ID(), true)
+		h.until("the drain", func() bool { return h.b.Remaining() == 0 })
+		slot := h.slotOf(0)
+		if slot < 0 || slot == old.Off || h.c.health() != HealthOK {
+			t.Fatalf("the write is at %d, the read is at %d, the SSD is %v", slot, old.Off, h.c.health())
+		}
+		h.stuck, h.done = nil, false
+		h.until("the read", func() bool { return h.done })
+		if r.Err != nil || !bytes.Equal(r.Data, fill(2, 1)) {
+			t.Errorf("partly %t: %v", partly, r.Err)
+		}
+		if h.slotOf(0) != slot || h.stats().HealedBlocks != before {
+			t.Errorf("partly %t: the new copy is at %d, was at %d", partly, h.slotOf(0), slot)
+		}
+	}
+}
+
 func (h *harness) wantNotFull(blk Block) {
 	h.t.Helper()
 	if e, ok := h.c.index.find(makeKey(h.b.id, blk)); !ok || e.st.full() {
