@@ -7,8 +7,13 @@ func (r *recovery) replay() error {
 	j := &r.c.journal
 	r.doubt = r.torn[end%j.pages] && r.top.seq < end
 	r.next = 1
-	if len(runs) > 0 {
+	switch {
+	case len(runs) > 0:
 		r.next = r.pages[runs[0].from].first
+	case r.top.seq != 0 && len(r.dmg.gaps) == 0:
+		// The tail was at the end, as after a stop in order, and the first commit from there was torn: of its
+		// pages, all full but the last, the first is missing. So nothing from there on was ever durable.
+		r.next = r.top.first - LSN((r.top.seq-r.top.tail)*pageRecords)
 	}
 	// Where a block has left a bucket and its summary does not know, the record that moved it is being
 	// replayed, perhaps without effect; it must not leave the journal before the summary is right.
