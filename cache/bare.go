@@ -46,7 +46,7 @@ func (t *through) missed(l *Lane) bool {
 		k := &t.locks[i]
 		s := c.index.stripeOf(b.id, k.first)
 		s.mu.Lock()
-		known := s.lastUnmap != 0 && !c.journal.isDurable(s.lastUnmap) || c.loading.on.Load()
+		known := s.lastUnmap != 0 && !c.journal.isDurable(s.lastUnmap) || c.loading.mayLack()
 		for blk := k.first; blk <= k.last && !known && b.cached.Load() != 0; blk++ {
 			_, known = c.index.find(makeKey(b.id, blk))
 		}

@@ -318,7 +318,7 @@ func (c *Cache) place(b *Backing, k key, e *entry) (touched [2]BucketID, n int, 
 	}
 	c.index.insert(k, *e)
 	c.own(e.slot, e.owner)
-	return touched, n, ok && old.st&stDirty == 0 || !ok && c.loading.on.Load() && !mutated(mutLateCopyUnseen)
+	return touched, n, ok && old.st&stDirty == 0 || !ok && c.loading.mayLack() && !mutated(mutLateCopyUnseen)
 }
 
 func mapRecord(k key, e entry) record {

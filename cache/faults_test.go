@@ -13,13 +13,15 @@ func fill(b byte, blocks int) []byte { return bytes.Repeat([]byte{b}, blocks*Blo
 // small is a harness on small devices.
 func small(t *testing.T) *harness { return smallWith(t, FormatOptions{BucketBytes: 64 << 10}) }
 
-func smallWith(t *testing.T, o FormatOptions) *harness {
+func smallWith(t *testing.T, o FormatOptions) *harness { return smallOn(t, o, 4<<20) }
+
+func smallOn(t *testing.T, o FormatOptions, backing int) *harness {
 	t.Helper()
 	dev := make(memStorage, 6<<20)
 	if _, err := Format(dev, o); err != nil {
 		t.Fatal(err)
 	}
-	h := newHarness(t, dev, 4<<20)
+	h := newHarness(t, dev, backing)
 	t.Cleanup(func() {
 		if p := h.c.Verify(); len(p) > 0 {
 			t.Errorf("the index is inconsistent: %v", p)

@@ -330,6 +330,7 @@ func (j *journal) wants(o *order) bool { return j.usedPages() >= j.pages/4 && j.
 func (j *journal) advanceTail() {
 	j.mu.Lock()
 	oldest := j.c.oldestQueued(j.mu.queue.oldest(j.c.buckets, LSN(j.durableLSN.Load())))
+	j.c.loading.saved(j.mu.queue.oldest(j.c.buckets, noLSN))
 	if c := j.c; c.loading.on.Load() && !mutated(mutTailWhileLoading) {
 		oldest = min(oldest, c.loading.from)
 	}

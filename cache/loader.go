@@ -200,6 +200,7 @@ func (k *loadChunk) loadBucket(c *Cache, b BucketID, at int) {
 			if found[0].state == summaryBad || found[1].state == summaryBad {
 				g.lost.Add(1)
 				stale = true
+				g.unsure.Store(true) // the next start may be able to load it
 			}
 			continue
 		}

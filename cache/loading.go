@@ -28,7 +28,9 @@ import (
 //
 // All of it is decided under the lock of the block's stripe, under which late entries enter the index,
 // too. What is remembered is bounded: a change of the backing device that finds no room waits until all
-// is loaded.
+// is loaded. Others that find none make everything that comes late be left out. As of that, and of pages that cannot
+// be loaded, there is no record, changes go on to record the removal of copies that they do not find, until a
+// checkpoint has written the summaries.
 
 // LoadOptions say how a start loads the index. The zero value is usable.
 type LoadOptions struct {
@@ -55,7 +57,10 @@ type loading struct {
 	// some says that something is remembered. It is set under a stripe's lock, and exact under that of
 	// the block in question.
 	some atomic.Bool
-	from LSN // the first record of this start
+	// unsure says that entries were left out, or could not be loaded, of whose removal there is no record: a crash
+	// finds them in the summaries, until these are written. It is on before they are left out.
+	unsure atomic.Bool
+	from   LSN // the first record of this start
 
 	done, total atomic.Int64 // pages of summaries
 	lost        atomic.Int64 // of which there was no good copy
@@ -153,6 +158,7 @@ func (g *loading) remember(b BackingID, first, last Block, promised bool) (used 
 	if r.region == 0 {
 		if !promised && g.mu.used+g.mu.promised >= len(g.mu.table)*3/4 {
 			g.mu.full = true
+			g.unsure.Store(true)
 			return false
 		}
 		r.region = region + 1
@@ -165,6 +171,17 @@ func (g *loading) remember(b BackingID, first, last Block, promised bool) (used 
 		r.blocks[i/64] |= 1 << (i % 64)
 	}
 	return used
+}
+
+// mayLack reports whether the SSD may have clean copies that the index does not have, and of whose removal there is no
+// record either. The stripe of the blocks in question is locked.
+func (g *loading) mayLack() bool { return g.on.Load() || g.unsure.Load() }
+
+// saved is told of the oldest change that no summary has. journal.mu is held.
+func (g *loading) saved(oldest LSN) {
+	if !g.on.Load() && g.unsure.Load() && oldest > g.from {
+		g.unsure.Store(false)
+	}
 }
 
 // touched reports whether the block is remembered. Its stripe is locked.

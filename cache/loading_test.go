@@ -18,7 +18,11 @@ var lateOptions = LoadOptions{Blocks: 1, Pages: 1, NoSamples: true}
 // stoppedWith is a harness whose cache was stopped in order, with clean copies of the first n blocks.
 func stoppedWith(t *testing.T, n int) *harness {
 	t.Helper()
-	h := small(t)
+	return stopFilled(small(t), n)
+}
+
+func stopFilled(h *harness, n int) *harness {
+	h.t.Helper()
 	h.opts.Load, h.opts.StallLimit, h.opts.LossLimit = lateOptions, -1, -1
 	h.c.opts.Load = lateOptions
 	h.write(0, fill(1, n))
@@ -177,6 +181,93 @@ func TestLateLoadIsNeverStale(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestLateLoadEvicted: a copy that a hint takes out before it is loaded does not come back with a crash, if the backing
+// device has been changed after all was loaded.
+func TestLateLoadEvicted(t *testing.T) {
+	h := stoppedWith(t, 64)
+	h.start()
+	h.noLoading()
+	want(t, "evict", h.hint(ReqRead, 8, 4, "hint=evict"), attrs.Handled, 0)
+	h.loaded()
+	if n := h.c.Loading().Dropped; n != 4 {
+		t.Fatalf("%d copies were left out", n)
+	}
+	h.mode(None)
+	h.write(8*BlockSize, fill(2, 4))
+	h.ops = nil
+	h.c.Abandon()
+	h.start()
+	h.wantRead(0, slices.Concat(fill(1, 8), fill(2, 4), fill(1, 52)))
+}
+
+// TestLateLoadLeftOut: copies that were left out since there was no room to remember more, or that could not be loaded,
+// do not come back with a crash either.
+func TestLateLoadLeftOut(t *testing.T) {
+	start := func(t *testing.T) *harness {
+		h := stopFilled(smallOn(t, FormatOptions{BucketBytes: 64 << 10}, 64<<20), 64)
+		h.opts.Load.Regions = 1
+		h.start()
+		return h
+	}
+	for name, load := range map[string]func(h *harness){
+		"no room": func(h *harness) {
+			h.noLoading()
+			for i := range Block(63) {
+				h.hint(ReqRead, (i+1)*regionBlocks, 1, "hint=evict")
+			}
+			h.loaded()
+			if n := h.c.Loading().Dropped; n != 64 {
+				t.Fatalf("%d copies were left out", n)
+			}
+		},
+		"unreadable": func(h *harness) {
+			g := &h.c.geo
+			h.fail = func(op *Op) error {
+				if op.Kind == OpRead && op.Dev == SSD && op.Off >= g.SummaryOff[0] && op.Off < g.DataOff {
+					return errors.New("bad sector")
+				}
+				return nil
+			}
+			h.loaded()
+			h.fail = nil
+			if n := h.c.Loading().LostPages; n == 0 {
+				t.Fatal("no page was lost")
+			}
+		},
+	} {
+		for _, m := range []Mode{None, Writeback} {
+			t.Run(fmt.Sprint(name, ", ", m), func(t *testing.T) {
+				h := start(t)
+				load(h)
+				h.mode(m)
+				h.write(8*BlockSize, fill(2, 4))
+				if m == Writeback {
+					h.writeBack()
+				}
+				if !h.c.loading.unsure.Load() {
+					t.Fatal("nothing is in doubt")
+				}
+				h.ops = nil
+				h.c.Abandon()
+				h.start()
+				h.wantRead(0, slices.Concat(fill(1, 8), fill(2, 4), fill(1, 52)))
+			})
+		}
+		t.Run(name+", saved", func(t *testing.T) {
+			h := start(t)
+			load(h)
+			h.write(8*BlockSize, fill(2, 4))
+			h.stop()
+			if h.c.loading.unsure.Load() {
+				t.Fatal("all was written anew, and is in doubt")
+			}
+			h.start()
+			h.loaded()
+			h.wantRead(0, slices.Concat(fill(1, 8), fill(2, 4), fill(1, 52)))
+		})
 	}
 }
 
@@ -389,33 +480,6 @@ func TestLateLoadWithoutSSD(t *testing.T) {
 		t.Fatalf("%+v", l)
 	}
 	h.wantRead(0, fill(1, 8))
-}
-
-// TestLateLoadOfEvicted: a copy that was evicted by hint before it was loaded has to be out of the cache on record before the backing
-// device changes: a crash would bring it back else, as older data.
-func TestLateLoadOfEvicted(t *testing.T) {
-	h := stoppedWith(t, 64)
-	h.start()
-	h.noLoading()
-	if a := h.hint(ReqRead, 0, 1, "hint=evict"); a.Status != attrs.Handled {
-		t.Fatalf("%+v", a)
-	}
-	h.loaded()
-	if r := h.resident(0, 1); r.Cached != 0 {
-		t.Fatalf("%+v", r)
-	}
-	h.mode(Writearound)
-	var order []string
-	h.fail = func(op *Op) error {
-		if op.Kind == OpWrite && (op.Dev != SSD || op.FUA) {
-			order = append(order, map[bool]string{true: "record", false: "backing device"}[op.Dev == SSD])
-		}
-		return nil
-	}
-	h.write(0, fill(2, 1))
-	if len(order) != 2 || order[0] != "record" {
-		t.Errorf("the order is %q", order)
-	}
 }
 
 // TestLateLoadEndsWithTheSSD: what was read of the index when the SSD is lost is not used, since changes from there on have

@@ -279,20 +279,20 @@ func (t *through) dropClean(l *Lane, k *rangeLock) {
 	s := c.index.stripeOf(b.id, k.first)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	loading := c.loading.on.Load()
-	if loading {
+	lacks := c.loading.mayLack()
+	if c.loading.on.Load() {
 		if c.loading.remember(b.id, k.first, k.last, t.marks > 0) {
 			t.marks--
 		}
 	}
-	if (b.cached.Load() != 0 || loading) && !mutated(mutKeepClean) {
+	if (b.cached.Load() != 0 || lacks) && !mutated(mutKeepClean) {
 		lo, hi := k.first, k.last
 		if b.pinned.Load() != 0 && t.r.Op == ReqWrite {
 			lo, hi = t.keepPins(l, s, lo, hi)
 		}
 		stale, lsn := c.unmapRange(b, lo, hi, true)
 		t.stale = t.stale || stale
-		if loading && lsn == 0 && lo <= hi && !mutated(mutLateCopyUnrecorded) {
+		if lacks && lsn == 0 && lo <= hi && !mutated(mutLateCopyUnrecorded) {
 			lsn = c.journal.append(unmapRecord(b, lo, hi, true))
 		}
 		if lsn != 0 {
