@@ -634,3 +634,24 @@ func TestLostOverwriteForgotten(t *testing.T) {
 		v.wantError(err, ErrSSDLost, "the block that nobody has")
 	})
 }
+
+// TestLostOverDurable: a block was dirty and flushed, and then written through, when the SSD loses what it was not flushed for.
+// The backing device has the newer version, in its volatile cache only: should it lose that, too, the flushed one must
+// not be gone for something older. So the block is an error. One that was not dirty before is read from there.
+func TestLostOverDurable(t *testing.T) {
+	for _, sums := range []bool{true, false} {
+		v := newLossy(t, FormatOptions{NoChecksums: !sums}, Writeback)
+		v.write(0, fill(1, 1))
+		v.flush()
+		v.mode(Writethrough)
+		before := bytes.Clone(v.ssd)
+		v.write(0, fill(2, 1))
+		v.write(8*BlockSize, fill(3, 1))
+		v.vanish()
+		copy(v.ssd, before)
+		v.restart()
+		_, err := v.read(0, BlockSize)
+		v.wantError(err, ErrDirtyBad, "the block that was flushed before")
+		v.wantRead(8*BlockSize, fill(3, 1))
+	}
+}

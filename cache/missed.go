@@ -7,7 +7,9 @@ import (
 
 // verifyPending looks at the data that records of the pending ring speak of, after the SSD was lost and
 // came back: it may have lost what it had not been flushed for. A block that is not what it was is
-// dropped if the backing device has it; else it is bad: an error until it is overwritten, not something older. Without
+// dropped if the backing device has it; else it is bad: an error until it is overwritten, not something older. So is one that the
+// backing device has, but was not flushed for, if there was dirty data before: that was durable, and is gone from
+// the index, so a power cut of the backing device would show something older than that. Without
 // checksums nothing can be known of any of them.
 func (r *recovery) verifyPending(recs []record) error {
 	drop, bad := r.lacking(recs)
@@ -33,7 +35,7 @@ func (r *recovery) lacking(recs []record) (drop []record, bad []BucketID) {
 				continue
 			}
 		}
-		if e.st&stDirty == 0 || m.flags&recPending != 0 {
+		if e.st&stDirty == 0 || m.flags&recPending != 0 && !r.before[k] {
 			drop = append(drop, record{kind: recUnmap, backing: m.backing, block: m.block, sum: 1})
 			continue
 		}

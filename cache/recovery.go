@@ -25,7 +25,9 @@ type recovery struct {
 	// fresh are the slots that they speak of and that the journal did not have for the same block before:
 	// what those hold has been flushed.
 	fresh map[Slot]bool
-	lost  int // dirty blocks of them that the SSD does not have
+	// before says of the blocks that they map whether the cache had dirty data of it.
+	before map[key]bool
+	lost   int // dirty blocks of them that the SSD does not have
 	// doubtful says that the SSD was lost: it may lack data that the pending ring speaks of. doubted are the
 	// records that speak of such, also those that an earlier start has brought to the journal.
 	doubtful bool

@@ -66,6 +66,9 @@ func (r *recovery) replayPage(p journalPage, data []byte) error {
 		if mutated(mutSkipRecord) && i == p.count-1 {
 			continue
 		}
+		if r.c.sb.doubt.has(l) {
+			r.noteBefore(&rec)
+		}
 		r.apply(l, &rec)
 		if r.c.sb.doubt.has(l) {
 			r.doubted = append(r.doubted, rec)
@@ -193,6 +196,25 @@ func (r *recovery) note(s Slot) {
 	r.fresh[s] = true
 }
 
+// noteBefore notes, for the first of the doubtful records of a block, whether the cache has dirty data of it that was
+// durable. A removal of that comes after a flush of the backing device.
+func (r *recovery) noteBefore(rec *record) {
+	switch k := makeKey(rec.backing, rec.block); {
+	case rec.kind == recMap:
+		if _, known := r.before[k]; !known {
+			if r.before == nil {
+				r.before = map[key]bool{}
+			}
+			e, ok := r.c.index.find(k)
+			r.before[k] = ok && e.st&stDirty != 0
+		}
+	case rec.kind == recUnmap && rec.flags&recCleanOnly == 0:
+		for i := range Block(rec.sum) {
+			delete(r.before, makeKey(rec.backing, rec.block+i))
+		}
+	}
+}
+
 // replayPending applies what a killed daemon left in the pending ring, and returns the records, which
 // are to be written to the journal, so that from there on the SSD has everything.
 func (r *recovery) replayPending() ([]record, error) {
@@ -242,6 +264,7 @@ func (r *recovery) replayPending() ([]record, error) {
 		if _, _, known := r.current(&recs[i]); recs[i].kind == recMap && !known {
 			r.note(Slot(recs[i].slot))
 		}
+		r.noteBefore(&recs[i])
 		r.apply(r.next, &recs[i])
 		r.next++
 	}
