@@ -64,8 +64,8 @@ func (p *readPiece) insert(l *Lane) {
 				}
 				st := fullMask | p.r.way.refs.first()
 				slot := r.first + Slot(j)
-				if n := b.unflushed(blk); n != 0 && !mutated(mutFillUnflushed) {
-					lost := p.losses != b.losses.Load()
+				lost := p.losses != b.losses.Load() // then a flush since does not vouch for it
+				if n := b.unflushed(blk); (n != 0 || lost) && !mutated(mutFillUnflushed) {
 					if !lost && !b.addPending(pendingSlot{k, slot, n}, p.losses) {
 						continue
 					}

@@ -398,26 +398,43 @@ func TestFailedBackgroundFlushMakesPendingDirtyAgain(t *testing.T) {
 	}
 }
 
-// A fill that read the device before a loss holds what the client has seen: that stays.
+// A fill that read the device before a loss holds what the client has seen: that stays, also if the device has been
+// flushed since.
 func TestFillOverALoss(t *testing.T) {
-	h := newGone(t)
-	if err := h.c.SetMode(h.b.ID(), Writearound); err != nil {
-		t.Fatal(err)
-	}
-	h.write(0, fill(5, 1)) // not flushed
-	h.ops = h.ops[:0:0]
-	r := readOf(0, BlockSize)
-	r.Backing, h.done = h.b.ID(), false
-	h.l.Submit(r)
-	h.step() // the read; its fill is on the way to the SSD
-	h.leave(Holding)
-	clear(h.back[:BlockSize])
-	h.comeBack(true)
-	h.wantDone("the read", r, nil)
-	h.wantRead(0, fill(5, 1))
-	h.drain()
-	if h.back[0] != 5 {
-		t.Error("what was read is not written there again")
+	for _, flushed := range []bool{false, true} {
+		h := newGone(t)
+		if err := h.c.SetMode(h.b.ID(), Writearound); err != nil {
+			t.Fatal(err)
+		}
+		h.write(0, fill(5, 1)) // not flushed
+		h.ops = h.ops[:0:0]
+		r := readOf(0, BlockSize)
+		r.Backing, h.done = h.b.ID(), false
+		h.l.Submit(r)
+		h.step() // the read; its fill is on the way to the SSD
+		h.leave(Holding)
+		clear(h.back[:BlockSize])
+		h.comeBack(true)
+		if flushed {
+			filling := h.ops[0]
+			h.stuck = func(op *Op) bool { return op == filling }
+			for range 2 { // the first one tells of the loss
+				_ = h.do(&Request{Op: ReqFlush})
+			}
+			h.stuck, h.done = nil, false
+			if h.b.unflushed(0) != 0 {
+				t.Fatal("the device is not flushed")
+			}
+		}
+		h.settle()
+		if r.Err != nil {
+			t.Errorf("the read: %v", r.Err)
+		}
+		h.wantRead(0, fill(5, 1))
+		h.drain()
+		if h.back[0] != 5 {
+			t.Errorf("flushed %v: what was read is not written there again", flushed)
+		}
 	}
 }
 
