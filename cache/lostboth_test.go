@@ -1,0 +1,154 @@
+package cache
+
+import (
+	"bytes"
+	"errors"
+	"syscall"
+	"testing"
+	"time"
+
+	"ubcache/attrs"
+)
+
+// TestLostByBoth: what the backing device has lost of a written-through block, the SSD has; if that is lost as well,
+// before the record of it was on the SSD, the block is an error, and not what the backing device had before.
+func TestLostByBoth(t *testing.T) {
+	for _, forgets := range []bool{false, true} {
+		v := newLossy(t, FormatOptions{NoChecksums: true}, Writethrough)
+		v.write(0, fill(1, 1))
+		if forgets {
+			clear(v.back)
+			v.c.Lost(v.b.id)
+		}
+		v.vanish()
+		v.restart()
+		if !forgets {
+			v.wantRead(0, fill(1, 1))
+			continue
+		}
+		_, err := v.read(0, BlockSize)
+		v.wantError(err, ErrDirtyBad, "the block that both have lost")
+	}
+}
+
+// TestFlushThatWaitsIsOvertaken: the backing device loses a write while a FLUSH that is to cover it waits for what
+// becomes of the SSD. That FLUSH fails, and the next one does not.
+func TestFlushThatWaitsIsOvertaken(t *testing.T) {
+	v := newLossy(t, FormatOptions{}, Writearound)
+	v.write(0, fill(1, 1))
+	v.gone = true
+	v.c.ssdFailed(syscall.ENODEV)
+	for !v.c.lost() {
+		v.l.Tick()
+	}
+	answered := map[*Request]bool{}
+	v.finish = func(f *Request) { answered[f] = true }
+	r := v.start(&Request{Op: ReqFlush})
+	if answered[r] || len(v.ops) > 0 {
+		t.Fatal("the FLUSH does not wait")
+	}
+	clear(v.back)
+	v.c.Lost(v.b.id)
+	v.pass(time.Second)
+	if !answered[r] || !errors.Is(r.Err, ErrLost) {
+		t.Errorf("the FLUSH is answered: %v, %v", answered[r], r.Err)
+	}
+	r = v.start(&Request{Op: ReqFlush})
+	v.pass(time.Second)
+	if !answered[r] || r.Err != nil {
+		t.Errorf("the next FLUSH is answered: %v, %v", answered[r], r.Err)
+	}
+}
+
+// TestLostOverwriteForgotten: what was dirty on the lost SSD and is overwritten on the backing device, which then loses what
+// it was not flushed for, is not what it was before both.
+func TestLostOverwriteForgotten(t *testing.T) {
+	// forgetful is such a device, with a block that is dirty and flushed.
+	forgetful := func(t *testing.T) (v *lossy, forget func()) {
+		v = newLossy(t, FormatOptions{}, Writeback)
+		v.setLoss(LossPolicy{})
+		copy(v.back, fill(7, 1))
+		durable := bytes.Clone(v.back)
+		fail := v.fail
+		v.fail = func(op *Op) error {
+			err := fail(op)
+			if err == nil && op.Dev != SSD && op.Kind == OpFlush {
+				copy(durable, v.back)
+			}
+			return err
+		}
+		v.write(0, fill(1, 1))
+		v.flush()
+		return v, func() {
+			copy(v.back, durable)
+			v.c.Lost(v.b.id)
+		}
+	}
+
+	t.Run("lost before", func(t *testing.T) {
+		v, forget := forgetful(t)
+		v.vanish()
+		v.write(0, fill(2, 1))
+		forget()
+		v.wantRead(0, fill(2, 1))
+	})
+	t.Run("lost meanwhile", func(t *testing.T) { // when the SSD has got a copy
+		v, forget := forgetful(t)
+		v.write(8*BlockSize, fill(1, 1))
+		v.stuck = func(op *Op) bool { return op.Dev != SSD && op.Kind == OpWrite && op.Off == v.b.dataOff }
+		r, ended := asked(writeOf(0, fill(2, 1)), attrs.Writethrough), false
+		v.finish = func(f *Request) { ended = ended || f == r }
+		r.Backing = v.b.id
+		v.l.Submit(r)
+		v.until("the write", func() bool { return len(v.ops) == 1 && v.stuck(v.ops[0]) })
+		v.vanish()
+		v.write(8*BlockSize, fill(2, 1)) // so that the marker, which needs a flush, is there before
+		v.stuck = nil
+		if v.until("its end", func() bool { return ended }); r.Err != nil {
+			t.Fatal(r.Err)
+		}
+		forget()
+		v.wantRead(0, fill(2, 1))
+	})
+	t.Run("a flush fails", func(t *testing.T) {
+		v, forget := forgetful(t)
+		v.vanish()
+		fail, wrote := v.fail, false
+		v.fail = func(op *Op) error {
+			if op.Dev == SSD {
+				return fail(op)
+			}
+			wrote = wrote || op.Kind == OpWrite
+			if wrote && op.Kind == OpFlush {
+				return errMedium
+			}
+			return fail(op)
+		}
+		err := v.do(writeOf(0, fill(2, 1)))
+		v.wantError(err, errMedium, "the write")
+		forget()
+		_, err = v.read(0, BlockSize)
+		v.wantError(err, ErrSSDLost, "the block that nobody has")
+	})
+}
+
+// TestLostOverDurable: a block was dirty and flushed, and then written through, when the SSD loses what it was not flushed for.
+// The backing device has the newer version, in its volatile cache only: should it lose that, too, the flushed one must
+// not be gone for something older. So the block is an error. One that was not dirty before is read from there.
+func TestLostOverDurable(t *testing.T) {
+	for _, sums := range []bool{true, false} {
+		v := newLossy(t, FormatOptions{NoChecksums: !sums}, Writeback)
+		v.write(0, fill(1, 1))
+		v.flush()
+		v.mode(Writethrough)
+		before := bytes.Clone(v.ssd)
+		v.write(0, fill(2, 1))
+		v.write(8*BlockSize, fill(3, 1))
+		v.vanish()
+		copy(v.ssd, before)
+		v.restart()
+		_, err := v.read(0, BlockSize)
+		v.wantError(err, ErrDirtyBad, "the block that was flushed before")
+		v.wantRead(8*BlockSize, fill(3, 1))
+	}
+}
