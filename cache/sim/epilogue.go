@@ -81,8 +81,8 @@ func (s *Sim) restart(wait bool) error {
 	if err != nil {
 		return err
 	}
-	// What the SSD has lost is bad; that has been met by now if everything was read.
-	unmet := s.van.lost && (s.cfg.Ordered || !s.ending)
+	// What the SSD has lost is bad; that has been met by now if everything was read, and not while it was lost once more.
+	unmet := s.van.lost && (s.cfg.Ordered || !s.ending || s.res.FailedLost > 0)
 	rep, err := cache.Check(context.Background(), s.ssd, cache.CheckOptions{Data: s.res.FailedBad == 0 && !unmet})
 	if err != nil {
 		return err
