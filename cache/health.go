@@ -209,6 +209,9 @@ func (d *doctor) tick(now int64) (busy bool) {
 	if suspect && !d.probing && now >= d.next {
 		d.probe()
 	}
+	if !suspect && !d.probing {
+		h.wakeParked() // who came to wait for the last probe when that had just ended
+	}
 	if c.health() == HealthSlow {
 		d.wakeLanes() // they may have more to abandon
 	}

@@ -477,3 +477,22 @@ func TestStuckReadsOfPending(t *testing.T) {
 		}
 	}
 }
+
+// woken counts how often it goes on.
+type woken int
+
+func (n *woken) run(*Lane, error) { *n++ }
+
+// TestParkedLate: a request waits for a probe that ends between its decision to wait and its waiting: nobody wakes it but the
+// next look at the SSD.
+func TestParkedLate(t *testing.T) {
+	v := newLossy(t, FormatOptions{}, Writeback)
+	v.pass(time.Second)
+	n := woken(0)
+	w := waiter{lane: v.l, owner: &n}
+	v.c.ssdHealth.park(v.c, &w)
+	v.pass(time.Second)
+	if n == 0 {
+		t.Error("it waits for ever")
+	}
+}
