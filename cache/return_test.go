@@ -76,17 +76,24 @@ func TestReturnInPlaceThenCrash(t *testing.T) {
 	}
 }
 
+// newLossyOrdered has an ordered device.
+func newLossyOrdered(t *testing.T) *lossy {
+	t.Helper()
+	v := newLossy(t, FormatOptions{}, Writeback)
+	tun := DefaultTunables()
+	tun.Ordered, tun.WritebackDelay, tun.SequentialCutoff = true, time.Hour, 0
+	if err := v.c.SetTunables(v.b.id, tun); err != nil {
+		t.Fatal(err)
+	}
+	v.until("the order", func() bool { return v.b.order.sound.Load() })
+	return v
+}
+
 // TestLostSettledRecord: a start that does not find that a batch was settled writes it again, so that a change
 // without the SSD must not be mistaken for one that the SSD does not miss.
 func TestLostSettledRecord(t *testing.T) {
 	for _, durable := range []bool{true, false} {
-		v := newLossy(t, FormatOptions{}, Writeback)
-		tun := DefaultTunables()
-		tun.Ordered, tun.WritebackDelay, tun.SequentialCutoff = true, time.Hour, 0
-		if err := v.c.SetTunables(v.b.id, tun); err != nil {
-			t.Fatal(err)
-		}
-		v.until("the order", func() bool { return v.b.order.sound.Load() })
+		v := newLossyOrdered(t)
 		v.write(0, fill(1, 2))
 		v.flush()
 		v.stuck = func(op *Op) bool { return !durable && op.Dev == SSD && v.b.order.said() != 0 }
@@ -111,13 +118,7 @@ func TestLostSettledRecord(t *testing.T) {
 // TestLostBadBlockInOrder: an ordered device lacks a version that the SSD cannot return as it lacks any other. Without
 // the SSD it stays the older image, and the block is in the cache until its turn.
 func TestLostBadBlockInOrder(t *testing.T) {
-	v := newLossy(t, FormatOptions{}, Writeback)
-	tun := DefaultTunables()
-	tun.Ordered, tun.WritebackDelay, tun.SequentialCutoff = true, time.Hour, 0
-	if err := v.c.SetTunables(v.b.id, tun); err != nil {
-		t.Fatal(err)
-	}
-	v.until("the order", func() bool { return v.b.order.sound.Load() })
+	v := newLossyOrdered(t)
 	v.write(0, fill(1, 1))
 	v.flush()
 	v.ssd[v.slotOf(0)] ^= 1

@@ -50,7 +50,8 @@ func TestFailedFlush(t *testing.T) {
 			disk := newSCSIDebug(t, faultSSD, 0, 0)
 			s := newStageOn(t, "SSD: a flush fails, "+name, disk.dev, vmtest.Slice(t, "ssd", 512, faultBacking),
 				append([]string{"--ssd-loss-hold=3m"}, mode...)...)
-			for range rounds(t, 1) {
+			tries := rounds(t, 1)
+			for range tries {
 				s.load(100, s.oracles, nil)
 				s.y.Tried(1)
 				failed := disk.failCommand(t, synchronizeCache)
@@ -68,6 +69,11 @@ func TestFailedFlush(t *testing.T) {
 					t.Errorf("fdatasync took %v: it has not waited for a start", took)
 				}
 				s.readAll("after the failed flush")
+			}
+			// The log goes on over the new starts.
+			log, err := os.ReadFile("/run/ubcache/main.log")
+			if n := strings.Count(string(log), "a flush of it has failed"); err != nil || n < tries {
+				t.Errorf("the SSD was lost %d times for a failed flush, after %d of them (%v)", n, tries, err)
 			}
 			s.end()
 		})
