@@ -636,14 +636,19 @@ func TestFirstCommitTorn(t *testing.T) {
 				h.wantRead(0, fill(2, 4))
 				h.wantRead(4*BlockSize, fill(1, 60))
 				h.wantRead(100*BlockSize, fill(want, blocks))
-				h.write(100*BlockSize, fill(4, blocks))
+				// The next commit is shorter: behind it are pages of the torn one.
+				h.write(100*BlockSize, fill(4, 20))
 				h.flush()
 				h.c.Abandon()
 				h.ops = nil
 				clear(h.opts.Pending)
 				h.start()
+				if s := h.c.Repaired(); s != "" {
+					t.Errorf("repaired: %s", s)
+				}
 				h.wantRead(0, fill(2, 4))
-				h.wantRead(100*BlockSize, fill(4, blocks))
+				h.wantRead(100*BlockSize, fill(4, 20))
+				h.wantRead(120*BlockSize, fill(want, blocks-20))
 			})
 		}
 	}

@@ -29,6 +29,9 @@ func (s *Sim) excuse(op *cache.Op, err error) {
 			s.wishes.forget() // a copy that the SSD fails loses its pin
 			s.ssd.doubt(op.Off, op.Len)
 			for _, r := range s.reqs {
+				if s.reads(r, op) {
+					s.wishes.end(r) // with the copy, once its other operations are done
+				}
 				lost := s.losing(r, op, false)
 				if lost {
 					r.excuse |= excuseLost
@@ -97,6 +100,16 @@ func (s *Sim) losing(r *request, op *cache.Op, soon bool) bool {
 		case p.Bad && s.ssd.marked(p.Off, cache.BlockSize, markUnreadable|markWrong|markDoubted):
 			return true
 		case soon && !p.Pending && s.ssd.marked(p.Off, cache.BlockSize, markDoubted):
+			return true
+		}
+	}
+	return false
+}
+
+// reads reports whether op reads slots that have blocks of a request.
+func (s *Sim) reads(r *request, op *cache.Op) bool {
+	for at := r.Off / cache.BlockSize * cache.BlockSize; at < r.Off+r.Len; at += cache.BlockSize {
+		if p, ok := s.c.Locate(r.Backing, at); ok && op.Off <= p.Off && p.Off < op.Off+op.Len {
 			return true
 		}
 	}

@@ -66,7 +66,14 @@ func (s *Sim) wish(r *request) {
 	if r.wished == 0 {
 		r.wished = a.clock
 	}
-	if !r.ends && (r.written || r.attrs.Hint() == attrs.HintUnpin) {
+	if r.written || r.attrs.Hint() == attrs.HintUnpin {
+		a.end(r)
+	}
+}
+
+// end notes that a request may end the pins of its blocks, from now on and until it is over.
+func (a *wishes) end(r *request) {
+	if !r.ends {
 		r.ends = true
 		a.each(r, func(b *wishState) { b.pinned, b.ended = false, a.clock; b.ending++ })
 	}
