@@ -142,5 +142,5 @@ func (r *recovery) current(m *record) (k key, e entry, ok bool) {
 	}
 	k = makeKey(m.backing, m.block)
 	e, ok = r.c.index.find(k)
-	return k, e, ok && e.slot == Slot(m.slot) && e.st&stBad == 0
+	return k, e, ok && e.slot == Slot(m.slot)
 }

@@ -1,11 +1,14 @@
 package cache
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 	"syscall"
 	"testing"
 	"time"
+
+	"ubcache/attrs"
 )
 
 // noted is an SSD that notes where a start writes before its first flush.
@@ -98,6 +101,64 @@ func TestFailedFlushIsBelievedByNobody(t *testing.T) {
 			v.wantRead(8*BlockSize, fill(2, 2))
 			v.flush()
 		})
+	}
+}
+
+// TestBadBlockIsRightAfterALoss: a dirty block of which a read has failed is an error no more when the start after a loss of
+// the SSD has read it right, and written it again. One that is still not right stays an error.
+func TestBadBlockIsRightAfterALoss(t *testing.T) {
+	for _, flushed := range []bool{false, true} {
+		for _, right := range []bool{false, true} {
+			t.Run(fmt.Sprintf("flushed %v, right %v", flushed, right), func(t *testing.T) {
+				v := newLossy(t, FormatOptions{}, Writeback)
+				v.setLoss(LossPolicy{Hold: time.Hour})
+				var pin, unpin attrs.Set
+				pin.SetHint(attrs.HintPin)
+				unpin.SetHint(attrs.HintUnpin)
+				if err := v.do(&Request{Op: ReqWrite, Len: BlockSize, Data: fill(1, 1), Attrs: &pin}); err != nil {
+					t.Fatal(err)
+				}
+				if flushed {
+					v.flush()
+				}
+				sick := true
+				slot := v.slotOf(0)
+				v.fail = func(op *Op) error {
+					if op.Dev == SSD && (op.Kind == OpFlush || sick && op.Kind == OpRead && op.Off == slot) {
+						return syscall.EIO
+					}
+					return nil
+				}
+				_, err := v.read(0, BlockSize)
+				v.wantError(err, ErrDirtyBad, "a read that the SSD fails")
+				sick = false
+				// Such a discard ends the pin and nothing else. Its record says that the block is bad.
+				v.b.SetAbilities(false, false)
+				if err := v.do(&Request{Op: ReqDiscard, Len: BlockSize, Attrs: &unpin}); err != nil {
+					t.Fatal(err)
+				}
+				v.start(&Request{Op: ReqFlush})
+				v.until("the loss", v.c.ssdHealth.settled.Load)
+				v.fail = v.outcome
+				if !right {
+					v.ssd[slot] ^= 1
+				}
+				for _, start := range []string{"first", "second"} {
+					v.restart()
+					clear(v.opts.Pending[:pageSize]) // as after a power cut
+					got, err := v.read(0, BlockSize)
+					if right && (err != nil || !bytes.Equal(got, fill(1, 1))) {
+						t.Errorf("%s start: it reads as %x, %v", start, got[:2], err)
+					}
+					if !right {
+						v.wantError(err, ErrDirtyBad, start+" start")
+					}
+					if bad := v.b.bad.Load() != 0; bad == right {
+						t.Errorf("%s start: it is bad: %v", start, bad)
+					}
+				}
+			})
+		}
 	}
 }
 

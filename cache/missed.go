@@ -10,42 +10,49 @@ import (
 // dropped if the backing device has it; else it is bad: an error until it is overwritten, not something older. So is one that the
 // backing device has, but was not flushed for, if there was dirty data before: that was durable, and is gone from
 // the index, so a power cut of the backing device would show something older than that. Without
-// checksums nothing can be known of any of them.
+// checksums nothing can be known of any of them. One that was bad before and is right is bad no more: it has been
+// written again.
 func (r *recovery) verifyPending(recs []record) error {
-	drop, bad := r.lacking(recs)
+	drop, turned := r.lacking(recs)
 	if err := r.appendRecords(drop); err != nil {
 		return err
 	}
-	return r.saveBuckets(bad)
+	return r.saveBuckets(turned)
 }
 
-// lacking makes bad what the SSD lacks of these records. It returns what is to be dropped, and the buckets of what is bad.
-func (r *recovery) lacking(recs []record) (drop []record, bad []BucketID) {
+// lacking makes bad what the SSD lacks of these records, and good what was bad and is there. It returns what is to be
+// dropped, and the buckets of what has turned bad or good.
+func (r *recovery) lacking(recs []record) (drop []record, turned []BucketID) {
 	c := r.c
 	page := alignedBytes(BlockSize)
 	for i := range recs {
 		m := &recs[i]
 		k, e, ok := r.current(m)
-		if !ok || !r.fresh[e.slot] {
+		if !ok || !r.fresh[e.slot] && e.st&stBad == 0 {
 			continue
 		}
+		right := false
 		if c.checksums {
-			if _, err := c.ssd.ReadAt(page, c.geo.slotOff(e.slot)); err == nil &&
-				dataSum(page, uint64(k)) == e.sum {
-				continue
-			}
+			_, err := c.ssd.ReadAt(page, c.geo.slotOff(e.slot))
+			right = err == nil && dataSum(page, uint64(k)) == e.sum
 		}
-		if e.st&stDirty == 0 || m.flags&recPending != 0 && !r.before[k] {
+		switch bad := e.st&stBad != 0; {
+		case right != bad:
+			continue
+		case right:
+			c.setState(c.backing(m.backing), e, e.st&^stBad)
+		case e.st&stDirty == 0 || m.flags&recPending != 0 && !r.before[k]:
 			drop = append(drop, record{kind: recUnmap, backing: m.backing, block: m.block, sum: 1})
 			continue
+		default:
+			c.setState(c.backing(m.backing), e, e.st|stBad)
+			r.lost++
 		}
-		c.setState(c.backing(m.backing), e, e.st|stBad)
-		if id := c.bucketOf(e.slot); !slices.Contains(bad, id) {
-			bad = append(bad, id)
+		if id := c.bucketOf(e.slot); !slices.Contains(turned, id) {
+			turned = append(turned, id)
 		}
-		r.lost++
 	}
-	return drop, bad
+	return drop, turned
 }
 
 // dropMissed drops what the SSD has of backing devices that have changed without it (Options.Drop).

@@ -261,7 +261,7 @@ func (r *recovery) replayPending() ([]record, error) {
 		if err := recs[i].check(&c.geo); err != nil {
 			return nil, fmt.Errorf("pending ring: %w", err)
 		}
-		if _, _, known := r.current(&recs[i]); recs[i].kind == recMap && !known {
+		if _, e, known := r.current(&recs[i]); recs[i].kind == recMap && (!known || e.st&stBad != 0) {
 			r.note(Slot(recs[i].slot))
 		}
 		r.noteBefore(&recs[i])
