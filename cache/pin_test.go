@@ -2,6 +2,7 @@ package cache
 
 import (
 	"bytes"
+	"errors"
 	"testing"
 
 	"ubcache/attrs"
@@ -571,5 +572,36 @@ func TestPinOfAFailedCopy(t *testing.T) {
 	h.until("the flush", func() bool { return h.slotOf(0) < 0 })
 	if a := h.hint(ReqRead, 0, 1, "hint=pin"); a.Status != attrs.Handled || h.b.pinned.Load() != 1 {
 		t.Errorf("read anew: %v, %d blocks pinned", a, h.b.pinned.Load())
+	}
+}
+
+// TestPinOfABlockThatWritebackSaves: a pinned dirty block that the SSD loses while writeback has it in hand loses its
+// pin, too: it goes with the next flush, and nobody is told that it stays.
+func TestPinOfABlockThatWritebackSaves(t *testing.T) {
+	h := small(t)
+	want(t, "pin", h.hint(ReqWrite, 0, 1, "hint=pin"), attrs.Handled, attrs.ReasonNone)
+	_ = h.c.SetDrain(h.b.ID(), true)
+	h.until("the write", func() bool {
+		return len(h.ops) > 0 && h.ops[0].Dev != SSD && h.ops[0].Kind == OpWrite
+	})
+	writing := h.ops
+	h.ops = nil
+	h.ssd[h.slotOf(0)+7] ^= 0xff
+	if _, err := h.read(0, BlockSize); !errors.Is(err, ErrDirtyBad) {
+		t.Fatalf("read of the damaged block: %v", err)
+	}
+	h.ops = append(writing, h.ops...)
+	h.until("the writeback", func() bool { return h.b.bad.Load() == 0 })
+	if h.slotOf(0) == -1 {
+		t.Fatal("the block was dropped before the backing device was flushed")
+	}
+	want(t, "pin again", h.hint(ReqRead, 0, 1, "hint=pin"), attrs.Ignored, attrs.ReasonNotCached)
+	h.drain()
+	if r := h.resident(0, 1); r.Cached != 0 {
+		t.Errorf("after the flush %+v", r)
+	}
+	want(t, "pin of a new copy", h.hint(ReqRead, 0, 1, "hint=pin"), attrs.Handled, attrs.ReasonNone)
+	if r := h.resident(0, 1); r.Pinned != 1 {
+		t.Errorf("the new copy: %+v", r)
 	}
 }

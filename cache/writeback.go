@@ -439,7 +439,7 @@ func (t *batch) finish(l *Lane) {
 			t.b.addPending(pendingSlot{d.k, d.slot, wrote}, t.losses) {
 			st := e.st | stPending
 			if st&stBad != 0 && !mutated(mutBadKept) { // it was read just before the SSD lost it
-				st = st&^stBad | stLeave
+				st = st&^(stBad|stPinned) | stLeave // what the SSD fails loses its pin
 			}
 			c.setState(t.b, e, st)
 			c.madeSafe(t.b, d.k)
