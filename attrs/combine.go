@@ -60,6 +60,7 @@ func (r *Results) worst(o *Results, first uint32) {
 			r.algorithm = o.algorithm
 		}
 	}
+	r.said |= o.said
 	for id := range r.answer {
 		if worse(o.answer[id], r.answer[id]) {
 			r.answer[id] = o.answer[id]

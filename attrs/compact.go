@@ -139,7 +139,7 @@ func (r *Results) DecodeCompact(b []byte) error {
 		if st >= statusEnd {
 			return ReasonValue
 		}
-		o.answer[id].Status = st
+		o.set(id, st, ReasonNone)
 	}
 	if o.answer[IDTiming].Status == Handled {
 		o.timing.Total = time.Duration(le.Uint32(b[12:])) * time.Microsecond

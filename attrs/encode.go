@@ -28,40 +28,93 @@ func (s *Set) EncodedSize() int {
 // A set that is longer than b or than MaxBytes is not written at all: ErrSpace. One with an
 // invalid attribute has no encoding: ErrInvalid. b may be shared memory; it is only written to.
 func (s *Set) Encode(b []byte) (int, error) {
-	if len(b) < maxPlainSet || s.nUnknown != 0 || len(s.sums) != 0 {
+	if len(b) < maxPlainFrame || s.nUnknown != 0 || len(s.sums) != 0 {
 		if size := s.EncodedSize(); size > len(b) || size > MaxBytes {
 			return 0, ErrSpace
 		}
+		return s.encodeAll(b)
 	}
+	if s.bad != 0 || s.frame != ReasonNone {
+		return 0, ErrInvalid
+	}
+	w, i, count, flags := wordsOf(b), setHeaderBytes/8, 0, byte(0)
+	for left := s.has; left != 0; left &= left - 1 {
+		id := lowest(left)
+		head := plainHeads[id]
+		if s.required.has(id) {
+			head |= flagRequired << 16
+			flags = flagRequired
+		}
+		w.put(i, head)
+		i++
+		if id != IDTiming {
+			w.put(i, s.val[id])
+			i++
+		}
+		if id == IDTenant {
+			w.put(i, s.tenantKind())
+			i++
+		}
+		count++
+	}
+	putHeader(b, setMagic, flags, count, 8*i, 0)
+	return 8 * i, nil
+}
+
+// encodeAll is Encode for all sets.
+func (s *Set) encodeAll(b []byte) (int, error) {
 	if !s.encodable() {
 		return 0, ErrInvalid
 	}
-	count, flags := int(s.nUnknown), byte(0)
+	off, count, flags := setHeaderBytes, int(s.nUnknown), byte(0)
 	if s.required != 0 {
 		flags = flagRequired
 	}
-	for i := range int(s.nUnknown) {
-		if s.unknown[i].required {
-			flags = flagRequired
-		}
-	}
-	w := writer{b: b, off: setHeaderBytes}
 	for left := s.has; left != 0; left &= left - 1 {
-		s.encodeOne(&w, lowest(left))
+		id := lowest(left)
+		le.PutUint64(b[off:], entryHead(id, requiredFlag(s.required.has(id)), 0, s.valueSize(id), 0, 0))
+		off += entryBytes
+		if id != IDTiming {
+			le.PutUint64(b[off:], s.val[id])
+			off += 8
+		}
+		switch id {
+		case IDTenant:
+			le.PutUint64(b[off:], s.tenantKind())
+			off += 8
+		case IDChecksum:
+			off += putBytes(b[off:], s.sums)
+		}
 		count++
 	}
 	for i := range int(s.nUnknown) {
 		u := &s.unknown[i]
-		w.entry(entry{id: u.id, b2: requiredFlag(u.required)}, int(u.size))
-		w.bytes(s.raw[u.off : u.off+u.size])
-		w.align()
+		if u.required {
+			flags = flagRequired
+		}
+		le.PutUint64(b[off:], entryHead(u.id, requiredFlag(u.required), 0, int(u.size), 0, 0))
+		off += entryBytes
+		off += putBytes(b[off:], s.raw[u.off:u.off+u.size])
 	}
-	w.header(setMagic, flags, count, w.off, 0)
-	return w.off, nil
+	putHeader(b, setMagic, flags, count, off, 0)
+	return off, nil
 }
 
-// maxPlainSet is more than any set without checksums and unknown attributes needs.
-const maxPlainSet = setHeaderBytes + idEnd*(entryBytes+16)
+// tenantKind is the second word of a tenant.
+func (s *Set) tenantKind() uint64 {
+	if s.cgroup {
+		return 1
+	}
+	return 0
+}
+
+// plainHeads are the heads of entries that are not required; those of checksums without checksums.
+var plainHeads = func() (heads [idEnd]uint64) {
+	for id := ID(1); id < idEnd; id++ {
+		heads[id] = entryHead(id, 0, 0, registry[id].Size, 0, 0)
+	}
+	return heads
+}()
 
 // encodable says whether all that came is valid.
 func (s *Set) encodable() bool {
@@ -71,24 +124,6 @@ func (s *Set) encodable() bool {
 		}
 	}
 	return s.bad == 0 && s.frame == ReasonNone
-}
-
-func (s *Set) encodeOne(w *writer, id ID) {
-	w.entry(entry{id: id, b2: requiredFlag(s.required.has(id))}, s.valueSize(id))
-	if registry[id].Size != 0 {
-		w.number(s.val[id])
-	}
-	switch id {
-	case IDTenant:
-		kind := uint64(0)
-		if s.cgroup {
-			kind = 1
-		}
-		w.number(kind)
-	case IDChecksum:
-		w.bytes(s.sums)
-		w.align()
-	}
 }
 
 func requiredFlag(on bool) byte {

@@ -3,6 +3,7 @@ package attrs
 import (
 	"encoding/binary"
 	"errors"
+	"unsafe"
 )
 
 // The frame that sets and results have in common: see FORMAT.md.
@@ -128,38 +129,35 @@ func number(b []byte) (v uint64) {
 	return v
 }
 
-// writer fills a buffer that is known to be large enough. It only writes, as the buffer may be
-// shared with somebody who changes it.
-type writer struct {
-	b   []byte
-	off int
+// What writes a frame writes to a buffer that is known to be large enough, and reads nothing back, as it
+// may be shared with somebody who changes it.
+
+// putHeader writes the first 16 bytes.
+func putHeader(b []byte, magic string, b5 byte, count, length int, last uint32) {
+	copy(b[:len(setMagic)], magic)
+	le.PutUint32(b[4:], version|uint32(b5)<<8|uint32(count)<<16)
+	le.PutUint64(b[8:], uint64(length)|uint64(last)<<32)
 }
 
-// header writes the first 16 bytes, wherever the writer is.
-func (w *writer) header(magic string, b5 byte, count, length int, last uint32) {
-	copy(w.b[:len(setMagic)], magic)
-	le.PutUint32(w.b[4:], version|uint32(b5)<<8|uint32(count)<<16)
-	le.PutUint64(w.b[8:], uint64(length)|uint64(last)<<32)
+// entryHead is the head of an entry as a number.
+func entryHead(id ID, b2, b3 byte, size int, b6, b7 byte) uint64 {
+	return uint64(id) | uint64(b2)<<16 | uint64(b3)<<24 | uint64(size)<<32 | uint64(b6)<<48 | uint64(b7)<<56
 }
 
-// entry writes the head of an entry; e.id, b2, b3, b6 and b7 count.
-func (w *writer) entry(e entry, size int) {
-	le.PutUint64(w.b[w.off:], uint64(e.id)|uint64(e.b2)<<16|uint64(e.b3)<<24|
-		uint64(size)<<32|uint64(e.b6)<<48|uint64(e.b7)<<56)
-	w.off += entryBytes
-}
+// words are the 8-byte words of a plain frame: one without checksums and unknown attributes, which fits
+// always. To write them one by one costs less than to slice a buffer for each.
+type words [maxPlainFrame / 8][8]byte
 
-// number writes the low n bytes of v, at a multiple of 8, and zeroes up to the next.
-func (w *writer) number(v uint64) {
-	le.PutUint64(w.b[w.off:], v)
-	w.off += 8
-}
+// maxPlainFrame is no less than what any plain set or results need.
+const maxPlainFrame = max(setHeaderBytes+idEnd*(entryBytes+16), resultsHeaderBytes+idEnd*entryBytes+timingBytes+sumsBytes)
 
-func (w *writer) bytes(b []byte) { w.off += copy(w.b[w.off:], b) }
+func (w *words) put(i int, v uint64) { le.PutUint64(w[i][:], v) }
 
-// align writes zeroes up to a multiple of 8.
-func (w *writer) align() {
-	for ; w.off%8 != 0; w.off++ {
-		w.b[w.off] = 0
-	}
+func wordsOf(b []byte) *words { return (*words)(unsafe.Pointer((*[maxPlainFrame]byte)(b))) }
+
+// putBytes writes v and zeroes up to a multiple of 8, and returns how many bytes that took.
+func putBytes(b, v []byte) int {
+	n := padded(len(v))
+	clear(b[copy(b, v):n])
+	return n
 }

@@ -88,4 +88,88 @@ func TestDecodersRemember(t *testing.T) {
 			decodeResults(b)
 		}
 	}
+
+	var re ResultsEncoder
+	encodeResults := func(enc []byte) {
+		t.Helper()
+		var r Results
+		_ = r.Decode(enc)
+		var got, want [MaxBytes]byte
+		nGot, errGot := re.Encode(&r, got[:])
+		nWant, errWant := r.Encode(want[:])
+		if errGot != errWant || !bytes.Equal(got[:nGot], want[:nWant]) {
+			t.Fatalf("% x, %v, want % x, %v", got[:nGot], errGot, want[:nWant], errWant)
+		}
+		if n, err := re.Encode(&r, got[:16]); err == nil {
+			t.Fatalf("%d bytes in 16", n)
+		}
+		clear(got[:])
+	}
+	for _, a := range results {
+		for _, b := range results {
+			encodeResults(a)
+			encodeResults(b)
+			encodeResults(b)
+		}
+	}
+}
+
+// TestStamp: sets have a stamp in common while they say the same and are as they were decoded.
+func TestStamp(t *testing.T) {
+	var d SetDecoder
+	decode := func(text string) *Set {
+		t.Helper()
+		s, err := ParseSet(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.Stamp() != 0 {
+			t.Errorf("%s has a stamp", text)
+		}
+		var b [MaxBytes]byte
+		n, err := s.Encode(b[:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Decode(&s, b[:n]); err != nil {
+			t.Fatal(err)
+		}
+		return &s
+	}
+	const text = "hint=cache,tenant=7"
+	a, b := decode(text), decode(text)
+	if a.Stamp() == 0 || a.Stamp() != b.Stamp() {
+		t.Errorf("stamps %d and %d", a.Stamp(), b.Stamp())
+	}
+	if c := decode("hint=cache,tenant=8"); c.Stamp() == 0 || c.Stamp() == a.Stamp() {
+		t.Errorf("another set has stamp %d, the first has %d", c.Stamp(), a.Stamp())
+	}
+	if c := decode("checksum=crc32c:01020304:a0b0c0d0"); c.Stamp() != 0 {
+		t.Error("checksums have a stamp")
+	}
+	other := parsed(t, "prio=rt/1")
+	other.Mark(SourceRule)
+	for name, change := range map[string]func(s *Set){
+		"clear":    func(s *Set) { s.Clear() },
+		"hint":     func(s *Set) { s.SetHint(HintBypass) },
+		"invalid":  func(s *Set) { s.SetHint(99) },
+		"mode":     func(s *Set) { s.SetMode(Writeback) },
+		"priority": func(s *Set) { s.SetPriority(Priority{Class: ClassRT}) },
+		"lifetime": func(s *Set) { s.SetLifetime(LifetimeLong) },
+		"trace":    func(s *Set) { s.SetTrace(1) },
+		"timing":   func(s *Set) { s.SetTiming() },
+		"tenant":   func(s *Set) { s.SetTenant(Tenant{ID: 7, Cgroup: true}) },
+		"deadline": func(s *Set) { s.SetDeadline(1000) },
+		"checksum": func(s *Set) { s.SetChecksum(Checksum{Algorithm: CRC32C, Return: true}) },
+		"required": func(s *Set) { s.Require(IDHint) },
+		"source":   func(s *Set) { s.Mark(SourceRule) },
+		"merge":    func(s *Set) { s.Merge(other) },
+		"ioprio":   func(s *Set) { s.AddIOPrio(uint16(2<<13 | 1)) },
+		"cgroup":   func(s *Set) { s.AddCgroup(9) },
+	} {
+		s := decode(text)
+		if change(s); s.Stamp() != 0 {
+			t.Errorf("%s: the stamp stays", name)
+		}
+	}
 }

@@ -81,6 +81,8 @@ type resultsHead struct {
 	timing Timing
 	sums   []byte
 	answer [idEnd]Answer
+	// said has the ids whose answers may be other than empty.
+	said idSet
 
 	frame     Reason
 	algorithm Algorithm
@@ -116,13 +118,14 @@ func (r *Results) Begin(s *Set, q Request, dev Device) {
 	if dev != 0 {
 		r.devices[0], r.nDevices = dev, 1
 	}
+	r.said = s.has | s.bad
 	for left := s.has; left != 0; left &= left - 1 {
 		id := lowest(left)
-		a := Answer{Source: s.source[id], Offered: s.offered[id]}
-		if registry[id].Direction&q.Direction == 0 {
-			a.Status, a.Reason = Ignored, ReasonDirection
-		}
-		r.answer[id] = a
+		a := &r.answer[id]
+		a.Source, a.Offered = s.source[id], s.offered[id]
+	}
+	for left := s.has &^ meantFor[q.Direction&Both]; left != 0; left &= left - 1 {
+		r.set(lowest(left), Ignored, ReasonDirection)
 	}
 	if s.has.has(IDChecksum) {
 		r.beginChecksum(s, q)
@@ -141,6 +144,16 @@ func (r *Results) Begin(s *Set, q Request, dev Device) {
 	}
 }
 
+// meantFor has the attributes for each direction.
+var meantFor = func() (m [Both + 1]idSet) {
+	for d := range m {
+		for id := ID(1); id < idEnd; id++ {
+			m[d].put(id, registry[id].Direction&Direction(d) != 0)
+		}
+	}
+	return m
+}()
+
 // beginChecksum answers checksums that do not fit the request.
 func (r *Results) beginChecksum(s *Set, q Request) {
 	verify := s.Checksum().Blocks()
@@ -156,7 +169,9 @@ func (r *Results) beginChecksum(s *Set, q Request) {
 
 // set answers for a known id, keeping the sources.
 func (r *Results) set(id ID, st Status, why Reason) {
-	r.answer[id].Status, r.answer[id].Reason = st, why
+	a := &r.answer[id]
+	a.Status, a.Reason = st, why
+	r.said |= 1 << id
 }
 
 // Pending says whether the set has the attribute, valid and fit for the request, and nothing

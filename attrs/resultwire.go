@@ -50,49 +50,82 @@ func (r *Results) Encode(b []byte) (int, error) {
 	if r.nDevices > 1 {
 		return 0, ErrSeveral
 	}
-	if len(b) < maxPlainResults || len(r.sums) != 0 || r.nUnknown != 0 {
+	if len(b) < maxPlainFrame || len(r.sums) != 0 || r.nUnknown != 0 {
 		if size := r.EncodedSize(); size > len(b) || size > MaxBytes {
 			return 0, ErrSpace
 		}
+		return r.encodeAll(b), nil
 	}
-	w, count := writer{b: b, off: resultsHeaderBytes}, 0
-	for id := ID(1); id < idEnd; id++ {
-		if r.answer[id].Status != NotHandled {
-			r.encodeOne(&w, id)
-			count++
+	w, i, count := wordsOf(b), resultsHeaderBytes/8, 0
+	for left := r.said; left != 0; left &= left - 1 {
+		id := lowest(left)
+		a := &r.answer[id]
+		if a.Status == NotHandled {
+			continue
 		}
+		size := 0
+		if id == IDTiming || id == IDChecksum {
+			size = r.resultSize(id)
+		}
+		w.put(i, a.head(id, size))
+		i++
+		if size != 0 {
+			i += r.putResult(b[8*i:], id) / 8
+		}
+		count++
+	}
+	r.putHeader(b, count, 8*i)
+	return 8 * i, nil
+}
+
+// head is the head of the entry for an answer.
+func (a *Answer) head(id ID, size int) uint64 {
+	return entryHead(id, byte(a.Status), byte(a.Reason), size, byte(a.Source), byte(a.Offered))
+}
+
+func (r *Results) putHeader(b []byte, count, size int) {
+	putHeader(b, resultsMagic, byte(r.frame), count, size, uint32(r.devices[0]))
+	le.PutUint64(b[16:], uint64(r.Blocks)|uint64(r.Origin)<<32)
+}
+
+// encodeAll is Encode for all results.
+func (r *Results) encodeAll(b []byte) int {
+	off, count := resultsHeaderBytes, 0
+	for id := ID(1); id < idEnd; id++ {
+		a := &r.answer[id]
+		if a.Status == NotHandled {
+			continue
+		}
+		size := r.resultSize(id)
+		le.PutUint64(b[off:], a.head(id, size))
+		off += entryBytes
+		if size != 0 {
+			off += r.putResult(b[off:], id)
+		}
+		count++
 	}
 	for _, u := range r.unknown[:r.nUnknown] {
 		if u.status != NotHandled {
-			w.entry(entry{id: u.id, b2: byte(u.status), b3: byte(u.reason)}, 0)
+			le.PutUint64(b[off:], entryHead(u.id, byte(u.status), byte(u.reason), 0, 0, 0))
+			off += entryBytes
 			count++
 		}
 	}
-	w.header(resultsMagic, byte(r.frame), count, w.off, uint32(r.devices[0]))
-	le.PutUint64(b[16:], uint64(r.Blocks)|uint64(r.Origin)<<32)
-	return w.off, nil
+	r.putHeader(b, count, off)
+	return off
 }
 
-// maxPlainResults is more than any results without checksums and unknown attributes need.
-const maxPlainResults = resultsHeaderBytes + idEnd*entryBytes + timingBytes + sumsBytes
-
-func (r *Results) encodeOne(w *writer, id ID) {
-	a, size := r.answer[id], r.resultSize(id)
-	w.entry(entry{
-		id: id, b2: byte(a.Status), b3: byte(a.Reason), b6: byte(a.Source), b7: byte(a.Offered),
-	}, size)
-	switch {
-	case size == 0:
-	case id == IDTiming:
-		w.number(uint64(r.timing.Queued))
-		w.number(uint64(r.timing.SSD))
-		w.number(uint64(r.timing.Backing))
-		w.number(uint64(r.timing.Total))
-	default:
-		w.number(uint64(r.algorithm) | uint64(r.badBlock)<<32)
-		w.bytes(r.sums)
-		w.align()
+// putResult writes what the answer for timing or checksums carries.
+func (r *Results) putResult(b []byte, id ID) int {
+	if id == IDTiming {
+		le.PutUint64(b, uint64(r.timing.Queued))
+		le.PutUint64(b[8:], uint64(r.timing.SSD))
+		le.PutUint64(b[16:], uint64(r.timing.Backing))
+		le.PutUint64(b[24:], uint64(r.timing.Total))
+		return timingBytes
 	}
+	le.PutUint64(b, uint64(r.algorithm)|uint64(r.badBlock)<<32)
+	return sumsBytes + putBytes(b[sumsBytes:], r.sums)
 }
 
 // Decode replaces r with the results that b begins with. It returns ErrNone if there are none,
@@ -166,6 +199,7 @@ func (r *Results) take(e *entry) Reason {
 	r.answer[e.id] = Answer{
 		Status: st, Reason: Reason(e.b3), Source: Source(e.b6), Offered: Sources(e.b7),
 	}
+	r.said |= 1 << e.id
 	switch {
 	case e.id == IDTiming && st == Handled:
 		return r.takeTiming(e.value)

@@ -24,6 +24,9 @@ type setHead struct {
 	// raw is what the unknown attributes' places refer to.
 	raw []byte
 
+	// stamp is the same for sets that say the same; 0 is none.
+	stamp uint64
+
 	has, required idSet
 	// bad are attributes that came but are invalid. A weaker source may have the attribute too.
 	bad, badRequired idSet
@@ -40,6 +43,11 @@ type setHead struct {
 
 // Clear makes s the empty set.
 func (s *Set) Clear() { s.setHead = setHead{} }
+
+// Stamp is a number that all sets have in common which a [SetDecoder] has decoded from the same bytes, one after
+// the other, and that have not been changed since. They say the same, so that what followed from one of them
+// follows from the others. It is 0 for sets from elsewhere.
+func (s *Set) Stamp() uint64 { return s.stamp }
 
 // unknownAttr is an attribute without a row in the registry; they are in order of their ids, which
 // are above those of all rows.
@@ -102,6 +110,7 @@ func (s *Set) Frame() Reason { return s.frame }
 
 // Require marks attributes that are there as required; of others it does nothing.
 func (s *Set) Require(ids ...ID) {
+	s.stamp = 0
 	for _, id := range ids {
 		if s.Has(id) {
 			s.required.put(id, true)
@@ -113,6 +122,7 @@ func (s *Set) Require(ids ...ID) {
 
 // Mark makes src the source of all attributes of the set, which so far has had one source only.
 func (s *Set) Mark(src Source) {
+	s.stamp = 0
 	for id := ID(1); id < idEnd; id++ {
 		if s.has.has(id) {
 			s.source[id], s.offered[id] = src, 1<<src
@@ -126,6 +136,7 @@ func (s *Set) put(id ID, v uint64, src Source) {
 		s.reject(id, why, false)
 		return
 	}
+	s.stamp = 0
 	s.bad.put(id, false)
 	s.badRequired.put(id, false)
 	s.reason[id] = ReasonNone
@@ -137,6 +148,7 @@ func (s *Set) put(id ID, v uint64, src Source) {
 
 // reject makes the attribute invalid and takes back what value it had.
 func (s *Set) reject(id ID, why Reason, required bool) {
+	s.stamp = 0
 	s.badRequired.put(id, s.Required(id) || required)
 	s.has.put(id, false)
 	s.required.put(id, false)
@@ -240,6 +252,7 @@ func (s *Set) Piece(first, n int) {
 		return
 	}
 	w := c.Algorithm.Width()
+	s.stamp = 0
 	s.sums = c.Sums[first*w : (first+n)*w : (first+n)*w]
 }
 
@@ -247,6 +260,7 @@ func (s *Set) Piece(first, n int) {
 // attribute that is invalid in one of them stays reported as that, and the other's value is used.
 // The required flag is that of the winner. Attributes unknown here are those of s if it has any.
 func (s *Set) Merge(o *Set) {
+	s.stamp = 0
 	for left := o.has; left != 0; left &= left - 1 {
 		s.mergeOne(lowest(left), o)
 	}

@@ -79,6 +79,9 @@ func (l *Lane) decide(r *Request) syscall.Errno {
 	if r.res = r.Results; r.res == nil {
 		r.res = &l.tracked(r).answers
 	}
+	if r.Op == ReqRead && l.decideAgain(r, mode) {
+		return 0
+	}
 	dir := attrs.Write
 	if r.Op == ReqRead {
 		dir = attrs.Read
@@ -106,6 +109,9 @@ func (l *Lane) decide(r *Request) syscall.Errno {
 	}
 	l.decideObserved(r)
 	_, errno := r.Attrs.CheckRequired(r.res)
+	if r.Op == ReqRead && r.Attrs.Stamp() != 0 && errno == 0 {
+		l.rememberDecision(r, mode)
+	}
 	return errno
 }
 

@@ -30,6 +30,18 @@ type attrCounters struct {
 	hints   [numHints]atomic.Pointer[group]
 	prios   [numClasses][numLevels]atomic.Pointer[group]
 	tenants tenantTable
+
+	last lastCounted // the lane's own
+}
+
+// lastCounted is where a request was counted, for the next one of which the same was said and answered.
+type lastCounted struct {
+	stamp   uint64 // of the set; 0: none
+	res     attrs.Results
+	answers [numAttrs]*counter
+	groups  [3]*group
+	nAnswer int
+	nGroup  int
 }
 
 // answers counts by status, and by the source whose value counted.
@@ -72,28 +84,52 @@ func (g *group) count(r *Request, bucket int) {
 
 // count counts a request that took so many nanoseconds.
 func (a *attrCounters) count(r *Request, took int64) {
-	set, res := r.Attrs, r.res
+	m, bucket := &a.last, latencyBucket(took)
+	if m.stamp == 0 || r.Attrs.Stamp() != m.stamp || !r.res.SameAnswers(&m.res) {
+		a.find(r)
+	}
+	for _, c := range m.answers[:m.nAnswer] {
+		c.Add(1)
+	}
+	for _, g := range m.groups[:m.nGroup] {
+		g.count(r, bucket)
+	}
+}
+
+// find notes in a.last where a request is to be counted, and counts what is rare.
+func (a *attrCounters) find(r *Request) {
+	set, res, m := r.Attrs, r.res, &a.last
+	m.stamp, m.nAnswer, m.nGroup = 0, 0, 0
 	for left := set.Came(); left != 0; left &= left - 1 {
 		id := bits.TrailingZeros16(left)
 		ans := res.For(attrs.ID(id))
-		a.answer[id][ans.Status][ans.Source].Add(1)
+		m.answers[m.nAnswer] = &a.answer[id][ans.Status][ans.Source]
+		m.nAnswer++
+	}
+	put := func(g *group) {
+		m.groups[m.nGroup] = g
+		m.nGroup++
+	}
+	if set.Has(attrs.IDHint) {
+		put(groupOf(&a.hints[set.Hint()]))
+	}
+	if set.Has(attrs.IDPriority) {
+		p := set.Priority()
+		put(groupOf(&a.prios[p.Class-1][p.Level]))
+	}
+	if set.Has(attrs.IDTenant) {
+		put(a.tenants.group(set.Tenant()))
+	}
+	if res.Frame() == attrs.ReasonNone && set.NumUnknown() == 0 {
+		m.stamp = set.Stamp()
+		m.res.Repeat(res, 0)
+		return
 	}
 	if res.Frame() != attrs.ReasonNone {
 		a.unreadable.Add(1)
 	}
 	for i := range set.NumUnknown() {
 		a.unknown[res.For(set.UnknownID(i)).Status][attrs.SourceNone].Add(1)
-	}
-	bucket := latencyBucket(took)
-	if set.Has(attrs.IDHint) {
-		groupOf(&a.hints[set.Hint()]).count(r, bucket)
-	}
-	if set.Has(attrs.IDPriority) {
-		p := set.Priority()
-		groupOf(&a.prios[p.Class-1][p.Level]).count(r, bucket)
-	}
-	if set.Has(attrs.IDTenant) {
-		a.tenants.group(set.Tenant()).count(r, bucket)
 	}
 }
 

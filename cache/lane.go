@@ -41,6 +41,7 @@ type Lane struct {
 
 	attrs      attrCounters
 	tenant     lastTenant
+	decided    decision
 	traces     traceRing
 	freeTracks *track
 	latency    *latencies // nil until a request has a deadline

@@ -22,10 +22,10 @@ func (v *View) Answer(q *Request, device uint32) error {
 	if q.seq == 0 {
 		return nil
 	}
-	first, count := pagesOf(q.start, q.length)
 	if q.Results.Plain() || q.Results.EncodedSize() <= BodyBytes {
-		return v.put(q, device, first, 0, whole)
+		return v.put(q, device, q.page, 0, whole)
 	}
+	first, count := pagesOf(q.start, q.length)
 	size, err := q.Results.Encode(q.out[:min(len(q.out), count*BodyBytes)])
 	if errors.Is(err, attrs.ErrSpace) {
 		return v.without(q, device, first)
@@ -62,46 +62,49 @@ func (v *View) put(q *Request, device uint32, page, chunk, size int) (err error)
 		return attrs.ErrSeveral
 	}
 	defer guard(&err, debug.SetPanicOnFault(true))
-	at := v.take(q, device, page, chunk)
-	if at == 0 {
+	p := v.at(page)
+	a := p.take(q, device, chunk)
+	if a == nil {
 		if chunk == 0 {
-			atomic.AddUint32(v.word(v.slot(page)+slotOverflow), 1)
+			atomic.AddUint32(&p.set.missed, 1)
 		}
 		return ErrNoRoom
 	}
-	b := v.mem[at : at+SlotBytes]
 	if size != whole {
-		copy(b[slotHeaderBytes:], q.out[chunk*BodyBytes:size])
-	} else if size, err = q.Results.Encode(b[slotHeaderBytes:]); err != nil {
+		copy(a.body[:], q.out[chunk*BodyBytes:size])
+	} else if size, err = q.encode(a.body[:]); err != nil {
 		return err
 	}
-	le.PutUint32(b[answerBytes:], uint32(size))
-	le.PutUint64(b[answerStart:], uint64(q.start))
-	le.PutUint32(b[answerLength:], uint32(q.length))
-	le.PutUint32(b[answerChunk:], uint32(chunk))
-	v.store(at+answerDone, q.seq)
+	a.bytes, a.start = uint32(size), uint64(q.start)
+	a.length, a.chunk = uint32(q.length), uint32(chunk)
+	atomic.StoreUint32(&a.done, q.seq)
 	return nil
 }
 
-// take finds the slot that this device has used for this part before, or claims a free one. A claim
-// can only succeed if the slots are still those of this request: the client may have given it up and
-// gone on. It returns 0 if there is none.
-func (v *View) take(q *Request, device uint32, page, chunk int) int64 {
-	mine := claimOf(q.seq, device)
-	for k := range Answers {
-		at := v.answer(page, k)
-		b := v.mem[at : at+slotHeaderBytes]
-		if atomic.LoadUint64(v.long(at+answerClaim)) == mine && v.load(at+answerDone) == q.seq &&
-			le.Uint64(b[answerStart:]) == uint64(q.start) &&
-			le.Uint32(b[answerChunk:]) == uint32(chunk) {
-			return at
+func (q *Request) encode(b []byte) (int, error) {
+	if q.Memo == nil {
+		return q.Results.Encode(b)
+	}
+	return q.Memo.results.Encode(&q.Results, b)
+}
+
+// take finds the slot that this device has used for this part before, or claims a free one. Slots are claimed in
+// their order and stay so, so that one it has used comes before any that is free. A claim can only succeed if
+// the slots are still those of this request: the client may have given it up and gone on. It returns nil if
+// there is none.
+func (p *pageSlots) take(q *Request, device uint32, chunk int) *answerSlot {
+	mine, free := claimOf(q.seq, device), claimOf(q.seq, 0)
+	for k := range p.answers {
+		a := &p.answers[k]
+		switch claim := atomic.LoadUint64(&a.claim); {
+		case claim == free:
+			if atomic.CompareAndSwapUint64(&a.claim, free, mine) {
+				return a
+			}
+		case claim == mine && atomic.LoadUint32(&a.done) == q.seq && a.start == uint64(q.start) &&
+			a.chunk == uint32(chunk):
+			return a
 		}
 	}
-	for k := range Answers {
-		at := v.answer(page, k)
-		if atomic.CompareAndSwapUint64(v.long(at+answerClaim), claimOf(q.seq, 0), mine) {
-			return at
-		}
-	}
-	return 0
+	return nil
 }

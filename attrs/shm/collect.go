@@ -43,17 +43,17 @@ type found struct {
 // Collect returns the answers for a request that is over, and empties its slots. What nobody
 // answered is not handled: all of it, if the request went to another device, and all the same if a
 // part of it was not answered, or was answered by fewer devices than another part. The results are
-// good until the next Collect with c.
+// good until the next Collect with c, and not to be changed.
 func (r *Region) Collect(t Ticket, c *Collector) *attrs.Results {
 	c.n, c.lost = 0, 0
-	if r.single(t, c) {
+	if res := r.single(t, c); res != nil {
 		r.clear(t)
-		return &c.piece
+		return res
 	}
 	first, count := pagesOf(t.start, t.length)
 	var list [Answers]found
 	for page := first; page < first+count; page++ {
-		c.lost += r.load(r.slot(page) + slotOverflow)
+		c.lost += atomic.LoadUint32(&r.at(page).set.missed)
 		n := 0
 		for k := range Answers {
 			if r.find(t, page, k, &list[n]) {
@@ -71,24 +71,43 @@ func (r *Region) Collect(t Ticket, c *Collector) *attrs.Results {
 
 // single reads the answer of a request that has just one, for all of it, as nearly all have. It returns
 // false if there are others, or none.
-func (r *Region) single(t Ticket, c *Collector) bool {
+func (r *Region) single(t Ticket, c *Collector) *attrs.Results {
 	first, count := pagesOf(t.start, t.length)
-	var f found
-	n := 0
+	var only *answerSlot
 	for page := first; page < first+count; page++ {
-		if r.load(r.slot(page)+slotOverflow) != 0 {
-			return false
+		p := r.at(page)
+		if atomic.LoadUint32(&p.set.missed) != 0 {
+			return nil
 		}
-		for k := range Answers {
-			if claim := atomic.LoadUint64(r.long(r.answer(page, k) + answerClaim)); uint32(claim) == 0 {
+		for k := range p.answers {
+			a := &p.answers[k]
+			if uint32(atomic.LoadUint64(&a.claim)) == 0 {
 				continue // free
 			}
-			if n++; n > 1 || !r.find(t, page, k, &f) {
-				return false
+			if only != nil {
+				return nil
 			}
+			only = a
 		}
 	}
-	return n == 1 && f.start == t.start && f.length == t.length && r.decode(t, c, &f)
+	// An answer of the whole request begins in its first page, and what does not fit one slot is for those who
+	// look for all of its parts.
+	if only == nil || atomic.LoadUint64(&only.claim)>>32 != uint64(t.seq) || atomic.LoadUint32(&only.done) != t.seq ||
+		only.start != uint64(t.start) || only.length != uint32(t.length) || only.chunk != 0 {
+		return nil
+	}
+	n := atomic.LoadUint32(&only.bytes)
+	if n > BodyBytes {
+		return nil
+	}
+	b := only.body[:n]
+	if c.last.Is(b) {
+		return c.last.Last()
+	}
+	if c.last.Decode(&c.piece, c.buf[:copy(c.buf[:], b)]) != nil {
+		return nil
+	}
+	return &c.piece
 }
 
 // Lost is how many answers of the last Collect found no room in the slots.
@@ -97,17 +116,15 @@ func (c *Collector) Lost() uint32 { return c.lost }
 // find reads the head of an answer slot. It returns whether the slot has the first part of an
 // answer for the request.
 func (r *Region) find(t Ticket, page, k int, f *found) bool {
-	at := r.answer(page, k)
-	claim := atomic.LoadUint64(r.long(at + answerClaim))
-	if claim>>32 != uint64(t.seq) || uint32(claim) == 0 || r.load(at+answerDone) != t.seq {
+	a := &r.at(page).answers[k]
+	claim := atomic.LoadUint64(&a.claim)
+	if claim>>32 != uint64(t.seq) || uint32(claim) == 0 || atomic.LoadUint32(&a.done) != t.seq {
 		return false
 	}
-	b := r.mem[at : at+slotHeaderBytes]
 	*f = found{
-		start: int64(le.Uint64(b[answerStart:])), length: int64(le.Uint32(b[answerLength:])),
-		device: uint32(claim), page: page, k: k, bytes: int(le.Uint32(b[answerBytes:])),
+		start: int64(a.start), length: int64(a.length), device: uint32(claim), page: page, k: k, bytes: int(a.bytes),
 	}
-	return le.Uint32(b[answerChunk:]) == 0 && f.start >= t.start && f.length <= t.length &&
+	return a.chunk == 0 && f.start >= t.start && f.length <= t.length &&
 		f.start-t.start <= t.length-f.length && int(f.start/PageBytes) == page &&
 		f.bytes <= attrs.MaxBytes && (f.length > 0 || t.length == 0)
 }
@@ -141,13 +158,6 @@ func (r *Region) add(t Ticket, c *Collector, f *found) {
 
 // decode reads an answer into c.piece, with the parts that lie in later pages.
 func (r *Region) decode(t Ticket, c *Collector, f *found) bool {
-	if f.bytes <= BodyBytes {
-		at := r.answer(f.page, f.k) + slotHeaderBytes
-		if b := r.mem[at : at+int64(f.bytes)]; c.last.Is(b) {
-			c.last.Again(&c.piece)
-			return true
-		}
-	}
 	last, count := pagesOf(f.start, f.length)
 	last += count
 	k := f.k
@@ -160,8 +170,7 @@ func (r *Region) decode(t Ticket, c *Collector, f *found) bool {
 				return false
 			}
 		}
-		at := r.answer(page, k) + slotHeaderBytes
-		copy(c.buf[n:f.bytes], r.mem[at:at+BodyBytes]) // no more than the answer has
+		copy(c.buf[n:f.bytes], r.at(page).answers[k].body[:]) // no more than the answer has
 	}
 	return c.last.Decode(&c.piece, c.buf[:f.bytes]) == nil
 }
@@ -169,12 +178,11 @@ func (r *Region) decode(t Ticket, c *Collector, f *found) bool {
 // findChunk looks in the slots of a page for the part of an answer that belongs there; -1 if there
 // is none.
 func (r *Region) findChunk(t Ticket, f *found, page int) int {
-	for k := range Answers {
-		at := r.answer(page, k)
-		b := r.mem[at : at+slotHeaderBytes]
-		if atomic.LoadUint64(r.long(at+answerClaim)) == claimOf(t.seq, f.device) &&
-			r.load(at+answerDone) == t.seq && le.Uint32(b[answerChunk:]) == uint32(page-f.page) &&
-			int64(le.Uint64(b[answerStart:])) == f.start {
+	p := r.at(page)
+	for k := range p.answers {
+		a := &p.answers[k]
+		if atomic.LoadUint64(&a.claim) == claimOf(t.seq, f.device) && atomic.LoadUint32(&a.done) == t.seq &&
+			a.chunk == uint32(page-f.page) && int64(a.start) == f.start {
 			return k
 		}
 	}

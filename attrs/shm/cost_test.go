@@ -14,7 +14,7 @@ func BenchmarkRoundTrip(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	c, q := new(Collector), new(Request)
+	c, q := new(Collector), &Request{Memo: new(Memo)}
 	b.Run("client", func(b *testing.B) {
 		for b.Loop() {
 			t, err := r.Issue(0, PageBytes, &s)

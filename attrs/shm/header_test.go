@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"unsafe"
 )
 
 // inHeader is what ubcache_shm.h says, as a C expression, and what it has to be.
@@ -30,25 +31,25 @@ var inHeader = map[string]uint64{
 	"offsetof(struct ubc_header, data)":       headerData,
 	"sizeof(struct ubc_header)":               headerBytes,
 
-	"offsetof(struct ubc_slot, seq)":       slotSeq,
-	"offsetof(struct ubc_slot, first)":     slotFirst,
-	"offsetof(struct ubc_slot, start)":     slotStart,
-	"offsetof(struct ubc_slot, length)":    slotLength,
-	"offsetof(struct ubc_slot, number)":    slotNumber,
-	"offsetof(struct ubc_slot, set_bytes)": slotSetBytes,
-	"offsetof(struct ubc_slot, overflow)":  slotOverflow,
-	"offsetof(struct ubc_slot, body)":      slotHeaderBytes,
-	"sizeof(struct ubc_slot)":              SlotBytes,
+	"offsetof(struct ubc_slot, seq)":       uint64(unsafe.Offsetof(setSlot{}.seq)),
+	"offsetof(struct ubc_slot, first)":     uint64(unsafe.Offsetof(setSlot{}.first)),
+	"offsetof(struct ubc_slot, start)":     uint64(unsafe.Offsetof(setSlot{}.start)),
+	"offsetof(struct ubc_slot, length)":    uint64(unsafe.Offsetof(setSlot{}.length)),
+	"offsetof(struct ubc_slot, number)":    uint64(unsafe.Offsetof(setSlot{}.number)),
+	"offsetof(struct ubc_slot, set_bytes)": uint64(unsafe.Offsetof(setSlot{}.setBytes)),
+	"offsetof(struct ubc_slot, overflow)":  uint64(unsafe.Offsetof(setSlot{}.missed)),
+	"offsetof(struct ubc_slot, body)":      uint64(unsafe.Offsetof(setSlot{}.body)),
+	"sizeof(struct ubc_slot)":              uint64(unsafe.Sizeof(setSlot{})),
 
-	"offsetof(struct ubc_answer, claim)":         answerClaim,
-	"offsetof(struct ubc_answer, done)":          answerDone,
-	"offsetof(struct ubc_answer, bytes)":         answerBytes,
-	"offsetof(struct ubc_answer, start)":         answerStart,
-	"offsetof(struct ubc_answer, length)":        answerLength,
-	"offsetof(struct ubc_answer, chunk)":         answerChunk,
-	"offsetof(struct ubc_answer, body)":          slotHeaderBytes,
-	"sizeof(struct ubc_answer)":                  SlotBytes,
-	"offsetof(struct ubc_page_slots, answer)":    SlotBytes,
+	"offsetof(struct ubc_answer, claim)":         uint64(unsafe.Offsetof(answerSlot{}.claim)),
+	"offsetof(struct ubc_answer, done)":          uint64(unsafe.Offsetof(answerSlot{}.done)),
+	"offsetof(struct ubc_answer, bytes)":         uint64(unsafe.Offsetof(answerSlot{}.bytes)),
+	"offsetof(struct ubc_answer, start)":         uint64(unsafe.Offsetof(answerSlot{}.start)),
+	"offsetof(struct ubc_answer, length)":        uint64(unsafe.Offsetof(answerSlot{}.length)),
+	"offsetof(struct ubc_answer, chunk)":         uint64(unsafe.Offsetof(answerSlot{}.chunk)),
+	"offsetof(struct ubc_answer, body)":          uint64(unsafe.Offsetof(answerSlot{}.body)),
+	"sizeof(struct ubc_answer)":                  uint64(unsafe.Sizeof(answerSlot{})),
+	"offsetof(struct ubc_page_slots, answer)":    uint64(unsafe.Offsetof(pageSlots{}.answers)),
 	"offsetof(struct ubc_page_slots, answer[2])": 3 * SlotBytes,
 	"UBC_CLAIM(0x80000001u, 0x80000002u) >> 32":  0x80000001,
 	"UBC_CLAIM(5, 0x80000002u) & 0xffffffffu":    0x80000002,

@@ -85,7 +85,7 @@ func TestHoles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var q Request
+	q := Request{Memo: new(Memo)}
 	if n, err := v.Read(&q, 0, PageBytes); n != PageBytes || err != nil || q.Given() {
 		t.Errorf("%d %v, given %t", n, err, q.Given())
 	}
@@ -138,7 +138,7 @@ func hostileRound(t *testing.T, v *View, s *Server, rng *rand.Rand, given *int) 
 	off := rng.Int64N(64*8) * 512
 	n := 512 * (1 + rng.Int64N((64*PageBytes-off)/512))
 	for n > 0 {
-		var q Request
+		q := Request{Memo: new(Memo)}
 		part, err := v.Read(&q, off, n)
 		if err != nil || part <= 0 || part > n {
 			t.Fatalf("read %d+%d: %d, %v", off, n, part, err)
@@ -186,7 +186,7 @@ func FuzzSlots(f *testing.F) {
 		copy(r.mem[r.slots:r.data], slots)
 		k := Ticket{start: off, length: n, seq: binary.LittleEndian.Uint32(r.mem[r.slots:])}
 		for left, from := n, off; ; {
-			var q Request
+			q := Request{Memo: new(Memo)}
 			part, err := v.Read(&q, from, left)
 			if err != nil {
 				if r.holds(from, left) {
@@ -231,7 +231,7 @@ func FuzzHeader(f *testing.F) {
 		again := make([]byte, headerBytes)
 		l.encode(again)
 		if string(again) != string(b[:headerBytes]) || l.size != size ||
-			l.answer(l.pages-1, Answers-1)+SlotBytes > l.data || l.data%PageBytes != 0 {
+			l.slots+int64(l.pages)*pageSlotsBytes > l.data || l.data%PageBytes != 0 {
 			t.Errorf("%x of %d bytes is taken as %+v", b, size, l)
 		}
 	})

@@ -3,6 +3,7 @@ package shm
 import (
 	"errors"
 	"fmt"
+	"sync/atomic"
 
 	"ubcache/attrs"
 )
@@ -24,36 +25,34 @@ func (r *Region) Issue(off int64, n int, s *attrs.Set) (Ticket, error) {
 		return Ticket{}, fmt.Errorf("%w: %d bytes at %d", ErrPlace, n, off)
 	}
 	first, count := pagesOf(off, int64(n))
-	t := Ticket{start: off, length: int64(n)}
-	body := r.slot(first) + slotHeaderBytes
 	// Most sets fit into one slot, and are written there at once. Nobody looks at it before it has its
 	// number.
-	size, err := s.Encode(r.mem[body : body+BodyBytes])
-	if errors.Is(err, attrs.ErrSpace) && count > 1 {
-		size, err = r.spread(first, count, s)
-	}
+	p := r.at(first)
+	size, err := s.Encode(p.set.body[:])
 	if err != nil {
-		return Ticket{}, err
-	}
-	t.seq = r.nextSeq()
-	for i := range count {
-		at := r.slot(first + i)
-		b := r.mem[at : at+slotHeaderBytes]
-		le.PutUint32(b[slotFirst:], uint32(first))
-		le.PutUint64(b[slotStart:], uint64(off))
-		le.PutUint32(b[slotLength:], uint32(n))
-		le.PutUint32(b[slotNumber:], uint32(i))
-		le.PutUint32(b[slotSetBytes:], uint32(size))
-		le.PutUint32(b[slotOverflow:], 0)
-		// Nobody looks for a place to answer in before the number is there.
-		for k := range Answers {
-			*r.long(r.answer(first+i, k) + answerClaim) = claimOf(t.seq, 0)
+		if !errors.Is(err, attrs.ErrSpace) || count == 1 {
+			return Ticket{}, err
+		}
+		if size, err = r.spread(first, count, s); err != nil {
+			return Ticket{}, err
 		}
 	}
-	for i := range count {
-		r.store(r.slot(first+i)+slotSeq, t.seq)
+	t := Ticket{start: off, length: int64(n), seq: r.nextSeq()}
+	free := claimOf(t.seq, 0)
+	for i := 0; ; {
+		p.set.first, p.set.number = uint32(first), uint32(i)
+		p.set.start, p.set.length = uint64(off), uint32(n)
+		p.set.setBytes, p.set.missed = uint32(size), 0
+		// Nobody looks for a place to answer in before the number is there.
+		for k := range p.answers {
+			p.answers[k].claim = free
+		}
+		atomic.StoreUint32(&p.set.seq, t.seq)
+		if i++; i == count {
+			return t, nil
+		}
+		p = r.at(first + i)
 	}
-	return t, nil
 }
 
 // spread writes a set that is too long for one slot to as many as it takes.
@@ -64,8 +63,7 @@ func (r *Region) spread(first, count int, s *attrs.Set) (int, error) {
 		return 0, err
 	}
 	for i := 0; i*BodyBytes < size; i++ {
-		at := r.slot(first+i) + slotHeaderBytes
-		copy(r.mem[at:at+BodyBytes], scratch[i*BodyBytes:size])
+		copy(r.at(first + i).set.body[:], scratch[i*BodyBytes:size])
 	}
 	return size, nil
 }
@@ -87,9 +85,10 @@ func (r *Region) nextSeq() uint32 {
 func (r *Region) clear(t Ticket) {
 	first, count := pagesOf(t.start, t.length)
 	for i := range count {
-		for k := range Answers {
-			*r.long(r.answer(first+i, k) + answerClaim) = 0
+		p := r.at(first + i)
+		for k := range p.answers {
+			p.answers[k].claim = 0
 		}
-		r.store(r.slot(first+i)+slotSeq, 0)
+		atomic.StoreUint32(&p.set.seq, 0)
 	}
 }

@@ -45,27 +45,6 @@ const (
 	headerBytes     = 64
 )
 
-// Fields of the attribute slot of a page.
-const (
-	slotSeq      = 0
-	slotFirst    = 4
-	slotStart    = 8
-	slotLength   = 16
-	slotNumber   = 20
-	slotSetBytes = 24
-	slotOverflow = 28
-)
-
-// Fields of an answer slot.
-const (
-	answerClaim  = 0
-	answerDone   = 8
-	answerBytes  = 12
-	answerStart  = 16
-	answerLength = 24
-	answerChunk  = 28
-)
-
 var le = binary.LittleEndian
 
 // Errors that a caller can act on.
@@ -122,11 +101,6 @@ func (l *layout) check() error {
 	return nil
 }
 
-// slot is where the attribute slot of a page is, answer where its answer slot k is.
-func (l *layout) slot(page int) int64 { return l.slots + int64(page)*pageSlotsBytes }
-
-func (l *layout) answer(page, k int) int64 { return l.slot(page) + int64(1+k)*SlotBytes }
-
 // holds says whether n bytes from byte off on are in the data area. Nothing is there too, at a
 // place that has a page.
 func (l *layout) holds(off, n int64) bool {
@@ -137,8 +111,8 @@ func (l *layout) holds(off, n int64) bool {
 // pagesOf is the first page and the number of pages that n bytes from byte off on lie in; a request
 // without data has the page it names.
 func pagesOf(off, n int64) (first, count int) {
-	first = int(off / PageBytes)
-	return first, int((off+max(n, 1)-1)/PageBytes) - first + 1
+	first = int(uint64(off) / PageBytes)
+	return first, int(uint64(off+max(n, 1)-1)/PageBytes) - first + 1
 }
 
 // encode writes the header to the start of b.

@@ -33,10 +33,8 @@ func mapMemory(fd int, size int64) ([]byte, error) {
 	return b, nil
 }
 
-// word and long are words of the memory that both sides change; off is a multiple of their size.
+// word is a word of the memory that both sides change; off is a multiple of its size.
 func (m *memory) word(off int64) *uint32 { return (*uint32)(unsafe.Pointer(&m.mem[off : off+4][0])) }
-
-func (m *memory) long(off int64) *uint64 { return (*uint64)(unsafe.Pointer(&m.mem[off : off+8][0])) }
 
 func (m *memory) load(off int64) uint32 { return atomic.LoadUint32(m.word(off)) }
 

@@ -2,6 +2,7 @@ package shm
 
 import (
 	"runtime/debug"
+	"sync/atomic"
 
 	"ubcache/attrs"
 )
@@ -11,17 +12,26 @@ import (
 type Request struct {
 	// Set has the attributes. It refers to this Request, and is good until the next Read.
 	Set attrs.Set
-	// Results get the answers.
+	// Results get the answers. Read leaves them as they are.
 	Results attrs.Results
+	// Memo is of the thread that reads and answers the requests; without it nothing is remembered.
+	Memo *Memo
 
 	start, length int64 // of the piece, in the data area
+	page          int   // that it begins in
 	seq           uint32
 	again         bool // what the slot has is what was decoded last, and was not copied
-	sets          attrs.SetDecoder
-	// Set refers to the slot if it came in one, else to buf.
-	slot [SlotBytes]byte
+	// Set refers to body if it came in one slot, else to buf.
+	body [BodyBytes]byte
 	buf  [attrs.MaxBytes]byte
 	out  [attrs.MaxBytes]byte // of an answer that takes more than one slot
+}
+
+// Memo is what a server's thread remembers from one request to the next: what clients say is mostly the same, and
+// so is what they are answered. The zero value is ready.
+type Memo struct {
+	sets    attrs.SetDecoder
+	results attrs.ResultsEncoder
 }
 
 // Given says whether the client gave attributes, readable or not: then it waits for answers.
@@ -44,24 +54,31 @@ func (q *Request) Place() (off, n int64) { return q.start, q.length }
 // client does to it later changes nothing. A slot that makes no sense counts as one that is not
 // there. With n 0 the request has no data and off names its page.
 func (v *View) Read(q *Request, off, n int64) (int64, error) {
-	q.start, q.length, q.seq = off, n, 0
-	q.Set.Clear()
+	q.start, q.length, q.page, q.seq, q.again = off, n, int(uint64(off)/PageBytes), 0, false
 	if !v.holds(off, n) {
+		q.Set.Clear()
 		return 0, ErrPlace
 	}
-	page := int(off / PageBytes)
-	h, err := v.head(q, page)
+	h, err := v.head(q, q.page)
 	if err != nil {
+		q.Set.Clear()
 		return 0, err
 	}
 	if !h.covers(off, n) {
+		q.Set.Clear()
 		q.length, err = v.plain(off, n)
 		return q.length, err
 	}
 	q.length = min(n, h.start+h.length-off)
 	q.seq = h.seq
-	q.Results.Clear()
-	return q.length, v.readSet(q, &h, page)
+	if err := v.readSet(q, &h); err != nil {
+		return q.length, err
+	}
+	if q.length < h.length {
+		first := (q.start - h.start) / attrs.BlockSize
+		q.Set.Piece(int(first), int((q.length+attrs.BlockSize-1)/attrs.BlockSize))
+	}
+	return q.length, nil
 }
 
 // head is what the attribute slot of a page says of the request that has the page.
@@ -72,18 +89,15 @@ type head struct {
 	start, length int64
 }
 
-// head copies the slot of a page, as far as it has anything, to q.slot and decodes its head. Without a
+// head reads the slot of a page: its head, each field once, and to q.body what it has of a set. Without a
 // request, or with one that is impossible, the head is empty.
 func (v *View) head(q *Request, page int) (h head, err error) {
 	defer guard(&err, debug.SetPanicOnFault(true))
-	slot := v.mem[v.slot(page):][:SlotBytes]
-	b := q.slot[:]
-	q.again = false
-	copy(b[:slotHeaderBytes], slot)
+	s := &v.at(page).set
 	h = head{
-		seq: le.Uint32(b[slotSeq:]), first: int(le.Uint32(b[slotFirst:])),
-		number: int(le.Uint32(b[slotNumber:])), setBytes: int(le.Uint32(b[slotSetBytes:])),
-		start: int64(le.Uint64(b[slotStart:])), length: int64(le.Uint32(b[slotLength:])),
+		seq: atomic.LoadUint32(&s.seq), first: int(atomic.LoadUint32(&s.first)),
+		number: int(atomic.LoadUint32(&s.number)), setBytes: int(atomic.LoadUint32(&s.setBytes)),
+		start: int64(atomic.LoadUint64(&s.start)), length: int64(atomic.LoadUint32(&s.length)),
 	}
 	if h.seq == 0 || !v.holds(h.start, h.length) || h.setBytes > attrs.MaxBytes {
 		return head{}, nil
@@ -97,9 +111,8 @@ func (v *View) head(q *Request, page int) (h head, err error) {
 	if n <= 0 {
 		return h, nil
 	}
-	body := slot[slotHeaderBytes:][:n]
-	if q.again = n == h.setBytes && q.sets.Is(body); !q.again {
-		copy(b[slotHeaderBytes:], body)
+	if q.again = q.Memo != nil && n == h.setBytes && q.Memo.sets.Is(s.body[:n]); !q.again {
+		copy(q.body[:], s.body[:n])
 	}
 	return h, nil
 }
@@ -113,35 +126,34 @@ func (h *head) covers(off, n int64) bool {
 	return h.seq != 0 && off >= h.start && off-h.start < h.length
 }
 
-// readSet gathers the set from the slots of the request's first pages and narrows it to the piece.
-// q.slot has that of the piece's first page, which is not read again.
-func (v *View) readSet(q *Request, h *head, page int) error {
+// readSet decodes the set, which is gathered from the slots of the request's first pages. q.body has that of the
+// piece's first page, which is not read again.
+func (v *View) readSet(q *Request, h *head) error {
 	set := q.buf[:h.setBytes:h.setBytes]
-	if h.first == page && h.setBytes <= BodyBytes {
-		set = q.slot[slotHeaderBytes:][:h.setBytes:h.setBytes]
-	} else if err := v.gather(q, h, page); err != nil {
+	if h.first == q.page && h.setBytes <= BodyBytes {
+		set = q.body[:h.setBytes:h.setBytes]
+	} else if err := v.gather(q, h); err != nil {
+		q.Set.Clear()
 		return err
 	}
-	if h.setBytes == 0 {
-		return nil
-	}
-	if q.again {
-		q.sets.Again(&q.Set)
-	} else {
-		// What cannot be decoded is known to the set, and answered.
-		_ = q.sets.Decode(&q.Set, set)
-	}
-	if q.length < h.length {
-		first := (q.start - h.start) / attrs.BlockSize
-		q.Set.Piece(int(first), int((q.length+attrs.BlockSize-1)/attrs.BlockSize))
+	// What cannot be decoded is known to the set, and answered.
+	switch {
+	case q.again:
+		q.Memo.sets.Again(&q.Set)
+	case h.setBytes == 0:
+		q.Set.Clear()
+	case q.Memo != nil:
+		_ = q.Memo.sets.Decode(&q.Set, set)
+	default:
+		_ = q.Set.Decode(set)
 	}
 	return nil
 }
 
 // gather copies a set to q.buf from the slots of the request's first pages.
-func (v *View) gather(q *Request, h *head, page int) error {
+func (v *View) gather(q *Request, h *head) error {
 	for i := 0; i*BodyBytes < h.setBytes; i++ {
-		if h.first+i != page || i > 0 {
+		if h.first+i != q.page || i > 0 {
 			o, err := v.head(q, h.first+i)
 			if err != nil {
 				return err
@@ -151,7 +163,7 @@ func (v *View) gather(q *Request, h *head, page int) error {
 				return nil
 			}
 		}
-		copy(q.buf[i*BodyBytes:h.setBytes], q.slot[slotHeaderBytes:])
+		copy(q.buf[i*BodyBytes:h.setBytes], q.body[:])
 	}
 	return nil
 }
@@ -164,7 +176,7 @@ func (v *View) plain(off, n int64) (part int64, err error) {
 	}
 	defer guard(&err, debug.SetPanicOnFault(true))
 	for i := 1; i < count; i++ {
-		if v.load(v.slot(page+i)+slotSeq) != 0 {
+		if atomic.LoadUint32(&v.at(page+i).set.seq) != 0 {
 			return int64(page+i)*PageBytes - off, nil
 		}
 	}

@@ -41,11 +41,14 @@ func issue(t testing.TB, r *Region, off int64, n int, s *attrs.Set) Ticket {
 	return k
 }
 
+// memo is that of all servers here: they are one thread.
+var memo Memo
+
 // serve answers a piece as a device that handles every attribute, and returns the sets it saw.
 func serve(t testing.TB, v *View, off, n int64, device uint32) (seen []attrs.Set) {
 	t.Helper()
 	for {
-		q := new(Request)
+		q := &Request{Memo: &memo}
 		part, err := v.Read(q, off, n)
 		if err != nil {
 			t.Fatal(err)
@@ -312,7 +315,7 @@ func TestDevices(t *testing.T) {
 func TestOverflowEnds(t *testing.T) {
 	r, v := pair(t, Options{Bytes: 1 << 20})
 	k := issue(t, r, 0, PageBytes, hint(1))
-	r.store(r.slot(0)+slotOverflow, 5)
+	r.at(0).set.missed = 5
 	var c Collector
 	if r.Collect(k, &c); c.Lost() != 5 {
 		t.Errorf("%d answers lost", c.Lost())
@@ -329,25 +332,25 @@ func TestHalfSet(t *testing.T) {
 	s.SetChecksum(attrs.Checksum{Algorithm: attrs.XXH64, Sums: sums(attrs.XXH64, 100)})
 	k := issue(t, r, 0, 100*PageBytes, s)
 	for _, spoil := range []struct {
-		at    int64
-		v     uint32
+		what  string
+		how   func(s *setSlot)
 		empty bool
 	}{
-		{slotSeq, k.seq, false},
-		{slotSeq, k.seq + 1, true},
-		{slotSeq, 0, true},
-		{slotStart, 512, true},
-		{slotSetBytes, 16, true},
-		{slotNumber, 2, true},
+		{"nothing", func(s *setSlot) {}, false},
+		{"a later request", func(s *setSlot) { s.seq = k.seq + 1 }, true},
+		{"no request", func(s *setSlot) { s.seq = 0 }, true},
+		{"another start", func(s *setSlot) { s.start = 512 }, true},
+		{"another size", func(s *setSlot) { s.setBytes = 16 }, true},
+		{"another page", func(s *setSlot) { s.number = 2 }, true},
 	} {
-		was := r.load(r.slot(1) + spoil.at)
-		r.store(r.slot(1)+spoil.at, spoil.v)
+		was := r.at(1).set
+		spoil.how(&r.at(1).set)
 		var q Request
 		if _, err := v.Read(&q, 0, 100*PageBytes); err != nil || !q.Given() ||
 			q.Set.Empty() != spoil.empty {
-			t.Errorf("%+v: given %t, empty %t, %v", spoil, q.Given(), q.Set.Empty(), err)
+			t.Errorf("%s: given %t, empty %t, %v", spoil.what, q.Given(), q.Set.Empty(), err)
 		}
-		r.store(r.slot(1)+spoil.at, was)
+		r.at(1).set = was
 	}
 }
 
@@ -390,14 +393,14 @@ func TestStale(t *testing.T) {
 	devices(t, res, 0)
 
 	// Answers that are whole but for one word: begun and not finished, or for another request.
-	for _, spoil := range []func(at int64, seq uint32){
-		func(at int64, seq uint32) { r.store(at+answerDone, seq-1) },
-		func(at int64, seq uint32) { r.store(at+answerClaim+4, seq-1) },
-		func(at int64, seq uint32) { r.store(at+answerClaim, 0) },
+	for _, spoil := range []func(a *answerSlot){
+		func(a *answerSlot) { a.done-- },
+		func(a *answerSlot) { a.claim -= 1 << 32 },
+		func(a *answerSlot) { a.claim &^= 1<<32 - 1 },
 	} {
 		k = issue(t, r, 0, PageBytes, hint(3))
 		serve(t, v, 0, PageBytes, dev1)
-		spoil(r.answer(0, 0), k.seq)
+		spoil(&r.at(0).answers[0])
 		if res = r.Collect(k, &c); len(res.Devices()) != 0 {
 			t.Errorf("an answer that was only begun counts: %v", res.Devices())
 		}

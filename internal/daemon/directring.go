@@ -28,6 +28,7 @@ type directRing struct {
 	reqs    []*directRequest
 	free    *directRequest
 	bufs    directBuffers
+	memo    shm.Memo
 	gone    [cache.MaxBackings + 1]bool
 	busy    [cache.MaxBackings + 1]int
 	idle    [cache.MaxBackings + 1]chan struct{} // closed when busy is 0, if somebody waits
@@ -270,7 +271,7 @@ func (d *directRing) turn(r *ringClient) bool {
 func (d *directRing) take(r *ringClient) *directRequest {
 	q := d.free
 	if q == nil {
-		q = &directRequest{}
+		q = &directRequest{said: shm.Request{Memo: &d.memo}}
 		q.req.Tag = uint32(len(d.reqs))
 		d.reqs = append(d.reqs, q)
 	} else {

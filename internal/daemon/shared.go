@@ -73,6 +73,7 @@ type parts struct {
 	// By tag: how many parts are not finished, and what the first one that failed has.
 	left []int32
 	errs []syscall.Errno
+	memo shm.Memo
 }
 
 func (s *parts) init(depth int) {
@@ -83,7 +84,7 @@ func (s *parts) init(depth int) {
 func (s *parts) take() *part {
 	p := s.free
 	if p == nil {
-		p = &part{}
+		p = &part{said: shm.Request{Memo: &s.memo}}
 		p.req.Tag = partTag | uint32(len(s.all))
 		s.all = append(s.all, p)
 		return p

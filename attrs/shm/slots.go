@@ -1,0 +1,34 @@
+package shm
+
+import "unsafe"
+
+// pageSlots are the slots of a page as they lie in memory, which both sides change: little-endian, as the
+// machines are that this is built for. The C header has the same.
+type pageSlots struct {
+	set     setSlot
+	answers [Answers]answerSlot
+}
+
+// setSlot is the attribute slot: the request that the page belongs to, and its set or a part of it.
+type setSlot struct {
+	seq, first       uint32
+	start            uint64
+	length, number   uint32
+	setBytes, missed uint32 // missed: answers that found no room
+	body             [BodyBytes]byte
+}
+
+// answerSlot is an answer, or a part of one.
+type answerSlot struct {
+	claim         uint64
+	done, bytes   uint32
+	start         uint64
+	length, chunk uint32
+	body          [BodyBytes]byte
+}
+
+// at are the slots of a page of the data area.
+func (m *memory) at(page int) *pageSlots {
+	off := m.slots + int64(page)*pageSlotsBytes
+	return (*pageSlots)(unsafe.Pointer(&m.mem[off : off+pageSlotsBytes][0]))
+}
