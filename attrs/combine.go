@@ -61,6 +61,7 @@ func (r *Results) worst(o *Results, first uint32) {
 		}
 	}
 	r.said |= o.said
+	r.stamp = 0
 	for id := range r.answer {
 		if worse(o.answer[id], r.answer[id]) {
 			r.answer[id] = o.answer[id]

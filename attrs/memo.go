@@ -18,7 +18,11 @@ type SetDecoder struct {
 func (d *SetDecoder) Is(b []byte) bool { return d.n != 0 && string(b) == string(d.raw[:d.n]) }
 
 // Again decodes that once more.
-func (d *SetDecoder) Again(s *Set) { s.setHead = d.head }
+func (d *SetDecoder) Again(s *Set) {
+	if s.stamp == 0 || s.stamp != d.head.stamp {
+		s.setHead = d.head
+	}
+}
 
 // Decode is [Set.Decode].
 func (d *SetDecoder) Decode(s *Set, b []byte) error {
@@ -67,41 +71,48 @@ func (d *ResultsDecoder) Decode(r *Results, b []byte) error {
 	return nil
 }
 
-// ResultsEncoder encodes results one after the other, and remembers those without times and checksums as the
-// decoders do. The zero value is ready.
+// ResultsEncoder encodes results one after the other, and remembers those that were repeated ([Results.Repeat]). The
+// zero value is ready.
 type ResultsEncoder struct {
-	n    int
-	raw  [memoBytes]byte
-	last Results
+	stamp  uint64 // of the last; 0: there is none
+	blocks uint32
+	origin Origin
+	n      int
+	raw    [memoBytes]byte
 }
 
 // Encode is [Results.Encode].
 func (e *ResultsEncoder) Encode(r *Results, b []byte) (int, error) {
-	if e.n != 0 && e.n <= len(b) && r.like(&e.last) {
+	if e.stamp != 0 && r.stamp == e.stamp && r.Blocks == e.blocks && r.Origin == e.origin && e.n <= len(b) {
 		return copy(b, e.raw[:e.n]), nil
 	}
 	n, err := r.Encode(b)
-	if err != nil || n > memoBytes || r.said&(1<<IDTiming|1<<IDChecksum) != 0 || r.nUnknown != 0 {
-		return n, err
+	if err == nil && r.stamp != 0 && n <= memoBytes {
+		// Encoded once more, as b may be memory that somebody else changes.
+		e.n, _ = r.Encode(e.raw[:])
+		e.stamp, e.blocks, e.origin = r.stamp, r.Blocks, r.Origin
 	}
-	// Encoded once more, as b may be memory that somebody else changes.
-	e.n, _ = r.Encode(e.raw[:])
-	e.last.Blocks, e.last.Origin, e.last.resultsHead = r.Blocks, r.Origin, r.resultsHead
-	return n, nil
+	return n, err
 }
 
-// like says whether r encodes to the same as o, which has neither times nor checksums nor unknown ids.
-func (r *Results) like(o *Results) bool {
-	return r.answer == o.answer && r.Blocks == o.Blocks && r.Origin == o.Origin && r.frame == o.frame &&
-		r.devices[0] == o.devices[0] && r.nDevices == o.nDevices && r.nUnknown == 0
+// Repeatable notes that other requests are going to be answered as this one was. It returns false if the answers have
+// parts that cannot be repeated: checksums, or unknown ids.
+func (r *Results) Repeatable() bool {
+	if r.nUnknown != 0 || len(r.sums) != 0 {
+		return false
+	}
+	r.stamp = stamps.Add(1)
+	return true
 }
 
-// SameAnswers says whether r has the same answers as o, for whatever data.
-func (r *Results) SameAnswers(o *Results) bool {
-	return r.answer == o.answer && r.frame == o.frame && r.nUnknown == 0 && o.nUnknown == 0
-}
-
-// Repeat replaces r with the answers of o, which has none for unknown ids, for a request of so many bytes.
+// Repeat replaces r with the answers of o, which are Repeatable, for a request of so many bytes.
 func (r *Results) Repeat(o *Results, bytes int64) {
-	r.Blocks, r.Origin, r.resultsHead = uint32((bytes+BlockSize-1)/BlockSize), OriginNone, o.resultsHead
+	if r.stamp == 0 || r.stamp != o.stamp {
+		r.resultsHead = o.resultsHead
+	}
+	r.Blocks, r.Origin = uint32((bytes+BlockSize-1)/BlockSize), OriginNone
 }
+
+// Stamp is a number that results have in common which were repeated, one from the other, and have not been changed
+// since: their answers are the same. It is 0 for others.
+func (r *Results) Stamp() uint64 { return r.stamp }

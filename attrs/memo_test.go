@@ -114,6 +114,69 @@ func TestDecodersRemember(t *testing.T) {
 	}
 }
 
+// TestRepeat repeats answers in every order of two, for requests of several sizes and from several places, and
+// changes them: what is encoded is what the results say.
+func TestRepeat(t *testing.T) {
+	var list []Results
+	for _, text := range []string{"hint=pin", "hint=cache,tenant=7", "hint=cache,tenant=8,prio=rt/1", "timing,trace=7"} {
+		var r Results
+		s := parsed(t, text)
+		r.Begin(s, Request{Read, 0, BlockSize}, 3)
+		for id := ID(1); id < idEnd; id++ {
+			if r.Pending(s, id) {
+				r.Handle(id)
+			}
+		}
+		if !r.Repeatable() {
+			t.Fatalf("%s cannot be repeated", text)
+		}
+		list = append(list, r)
+	}
+	changes := []func(r *Results){
+		func(*Results) {},
+		func(r *Results) { r.Origin = OriginSSD },
+		func(r *Results) { r.Ignore(IDHint, ReasonBusy) },
+		func(r *Results) { r.SetTiming(Timing{Total: 5}) },
+		func(r *Results) { r.SetChecksums(CRC32C, []byte{1, 2, 3, 4}) },
+		func(r *Results) { r.SetMismatch(CRC32C, 1) },
+		func(r *Results) { r.Join(&Results{}) },
+		func(r *Results) { r.Combine(&list[0]) },
+		func(r *Results) { r.Clear() },
+	}
+	var e ResultsEncoder
+	var r Results
+	check := func(from *Results, bytes int64, change func(r *Results)) {
+		t.Helper()
+		r.Repeat(from, bytes)
+		want := *from
+		if want.Blocks = uint32(bytes / BlockSize); r.String() != want.String() {
+			t.Fatalf("%v repeats %v", &r, from)
+		}
+		change(&r)
+		var got, direct [MaxBytes]byte
+		nGot, errGot := e.Encode(&r, got[:])
+		nWant, errWant := r.Encode(direct[:])
+		if errGot != errWant || string(got[:nGot]) != string(direct[:nWant]) {
+			t.Fatalf("%v: % x, %v, want % x, %v", &r, got[:nGot], errGot, direct[:nWant], errWant)
+		}
+		clear(got[:])
+	}
+	for i := range list {
+		for k := range list {
+			for _, change := range changes {
+				check(&list[i], BlockSize, change)
+				check(&list[k], BlockSize, changes[0])
+				check(&list[k], 2*BlockSize, changes[0])
+				check(&list[k], 2*BlockSize, change)
+			}
+		}
+	}
+	r.Begin(parsed(t, "checksum=crc32c+return"), Request{Read, 0, BlockSize}, 3)
+	if r.SetChecksums(CRC32C, []byte{1, 2, 3, 4}); r.Repeatable() {
+		t.Error("checksums are repeated")
+	}
+}
+
 // TestStamp: sets have a stamp in common while they say the same and are as they were decoded.
 func TestStamp(t *testing.T) {
 	var d SetDecoder

@@ -83,6 +83,8 @@ type resultsHead struct {
 	answer [idEnd]Answer
 	// said has the ids whose answers may be other than empty.
 	said idSet
+	// stamp is the same for results with the same answers; 0 is none.
+	stamp uint64
 
 	frame     Reason
 	algorithm Algorithm
@@ -172,6 +174,7 @@ func (r *Results) set(id ID, st Status, why Reason) {
 	a := &r.answer[id]
 	a.Status, a.Reason = st, why
 	r.said |= 1 << id
+	r.stamp = 0
 }
 
 // Pending says whether the set has the attribute, valid and fit for the request, and nothing

@@ -200,6 +200,7 @@ func (r *Results) take(e *entry) Reason {
 		Status: st, Reason: Reason(e.b3), Source: Source(e.b6), Offered: Sources(e.b7),
 	}
 	r.said |= 1 << e.id
+	r.stamp = 0
 	switch {
 	case e.id == IDTiming && st == Handled:
 		return r.takeTiming(e.value)

@@ -36,8 +36,8 @@ type attrCounters struct {
 
 // lastCounted is where a request was counted, for the next one of which the same was said and answered.
 type lastCounted struct {
-	stamp   uint64 // of the set; 0: none
-	res     attrs.Results
+	set     uint64 // its stamp
+	res     uint64 // that of the answers; 0: none
 	answers [numAttrs]*counter
 	groups  [3]*group
 	nAnswer int
@@ -85,7 +85,7 @@ func (g *group) count(r *Request, bucket int) {
 // count counts a request that took so many nanoseconds.
 func (a *attrCounters) count(r *Request, took int64) {
 	m, bucket := &a.last, latencyBucket(took)
-	if m.stamp == 0 || r.Attrs.Stamp() != m.stamp || !r.res.SameAnswers(&m.res) {
+	if m.res == 0 || r.res.Stamp() != m.res || r.Attrs.Stamp() != m.set {
 		a.find(r)
 	}
 	for _, c := range m.answers[:m.nAnswer] {
@@ -99,7 +99,7 @@ func (a *attrCounters) count(r *Request, took int64) {
 // find notes in a.last where a request is to be counted, and counts what is rare.
 func (a *attrCounters) find(r *Request) {
 	set, res, m := r.Attrs, r.res, &a.last
-	m.stamp, m.nAnswer, m.nGroup = 0, 0, 0
+	m.res, m.nAnswer, m.nGroup = 0, 0, 0
 	for left := set.Came(); left != 0; left &= left - 1 {
 		id := bits.TrailingZeros16(left)
 		ans := res.For(attrs.ID(id))
@@ -121,8 +121,7 @@ func (a *attrCounters) find(r *Request) {
 		put(a.tenants.group(set.Tenant()))
 	}
 	if res.Frame() == attrs.ReasonNone && set.NumUnknown() == 0 {
-		m.stamp = set.Stamp()
-		m.res.Repeat(res, 0)
+		m.set, m.res = set.Stamp(), res.Stamp()
 		return
 	}
 	if res.Frame() != attrs.ReasonNone {

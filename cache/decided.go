@@ -28,7 +28,7 @@ func (l *Lane) rememberDecision(r *Request, mode Mode) {
 		plain = false
 	}
 	l.decided.stamp = 0
-	if plain && r.res.For(attrs.IDTenant).Status != attrs.Ignored {
+	if plain && r.res.For(attrs.IDTenant).Status != attrs.Ignored && r.res.Repeatable() {
 		d := &l.decided
 		d.stamp, d.b, d.number, d.mode = r.Attrs.Stamp(), r.b, r.b.number.Load(), mode
 		d.tenant, d.way = l.tenant, *w
