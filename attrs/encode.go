@@ -28,6 +28,9 @@ func (s *Set) EncodedSize() int {
 // A set that is longer than b or than MaxBytes is not written at all: ErrSpace. One with an
 // invalid attribute has no encoding: ErrInvalid. b may be shared memory; it is only written to.
 func (s *Set) Encode(b []byte) (int, error) {
+	if p := s.ready; p != nil && p.n <= len(b) {
+		return copy(b, p.raw[:p.n]), nil
+	}
 	if len(b) < maxPlainFrame || s.nUnknown != 0 || len(s.sums) != 0 {
 		if size := s.EncodedSize(); size > len(b) || size > MaxBytes {
 			return 0, ErrSpace

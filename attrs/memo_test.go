@@ -229,10 +229,46 @@ func TestStamp(t *testing.T) {
 		"merge":    func(s *Set) { s.Merge(other) },
 		"ioprio":   func(s *Set) { s.AddIOPrio(uint16(2<<13 | 1)) },
 		"cgroup":   func(s *Set) { s.AddCgroup(9) },
+		"unknown":  func(s *Set) { _ = s.AddUnknown(0xf001, []byte{1}) },
 	} {
 		s := decode(text)
 		if change(s); s.Stamp() != 0 {
 			t.Errorf("%s: the stamp stays", name)
+		}
+		// What was prepared is of no use any more, either.
+		s, plain := decode(text), decode(text)
+		s.Prepare()
+		change(s)
+		change(plain)
+		var got, want [MaxBytes]byte
+		nGot, errGot := s.Encode(got[:])
+		nWant, errWant := plain.Encode(want[:])
+		if errGot != errWant || string(got[:nGot]) != string(want[:nWant]) {
+			t.Errorf("%s: % x, %v, want % x, %v", name, got[:nGot], errGot, want[:nWant], errWant)
+		}
+	}
+}
+
+func TestPrepare(t *testing.T) {
+	for _, text := range []string{
+		"", "hint=pin", "hint=cache,tenant=7,required:tenant", "timing,trace=7", "checksum=crc32c+return:01020304", "0xf001=aabb",
+	} {
+		s := parsed(t, text)
+		s.changed()
+		var got, want [MaxBytes]byte
+		n, err := s.Encode(want[:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Prepare()
+		if (s.ready == nil) != (len(s.sums) != 0 || s.nUnknown != 0) {
+			t.Errorf("%q: prepared %t", text, s.ready != nil)
+		}
+		if m, err := s.Encode(got[:]); err != nil || string(got[:m]) != string(want[:n]) {
+			t.Errorf("%q: % x, %v", text, got[:m], err)
+		}
+		if m, err := s.Encode(got[:n-1]); err != ErrSpace {
+			t.Errorf("%q in %d bytes: %d, %v", text, n-1, m, err)
 		}
 	}
 }

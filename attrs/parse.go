@@ -52,6 +52,7 @@ func ParseSet(text string) (Set, error) {
 			return Set{}, fmt.Errorf("attribute %q: required, but not given", name)
 		}
 	}
+	s.Prepare()
 	return s, nil
 }
 

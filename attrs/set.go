@@ -26,6 +26,8 @@ type setHead struct {
 
 	// stamp is the same for sets that say the same; 0 is none.
 	stamp uint64
+	// ready is the set's encoding, if it was prepared.
+	ready *prepared
 
 	has, required idSet
 	// bad are attributes that came but are invalid. A weaker source may have the attribute too.
@@ -48,6 +50,29 @@ func (s *Set) Clear() { s.setHead = setHead{} }
 // the other, and that have not been changed since. They say the same, so that what followed from one of them
 // follows from the others. It is 0 for sets from elsewhere.
 func (s *Set) Stamp() uint64 { return s.stamp }
+
+// changed notes that the set does not say any more what it did.
+func (s *Set) changed() { s.stamp, s.ready = 0, nil }
+
+// Prepare encodes the set once for all, for a program that is to say the same of many requests: until it is changed,
+// Encode copies that. It allocates. A set without an encoding stays as it is, and so does one with checksums,
+// which are of one request, or with unknown attributes.
+func (s *Set) Prepare() {
+	var p prepared
+	if len(s.sums) != 0 || s.nUnknown != 0 {
+		return
+	}
+	if n, err := s.Encode(p.raw[:]); err == nil {
+		p.n = n
+		s.ready = &p
+	}
+}
+
+// prepared is an encoding.
+type prepared struct {
+	n   int
+	raw [memoBytes]byte
+}
 
 // unknownAttr is an attribute without a row in the registry; they are in order of their ids, which
 // are above those of all rows.
@@ -110,7 +135,7 @@ func (s *Set) Frame() Reason { return s.frame }
 
 // Require marks attributes that are there as required; of others it does nothing.
 func (s *Set) Require(ids ...ID) {
-	s.stamp = 0
+	s.changed()
 	for _, id := range ids {
 		if s.Has(id) {
 			s.required.put(id, true)
@@ -122,7 +147,7 @@ func (s *Set) Require(ids ...ID) {
 
 // Mark makes src the source of all attributes of the set, which so far has had one source only.
 func (s *Set) Mark(src Source) {
-	s.stamp = 0
+	s.changed()
 	for id := ID(1); id < idEnd; id++ {
 		if s.has.has(id) {
 			s.source[id], s.offered[id] = src, 1<<src
@@ -136,7 +161,7 @@ func (s *Set) put(id ID, v uint64, src Source) {
 		s.reject(id, why, false)
 		return
 	}
-	s.stamp = 0
+	s.changed()
 	s.bad.put(id, false)
 	s.badRequired.put(id, false)
 	s.reason[id] = ReasonNone
@@ -148,7 +173,7 @@ func (s *Set) put(id ID, v uint64, src Source) {
 
 // reject makes the attribute invalid and takes back what value it had.
 func (s *Set) reject(id ID, why Reason, required bool) {
-	s.stamp = 0
+	s.changed()
 	s.badRequired.put(id, s.Required(id) || required)
 	s.has.put(id, false)
 	s.required.put(id, false)
@@ -252,7 +277,7 @@ func (s *Set) Piece(first, n int) {
 		return
 	}
 	w := c.Algorithm.Width()
-	s.stamp = 0
+	s.changed()
 	s.sums = c.Sums[first*w : (first+n)*w : (first+n)*w]
 }
 
@@ -260,7 +285,7 @@ func (s *Set) Piece(first, n int) {
 // attribute that is invalid in one of them stays reported as that, and the other's value is used.
 // The required flag is that of the winner. Attributes unknown here are those of s if it has any.
 func (s *Set) Merge(o *Set) {
-	s.stamp = 0
+	s.changed()
 	for left := o.has; left != 0; left &= left - 1 {
 		s.mergeOne(lowest(left), o)
 	}

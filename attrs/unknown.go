@@ -70,6 +70,7 @@ func (s *Set) AddUnknown(id ID, value []byte) error {
 	case len(value) > MaxBytes || len(s.raw) > 4*MaxBytes:
 		return ErrSpace
 	}
+	s.changed()
 	// The old values may be somebody else's memory, behind which there is something.
 	off := len(s.raw)
 	s.raw = append(s.raw[:off:off], value...)

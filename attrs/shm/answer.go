@@ -26,7 +26,8 @@ func (v *View) Answer(q *Request, device uint32) error {
 		return v.put(q, device, q.page, 0, whole)
 	}
 	first, count := pagesOf(q.start, q.length)
-	size, err := q.Results.Encode(q.out[:min(len(q.out), count*BodyBytes)])
+	out := &q.longer().answer
+	size, err := q.Results.Encode(out[:min(len(out), count*BodyBytes)])
 	if errors.Is(err, attrs.ErrSpace) {
 		return v.without(q, device, first)
 	}
@@ -71,7 +72,7 @@ func (v *View) put(q *Request, device uint32, page, chunk, size int) (err error)
 		return ErrNoRoom
 	}
 	if size != whole {
-		copy(a.body[:], q.out[chunk*BodyBytes:size])
+		copy(a.body[:], q.long.answer[chunk*BodyBytes:size])
 	} else if size, err = q.encode(a.body[:]); err != nil {
 		return err
 	}

@@ -73,26 +73,16 @@ func (r *Region) Collect(t Ticket, c *Collector) *attrs.Results {
 // false if there are others, or none.
 func (r *Region) single(t Ticket, c *Collector) *attrs.Results {
 	first, count := pagesOf(t.start, t.length)
-	var only *answerSlot
-	for page := first; page < first+count; page++ {
-		p := r.at(page)
-		if atomic.LoadUint32(&p.set.missed) != 0 {
-			return nil
-		}
-		for k := range p.answers {
-			a := &p.answers[k]
-			if uint32(atomic.LoadUint64(&a.claim)) == 0 {
-				continue // free
-			}
-			if only != nil {
-				return nil
-			}
-			only = a
-		}
+	p := r.at(first)
+	only, more := &p.answers[0], p.more()
+	for page := first + 1; page < first+count; page++ {
+		o := r.at(page)
+		more |= o.more() | uint32(atomic.LoadUint64(&o.answers[0].claim))
 	}
+	claim := atomic.LoadUint64(&only.claim)
 	// An answer of the whole request begins in its first page, and what does not fit one slot is for those who
 	// look for all of its parts.
-	if only == nil || atomic.LoadUint64(&only.claim)>>32 != uint64(t.seq) || atomic.LoadUint32(&only.done) != t.seq ||
+	if more != 0 || uint32(claim) == 0 || claim>>32 != uint64(t.seq) || atomic.LoadUint32(&only.done) != t.seq ||
 		only.start != uint64(t.start) || only.length != uint32(t.length) || only.chunk != 0 {
 		return nil
 	}

@@ -38,15 +38,12 @@ func (r *Region) Issue(off int64, n int, s *attrs.Set) (Ticket, error) {
 		}
 	}
 	t := Ticket{start: off, length: int64(n), seq: r.nextSeq()}
-	free := claimOf(t.seq, 0)
 	for i := 0; ; {
 		p.set.first, p.set.number = uint32(first), uint32(i)
 		p.set.start, p.set.length = uint64(off), uint32(n)
 		p.set.setBytes, p.set.missed = uint32(size), 0
 		// Nobody looks for a place to answer in before the number is there.
-		for k := range p.answers {
-			p.answers[k].claim = free
-		}
+		p.free(t.seq)
 		atomic.StoreUint32(&p.set.seq, t.seq)
 		if i++; i == count {
 			return t, nil
@@ -86,9 +83,7 @@ func (r *Region) clear(t Ticket) {
 	first, count := pagesOf(t.start, t.length)
 	for i := range count {
 		p := r.at(first + i)
-		for k := range p.answers {
-			p.answers[k].claim = 0
-		}
+		p.free(0)
 		atomic.StoreUint32(&p.set.seq, 0)
 	}
 }

@@ -1,6 +1,9 @@
 package shm
 
-import "unsafe"
+import (
+	"sync/atomic"
+	"unsafe"
+)
 
 // pageSlots are the slots of a page as they lie in memory, which both sides change: little-endian, as the
 // machines are that this is built for. The C header has the same.
@@ -31,4 +34,17 @@ type answerSlot struct {
 func (m *memory) at(page int) *pageSlots {
 	off := m.slots + int64(page)*pageSlotsBytes
 	return (*pageSlots)(unsafe.Pointer(&m.mem[off : off+pageSlotsBytes][0]))
+}
+
+// more is not 0 if there are answers in other slots than the first, which is taken first, or there was no room for one.
+func (p *pageSlots) more() uint32 {
+	const _ = uint(Answers-3) + uint(3-Answers) // each is here
+	return atomic.LoadUint32(&p.set.missed) | uint32(atomic.LoadUint64(&p.answers[1].claim)) |
+		uint32(atomic.LoadUint64(&p.answers[2].claim))
+}
+
+// free leaves the answer slots to the request with that number; 0 is none.
+func (p *pageSlots) free(seq uint32) {
+	claim := claimOf(seq, 0)
+	p.answers[0].claim, p.answers[1].claim, p.answers[2].claim = claim, claim, claim
 }
