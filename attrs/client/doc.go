@@ -21,5 +21,6 @@
 //
 // [Device.ReadAt] and its like wait for the request. [Device.Submit] and [Op.Wait] keep many under way, which
 // through the kernel one thread submits and reaps by io_uring, or, where that is not to be had, a few
-// do with system calls. No request starts a goroutine or allocates memory.
+// do with system calls. No request starts a goroutine or allocates memory. A set that many requests have in
+// common is best prepared once ([attrs.Set.Prepare]).
 package client
