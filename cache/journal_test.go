@@ -1,6 +1,9 @@
 package cache
 
-import "testing"
+import (
+	"syscall"
+	"testing"
+)
 
 // TestFullPendingRing fills the pending ring when the journal is nearly half full: the commit does
 // not fit in front of the pages that are kept for checkpoints, and only a checkpoint makes room.
@@ -53,4 +56,42 @@ func TestStartFlushesJournal(t *testing.T) {
 	if s.early {
 		t.Error("the superblock vouches for journal pages that were not flushed")
 	}
+}
+
+// TestTornPageStaysTorn: what is left of a journal page that a power cut has torn is not made whole by the next
+// page there, which is torn, too: the block has been read without it meanwhile.
+func TestTornPageStaysTorn(t *testing.T) {
+	h := small(t)
+	tear := func(from, to int64) { // of the next page, only that gets there before the power goes
+		torn := false
+		h.fail = func(op *Op) error {
+			if torn || !op.FUA {
+				return nil
+			}
+			if op.Len != pageSize {
+				t.Fatalf("the commit writes %d bytes", op.Len)
+			}
+			copy(h.ssd[op.Off+from:op.Off+to], op.Mem[from:to])
+			torn = true
+			return syscall.EIO
+		}
+		h.l.Submit(&Request{Op: ReqFlush, Backing: h.b.id})
+		h.until("the commit", func() bool { return torn })
+		h.c.Abandon()
+		h.ops, h.fail = nil, nil
+		h.open()
+		var err error
+		if h.b, err = h.c.Backing(h.b.id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.write(0, fill(1, 1))
+	h.flush()
+	h.write(0, fill(2, 1))
+	tear(0, pageSize-SectorSize)
+	h.wantRead(0, fill(1, 1))
+	h.write(8*BlockSize, fill(3, 1))
+	tear(pageSize-SectorSize, pageSize)
+	h.wantRead(0, fill(1, 1))
+	h.wantRead(8*BlockSize, fill(0, 1))
 }

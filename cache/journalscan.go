@@ -148,3 +148,17 @@ func (r *recovery) history(runs []journalRun) journalRun {
 		from, next = from-1, p
 	}
 }
+
+// clearTorn takes away what is left of a page behind the end of the journal. The next commit goes there, and if a power
+// cut tears that, too, what it has written may be just what the old page lacked: its records would be believed then,
+// after all that was read and written without them.
+func (r *recovery) clearTorn() error {
+	j := &r.c.journal
+	if !r.torn[j.mu.pageSeq%j.pages] {
+		return nil
+	}
+	if _, err := r.c.ssd.WriteAt(alignedBytes(pageSize), r.c.geo.journalPageOff(j.mu.pageSeq)); err != nil {
+		return err
+	}
+	return r.c.ssd.Sync()
+}

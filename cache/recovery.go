@@ -98,6 +98,11 @@ func (r *recovery) run() error {
 			return fmt.Errorf("write again what a failed flush was to cover: %w", err)
 		}
 	}
+	if !r.cold && !r.renew {
+		if err := r.clearTorn(); err != nil {
+			return fmt.Errorf("clear a torn page of the journal: %w", err)
+		}
+	}
 	switch {
 	case r.cold:
 		err = r.startCold()
