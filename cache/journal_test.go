@@ -95,3 +95,38 @@ func TestTornPageStaysTorn(t *testing.T) {
 	h.wantRead(0, fill(1, 1))
 	h.wantRead(8*BlockSize, fill(0, 1))
 }
+
+// TestStartCommitsBeforeTornPages: what a start itself writes to the journal is in the epoch of the process before. Pages
+// that a torn commit of that has left behind are not taken for what follows.
+func TestStartCommitsBeforeTornPages(t *testing.T) {
+	for first := range int64(3) { // the first page that is there
+		h := small(t)
+		h.write(0, fill(1, 1))
+		h.flush()
+		const blocks = 2*pageRecords + 10
+		h.write(100*BlockSize, fill(3, blocks))
+		torn := false
+		h.fail = func(op *Op) error {
+			if torn || !op.FUA {
+				return nil
+			}
+			at := first * pageSize
+			copy(h.ssd[op.Off+at:], op.Mem[at:])
+			torn = true
+			return syscall.EIO
+		}
+		h.l.Submit(&Request{Op: ReqFlush, Backing: h.b.id})
+		h.until("the commit", func() bool { return torn })
+		for _, drop := range [][]UUID{{h.b.uuid}, nil} {
+			h.c.Abandon()
+			h.ops, h.fail = nil, nil
+			h.opts.Drop = drop
+			h.start()
+			if s := h.c.Repaired(); s != "" {
+				t.Errorf("from page %d, drop %v: repaired: %s", first, drop, s)
+			}
+			h.wantRead(0, fill(0, 1))
+			h.wantRead(100*BlockSize, fill(0, blocks))
+		}
+	}
+}

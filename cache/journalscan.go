@@ -116,6 +116,10 @@ func (r *recovery) chain() (runs []journalRun, end uint64) {
 	for at := r.top.tail; ; at++ {
 		p, ok := r.pages[at]
 		ok = ok && (p.epoch >= epoch || mutated(mutStaleEpoch))
+		if n := len(runs); n > 0 && runs[n-1].to == at && at > durable && p.epoch == epoch && !mutated(mutEpochKept) {
+			last := r.pages[at-1]
+			ok = ok && p.first == last.first+LSN(last.count)
+		}
 		switch {
 		case !ok && at > durable:
 			return runs, at
