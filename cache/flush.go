@@ -101,6 +101,7 @@ func (f *flush) run(l *Lane, err error) {
 		f.withoutSSD(l)
 	case f.parked: // it has come back
 		f.parked = false
+		f.flushBacking(l)
 		if l.c.journal.waitDurable(l.c.journal.nextLSN()-1, &f.w, false) {
 			f.done(l, nil)
 		} else {
@@ -111,7 +112,7 @@ func (f *flush) run(l *Lane, err error) {
 	}
 }
 
-// flushLater is the Op.arg of a flush of the backing device that stands in for a commit.
+// flushLater is the Op.arg of a flush of the backing device that the loss of the SSD has made necessary.
 const flushLater = 1
 
 // withoutSSD makes durable what can be without the SSD: the backing device then has all that was
@@ -139,13 +140,20 @@ func (f *flush) withoutSSD(l *Lane) {
 		f.done(l, ErrLost)
 		return
 	}
+	f.flushBacking(l)
+	f.done(l, nil)
+}
+
+// flushBacking flushes the backing device for what was written there since this began, the SSD being lost.
+func (f *flush) flushBacking(l *Lane) {
+	b := f.r.b
 	if f.later = b.wrote.Load(); f.later <= b.flushed.Load() {
-		f.done(l, nil)
 		return
 	}
+	f.pending++
 	op := l.newOp(f)
 	op.Kind, op.Dev, op.arg = OpFlush, b.id, flushLater
-	l.issue(op, r)
+	l.issue(op, f.r)
 }
 
 func (f *flush) done(l *Lane, err error) {

@@ -3,6 +3,7 @@ package cache
 import (
 	"bytes"
 	"errors"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -153,6 +154,34 @@ func TestStallThenMissed(t *testing.T) {
 	}
 	v.restart(UUID{0xb})
 	v.wantRead(0, append(fill(2, 1), fill(1, 3)...))
+}
+
+// TestStallThenFlush: a FLUSH that waited for the SSD to come back covers what was written past it meanwhile, too.
+func TestStallThenFlush(t *testing.T) {
+	v := newLossy(t, FormatOptions{}, Writeback)
+	v.setLoss(LossPolicy{Hold: time.Hour})
+	v.write(0, fill(1, 1)) // has no record on the SSD yet, so a FLUSH waits for that
+	v.stall()
+	v.start(&Request{Op: ReqRead, Len: BlockSize, Data: make([]byte, BlockSize)})
+	v.pass(defaultLossLimit + 5*time.Second)
+	if v.c.health() != HealthLost {
+		t.Fatalf("the SSD is %v", v.c.health())
+	}
+	v.write(64*BlockSize, fill(2, 1))
+	if !bytes.Equal(v.back[64*BlockSize:][:BlockSize], fill(2, 1)) {
+		t.Fatal("the write did not go to the backing device")
+	}
+	v.order = nil
+	over := v.async(&Request{Op: ReqFlush})
+	v.pass(time.Second)
+	if *over {
+		t.Fatal("the FLUSH did not wait for the SSD")
+	}
+	v.stuck = nil
+	v.until("the FLUSH", func() bool { return *over })
+	if v.c.health() != HealthOK || !slices.Contains(v.order, "backing flush") {
+		t.Errorf("the SSD is %v, and on the backing device there was %v", v.c.health(), v.order)
+	}
 }
 
 // TestFailingCommits: writers wait for a journal that fails for a moment, and see no error.
