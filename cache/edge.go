@@ -173,7 +173,8 @@ func (g *edge) haveSlot(l *Lane) {
 		g.merge(l, g.e.st&stMask)
 		return
 	}
-	g.read.slots[g.at] = g.e.slot // should the client's checksum not match, it is this one that is wrong
+	// Should the client's checksum not match, it is this one that is looked at.
+	g.read.slots[g.at], g.read.masks[g.at] = g.e.slot, uint8(g.e.st&stMask)
 	from, n, _ := blockPart(g.span, g.r, g.blk)
 	if sectors(from, n)&^g.e.st == 0 {
 		g.copyIn(l, g.page)

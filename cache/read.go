@@ -33,6 +33,7 @@ type readPiece struct {
 
 	slots [regionBlocks]Slot // where each block was found, noSlot if it was not
 	sums  [regionBlocks]uint32
+	masks [regionBlocks]uint8       // sectors that the slot had then
 	again [regionBlocks / 64]uint64 // blocks that the SSD did not return right
 	group [regionBlocks / 64]uint64 // those of them that one failed operation had to read
 	buf   []byte                    // what a zero-copy fill goes through, each block at its place
@@ -147,7 +148,7 @@ func (p *readPiece) lookUp(l *Lane) {
 			slow++
 			continue
 		}
-		p.slots[i], p.sums[i] = e.slot, e.sum
+		p.slots[i], p.sums[i], p.masks[i] = e.slot, e.sum, fullMask
 		hits++
 		c.buckets[c.bucketOf(e.slot)].pins.Add(1)
 		if st := p.r.way.refs.apply(e.st); st != e.st {

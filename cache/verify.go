@@ -139,6 +139,7 @@ func (p *readPiece) retry(l *Lane) {
 	p.r.reached |= reachedBacking
 	for i := range p.n {
 		if p.again[i/64]&(1<<(i%64)) != 0 {
+			p.sums[i] = p.slotSum(i)
 			p.read(l, b.id, b.dataOff+int64(p.first+Block(i))*BlockSize, i, 1)
 		}
 	}
@@ -153,7 +154,10 @@ func (p *readPiece) retried(l *Lane) {
 		switch {
 		case p.again[i/64]&(1<<(i%64)) == 0:
 		case t.look(p.r, p.inRequest(i)):
-			l.dropClean(p.r.b, makeKey(p.r.b.id, p.first+Block(i)), p.slots[i])
+			// Of a copy of some sectors the others may be what has changed.
+			if p.slotSum(i) != p.sums[i] {
+				l.dropClean(p.r.b, makeKey(p.r.b.id, p.first+Block(i)), p.slots[i], p.masks[i])
+			}
 		default:
 			p.mismatch(t, i)
 		}
@@ -161,14 +165,26 @@ func (p *readPiece) retried(l *Lane) {
 	p.maybeFill(l)
 }
 
+// slotSum is a checksum of the sectors of block i, in the request's data, that its slot had.
+func (p *readPiece) slotSum(i int) (sum uint32) {
+	data := p.r.Data[p.inRequest(i)*BlockSize:][:BlockSize]
+	for j := range sectorsPerBlock {
+		if p.masks[i]>>j&1 != 0 {
+			sum = dataSum(data[j*SectorSize:][:SectorSize], uint64(sum))
+		}
+	}
+	return sum
+}
+
 // dropClean takes a block whose slot, which was read, holds wrong data out of the cache, if it is there still
-// and clean: a write may have given it another one meanwhile.
-func (l *Lane) dropClean(b *Backing, k key, slot Slot) {
+// and clean: a write may have given it another one meanwhile, or have taken some of its sectors, which were
+// then what was wrong.
+func (l *Lane) dropClean(b *Backing, k key, slot Slot, mask uint8) {
 	c := l.c
 	room := c.journal.reserve(1)
 	s := c.index.stripeOf(b.id, k.block())
 	s.mu.Lock()
-	if e, ok := c.index.find(k); ok && e.slot == slot && e.st&stDirty == 0 {
+	if e, ok := c.index.find(k); ok && e.slot == slot && e.st&stDirty == 0 && uint8(e.st&stMask) == mask {
 		room = l.heal(b, s, k, e, room)
 	}
 	s.mu.Unlock()
