@@ -211,11 +211,10 @@ func TestLastBlockCanBeReplaced(t *testing.T) {
 	h.wantRead(1<<20, fill(2, 1)[:1024])
 }
 
-// TestWritebackSavesWhatIsLost: a block that the SSD loses while writeback has it in hand is on the
-// backing device in the end, and no error is left of it.
-func TestWritebackSavesWhatIsLost(t *testing.T) {
-	h := small(t)
-	h.write(0, fill(1, 1))
+// loseWhileWritten loses dirty block 0 on the SSD when writeback has read it, and finds that out, before it is
+// written to the backing device.
+func (h *harness) loseWhileWritten() {
+	h.t.Helper()
 	_ = h.c.SetDrain(h.b.ID(), true)
 	h.until("the write", func() bool {
 		return len(h.ops) > 0 && h.ops[0].Dev != SSD && h.ops[0].Kind == OpWrite
@@ -224,9 +223,17 @@ func TestWritebackSavesWhatIsLost(t *testing.T) {
 	h.ops = nil
 	h.ssd[h.slotOf(0)+7] ^= 0xff
 	if _, err := h.read(0, BlockSize); !errors.Is(err, ErrDirtyBad) {
-		t.Fatalf("read of the damaged block: %v", err)
+		h.t.Fatalf("read of the damaged block: %v", err)
 	}
 	h.ops = append(writing, h.ops...)
+}
+
+// TestWritebackSavesWhatIsLost: a block that the SSD loses while writeback has it in hand is on the
+// backing device in the end, and no error is left of it.
+func TestWritebackSavesWhatIsLost(t *testing.T) {
+	h := small(t)
+	h.write(0, fill(1, 1))
+	h.loseWhileWritten()
 	h.drain()
 	h.wantRead(0, fill(1, 1))
 	if n := h.c.Status().Backings[0].BadBytes; n != 0 {

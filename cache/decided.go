@@ -19,21 +19,18 @@ const remembered = 1<<attrs.IDHint | 1<<attrs.IDPriority | 1<<attrs.IDTenant | 1
 
 // rememberDecision remembers how a read was decided on, if that is good for another one.
 func (l *Lane) rememberDecision(r *Request, mode Mode) {
-	w := &r.way
-	plain := r.Attrs.Came()&^remembered == 0 && r.track == nil && w.after == afterNothing && w.promised == 0 &&
-		(w.tenant == 0 || w.tenant == l.tenant.row)
-	switch r.Attrs.Hint() {
-	case attrs.HintDefault, attrs.HintCache, attrs.HintBypass, attrs.HintOnce:
-	default:
-		plain = false
+	d, w := &l.decided, &r.way
+	d.stamp = 0
+	if h := r.Attrs.Hint(); h > attrs.HintOnce { // what is cached counts for it
+		return
 	}
-	l.decided.stamp = 0
-	if plain && r.res.For(attrs.IDTenant).Status != attrs.Ignored && r.res.Repeatable() {
-		d := &l.decided
-		d.stamp, d.b, d.number, d.mode = r.Attrs.Stamp(), r.b, r.b.number.Load(), mode
-		d.tenant, d.way = l.tenant, *w
-		d.res.Repeat(r.res, 0)
+	quota := w.promised != 0 || r.res.For(attrs.IDTenant).Status == attrs.Ignored || w.tenant != 0 && w.tenant != l.tenant.row
+	if r.Attrs.Came()&^remembered != 0 || quota || !r.res.Repeatable() {
+		return
 	}
+	d.stamp, d.b, d.number, d.mode = r.Attrs.Stamp(), r.b, r.b.number.Load(), mode
+	d.tenant, d.way = l.tenant, *w
+	d.res.Repeat(r.res, 0)
 }
 
 // decideAgain decides as on the read before, if it can.

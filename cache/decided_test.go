@@ -88,3 +88,47 @@ func TestDecidedAgain(t *testing.T) {
 		t.Errorf("a decision was there for only %d requests", again)
 	}
 }
+
+// TestDecidedTenant: a tenant that has lost its row to others is not decided on as if it had it.
+func TestDecidedTenant(t *testing.T) {
+	h := pressed(t)
+	var dec attrs.SetDecoder
+	read := func(tenant uint64) uint8 {
+		t.Helper()
+		var set attrs.Set
+		set.SetHint(attrs.HintBypass)
+		set.SetTenant(attrs.Tenant{ID: tenant})
+		var b [attrs.MaxBytes]byte
+		n, err := set.Encode(b[:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := dec.Decode(&set, b[:n]); err != nil {
+			t.Fatal(err)
+		}
+		r := &Request{Len: BlockSize, Data: make([]byte, BlockSize), Attrs: &set, Results: &attrs.Results{}}
+		if err := h.do(r); err != nil {
+			t.Fatal(err)
+		}
+		return r.way.tenant
+	}
+	row := func(tenant uint64) uint8 { return (*h.c.tenants.byID.Load())[attrs.Tenant{ID: tenant}] }
+	for range 3 {
+		if got := read(7); got == 0 || got != row(7) {
+			t.Fatalf("tenant 7 is in row %d, and counted in %d", row(7), got)
+		}
+	}
+	if h.l.decided.stamp == 0 {
+		t.Fatal("nothing is remembered")
+	}
+	// From elsewhere, as by another lane, so that this one still remembers.
+	for i := uint64(100); row(7) != 0; i++ {
+		h.c.tenants.row(attrs.Tenant{ID: i})
+		if i > 100+4*tenantRows {
+			t.Fatal("tenant 7 keeps its row")
+		}
+	}
+	if got := read(7); got == 0 || got != row(7) {
+		t.Errorf("tenant 7 is in row %d, and counted in %d", row(7), got)
+	}
+}

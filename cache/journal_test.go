@@ -58,27 +58,33 @@ func TestStartFlushesJournal(t *testing.T) {
 	}
 }
 
+// tearCommit begins a commit of so many pages with a FLUSH. Only bytes from to to of it get to the SSD before the power goes.
+func (h *harness) tearCommit(pages, from, to int64) {
+	h.t.Helper()
+	torn := false
+	h.fail = func(op *Op) error {
+		if torn || !op.FUA {
+			return nil
+		}
+		if op.Len != pages*pageSize {
+			h.t.Fatalf("the commit writes %d bytes at once", op.Len)
+		}
+		copy(h.ssd[op.Off+from:op.Off+to], op.Mem[from:to])
+		torn = true
+		return syscall.EIO
+	}
+	h.l.Submit(&Request{Op: ReqFlush, Backing: h.b.id})
+	h.until("the commit", func() bool { return torn })
+	h.ops, h.fail = nil, nil
+}
+
 // TestTornPageStaysTorn: what is left of a journal page that a power cut has torn is not made whole by the next
 // page there, which is torn, too: the block has been read without it meanwhile.
 func TestTornPageStaysTorn(t *testing.T) {
 	h := small(t)
-	tear := func(from, to int64) { // of the next page, only that gets there before the power goes
-		torn := false
-		h.fail = func(op *Op) error {
-			if torn || !op.FUA {
-				return nil
-			}
-			if op.Len != pageSize {
-				t.Fatalf("the commit writes %d bytes", op.Len)
-			}
-			copy(h.ssd[op.Off+from:op.Off+to], op.Mem[from:to])
-			torn = true
-			return syscall.EIO
-		}
-		h.l.Submit(&Request{Op: ReqFlush, Backing: h.b.id})
-		h.until("the commit", func() bool { return torn })
+	tear := func(from, to int64) {
+		h.tearCommit(1, from, to)
 		h.c.Abandon()
-		h.ops, h.fail = nil, nil
 		h.open()
 		var err error
 		if h.b, err = h.c.Backing(h.b.id); err != nil {
@@ -105,21 +111,10 @@ func TestStartCommitsBeforeTornPages(t *testing.T) {
 		h.flush()
 		const blocks = 2*pageRecords + 10
 		h.write(100*BlockSize, fill(3, blocks))
-		torn := false
-		h.fail = func(op *Op) error {
-			if torn || !op.FUA {
-				return nil
-			}
-			at := first * pageSize
-			copy(h.ssd[op.Off+at:], op.Mem[at:])
-			torn = true
-			return syscall.EIO
-		}
-		h.l.Submit(&Request{Op: ReqFlush, Backing: h.b.id})
-		h.until("the commit", func() bool { return torn })
+		h.tearCommit(3, first*pageSize, 3*pageSize)
 		for _, drop := range [][]UUID{{h.b.uuid}, nil} {
 			h.c.Abandon()
-			h.ops, h.fail = nil, nil
+			h.ops = nil
 			h.opts.Drop = drop
 			h.start()
 			if s := h.c.Repaired(); s != "" {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"syscall"
 	"testing"
 	"time"
 
@@ -603,24 +602,8 @@ func TestFirstCommitTorn(t *testing.T) {
 				h.loaded()
 				const blocks = 2*pageRecords + 10
 				h.write(100*BlockSize, fill(3, blocks))
-				torn := false
-				h.fail = func(op *Op) error {
-					if torn || !op.FUA {
-						return nil
-					}
-					if op.Len != 3*pageSize {
-						t.Fatalf("the commit writes %d bytes at once", op.Len)
-					}
-					at := first * pageSize
-					copy(h.ssd[op.Off+at:], op.Mem[at:])
-					torn = true
-					return syscall.EIO
-				}
-				r := &Request{Op: ReqFlush, Backing: h.b.id}
-				h.l.Submit(r)
-				h.until("the commit", func() bool { return torn })
+				h.tearCommit(3, first*pageSize, 3*pageSize)
 				died := h.c
-				h.ops, h.fail = nil, nil
 				want := byte(3)
 				if !killed {
 					clear(h.opts.Pending)

@@ -2,7 +2,6 @@ package cache
 
 import (
 	"bytes"
-	"errors"
 	"testing"
 
 	"ubcache/attrs"
@@ -580,17 +579,7 @@ func TestPinOfAFailedCopy(t *testing.T) {
 func TestPinOfABlockThatWritebackSaves(t *testing.T) {
 	h := small(t)
 	want(t, "pin", h.hint(ReqWrite, 0, 1, "hint=pin"), attrs.Handled, attrs.ReasonNone)
-	_ = h.c.SetDrain(h.b.ID(), true)
-	h.until("the write", func() bool {
-		return len(h.ops) > 0 && h.ops[0].Dev != SSD && h.ops[0].Kind == OpWrite
-	})
-	writing := h.ops
-	h.ops = nil
-	h.ssd[h.slotOf(0)+7] ^= 0xff
-	if _, err := h.read(0, BlockSize); !errors.Is(err, ErrDirtyBad) {
-		t.Fatalf("read of the damaged block: %v", err)
-	}
-	h.ops = append(writing, h.ops...)
+	h.loseWhileWritten()
 	h.until("the writeback", func() bool { return h.b.bad.Load() == 0 })
 	if h.slotOf(0) == -1 {
 		t.Fatal("the block was dropped before the backing device was flushed")

@@ -67,7 +67,7 @@ func (v *View) put(q *Request, device uint32, page, chunk, size int) (err error)
 	a := p.take(q, device, chunk)
 	if a == nil {
 		if chunk == 0 {
-			atomic.AddUint32(&p.set.missed, 1)
+			atomic.AddUint32(&p.set.overflow, 1)
 		}
 		return ErrNoRoom
 	}

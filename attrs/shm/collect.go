@@ -53,7 +53,7 @@ func (r *Region) Collect(t Ticket, c *Collector) *attrs.Results {
 	first, count := pagesOf(t.start, t.length)
 	var list [Answers]found
 	for page := first; page < first+count; page++ {
-		c.lost += atomic.LoadUint32(&r.at(page).set.missed)
+		c.lost += atomic.LoadUint32(&r.at(page).set.overflow)
 		n := 0
 		for k := range Answers {
 			if r.find(t, page, k, &list[n]) {

@@ -37,7 +37,7 @@ var inHeader = map[string]uint64{
 	"offsetof(struct ubc_slot, length)":    uint64(unsafe.Offsetof(setSlot{}.length)),
 	"offsetof(struct ubc_slot, number)":    uint64(unsafe.Offsetof(setSlot{}.number)),
 	"offsetof(struct ubc_slot, set_bytes)": uint64(unsafe.Offsetof(setSlot{}.setBytes)),
-	"offsetof(struct ubc_slot, overflow)":  uint64(unsafe.Offsetof(setSlot{}.missed)),
+	"offsetof(struct ubc_slot, overflow)":  uint64(unsafe.Offsetof(setSlot{}.overflow)),
 	"offsetof(struct ubc_slot, body)":      uint64(unsafe.Offsetof(setSlot{}.body)),
 	"sizeof(struct ubc_slot)":              uint64(unsafe.Sizeof(setSlot{})),
 

@@ -41,7 +41,7 @@ func (r *Region) Issue(off int64, n int, s *attrs.Set) (Ticket, error) {
 	for i := 0; ; {
 		p.set.first, p.set.number = uint32(first), uint32(i)
 		p.set.start, p.set.length = uint64(off), uint32(n)
-		p.set.setBytes, p.set.missed = uint32(size), 0
+		p.set.setBytes, p.set.overflow = uint32(size), 0
 		// Nobody looks for a place to answer in before the number is there.
 		p.free(t.seq)
 		atomic.StoreUint32(&p.set.seq, t.seq)

@@ -315,7 +315,7 @@ func TestDevices(t *testing.T) {
 func TestOverflowEnds(t *testing.T) {
 	r, v := pair(t, Options{Bytes: 1 << 20})
 	k := issue(t, r, 0, PageBytes, hint(1))
-	r.at(0).set.missed = 5
+	r.at(0).set.overflow = 5
 	var c Collector
 	if r.Collect(k, &c); c.Lost() != 5 {
 		t.Errorf("%d answers lost", c.Lost())

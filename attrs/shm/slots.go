@@ -14,11 +14,12 @@ type pageSlots struct {
 
 // setSlot is the attribute slot: the request that the page belongs to, and its set or a part of it.
 type setSlot struct {
-	seq, first       uint32
-	start            uint64
-	length, number   uint32
-	setBytes, missed uint32 // missed: answers that found no room
-	body             [BodyBytes]byte
+	seq, first     uint32
+	start          uint64
+	length, number uint32
+	setBytes       uint32
+	overflow       uint32 // answers that found no room
+	body           [BodyBytes]byte
 }
 
 // answerSlot is an answer, or a part of one.
@@ -39,7 +40,7 @@ func (m *memory) at(page int) *pageSlots {
 // more is not 0 if there are answers in other slots than the first, which is taken first, or there was no room for one.
 func (p *pageSlots) more() uint32 {
 	const _ = uint(Answers-3) + uint(3-Answers) // each is here
-	return atomic.LoadUint32(&p.set.missed) | uint32(atomic.LoadUint64(&p.answers[1].claim)) |
+	return atomic.LoadUint32(&p.set.overflow) | uint32(atomic.LoadUint64(&p.answers[1].claim)) |
 		uint32(atomic.LoadUint64(&p.answers[2].claim))
 }
 
