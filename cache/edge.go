@@ -253,6 +253,10 @@ func (g *edge) untrusted(l *Lane, failed bool) {
 			g.merge(l, 0) // the backing device keeps its promises
 			return
 		}
+		if g.write != nil && l.c.lost() {
+			g.withoutSSD(l, true) // there is no new slot
+			return
+		}
 		if g.write != nil {
 			// The new slot takes over what the old one promises.
 			g.restore(l)

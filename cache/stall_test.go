@@ -507,6 +507,37 @@ func TestStuckReadsOfPending(t *testing.T) {
 	}
 }
 
+// TestStuckWriteOfPending: a write of a part of a block that is pending, under way when the SSD is lost, goes to the backing
+// device; what it leaves of the block need not be read there, and may be unreadable.
+func TestStuckWriteOfPending(t *testing.T) {
+	v := newLossy(t, FormatOptions{}, Writeback)
+	both := request(t, ReqWrite, 0, 1, "mode=writethrough")
+	copy(both.Data, fill(1, 1))
+	if err := v.do(both); err != nil {
+		t.Fatal(err)
+	}
+	v.stuck = func(op *Op) bool { return op.Dev == SSD }
+	answered := 0
+	v.finish = func(*Request) { answered++ }
+	part := v.start(&Request{Op: ReqWrite, Off: 512, Len: 512, Data: fill(2, 1)[:512]})
+	v.fail = func(op *Op) error {
+		if op.Dev != SSD && op.Kind == OpRead {
+			return syscall.EIO
+		}
+		return nil
+	}
+	v.c.ssdForgot()
+	v.pass(time.Second)
+	if answered != 1 || part.Err != nil || v.c.health() != HealthLost {
+		t.Fatalf("%d requests are answered, error %v, the SSD is %v", answered, part.Err, v.c.health())
+	}
+	expected := fill(1, 1)
+	copy(expected[512:], fill(2, 1)[:512])
+	if !bytes.Equal(v.back[:BlockSize], expected) {
+		t.Error("the write is not on the backing device")
+	}
+}
+
 // woken counts how often it goes on.
 type woken int
 

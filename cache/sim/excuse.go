@@ -38,7 +38,7 @@ func (s *Sim) excuse(op *cache.Op, err error) {
 				}
 				// Until it is certain that the block is lost it may be written back, and what a write
 				// keeps of it is read there.
-				if r.Op == cache.ReqWrite && (lost || s.restoring(r, op)) {
+				if lost && r.Op == cache.ReqWrite || s.restoring(r, op) {
 					r.excuse |= restores
 				}
 			}
@@ -58,6 +58,9 @@ func (s *Sim) excuse(op *cache.Op, err error) {
 	}
 	for _, r := range s.reqs {
 		over := r.Off < op.Off+op.Len && op.Off < r.Off+r.Len
+		if r.Backing == op.Dev && op.Kind == cache.OpRead && over && s.van.health != cache.HealthOK && s.restoring(r, nil) {
+			r.excuse |= restores // it does not wait for an SSD that stalls
+		}
 		if r.Backing == op.Dev && (op.Kind == cache.OpFlush && r.Op != cache.ReqRead ||
 			over && (op.Kind == cache.OpRead) == (r.Op == cache.ReqRead) ||
 			op.Kind == cache.OpRead && over && r.excuse&restores != 0) {
@@ -116,15 +119,15 @@ func (s *Sim) reads(r *request, op *cache.Op) bool {
 	return false
 }
 
-// restoring reports whether a write keeps a part of a block that is in the slots that op reads, and on
+// restoring reports whether a write keeps a part of a block that is in the slots that op reads, or any, and on
 // the backing device, too, but not flushed there.
 func (s *Sim) restoring(r *request, op *cache.Op) bool {
 	for at := r.Off / cache.BlockSize * cache.BlockSize; at < r.Off+r.Len; at += cache.BlockSize {
-		if r.Off <= at && at+cache.BlockSize <= r.Off+r.Len {
+		if r.Op != cache.ReqWrite || r.Off <= at && at+cache.BlockSize <= r.Off+r.Len {
 			continue
 		}
 		p, ok := s.c.Locate(r.Backing, at)
-		if ok && p.Pending && op.Off <= p.Off && p.Off < op.Off+op.Len {
+		if ok && p.Pending && (op == nil || op.Off <= p.Off && p.Off < op.Off+op.Len) {
 			return true
 		}
 	}
