@@ -93,7 +93,7 @@ func (r *recovery) loadBuckets(want []bool) {
 	per := int(c.geo.summaryPages())
 	var buf [2][]byte
 	for i := range buf {
-		buf[i] = alignedBytes(max(most, per) * pageSize)
+		buf[i] = alignedBytes(min(max(most, per), len(want)*per) * pageSize)
 	}
 	for b := 0; b < len(want); b++ {
 		if !want[b] {
