@@ -36,7 +36,7 @@ type Op struct {
 	Off  int64 // bytes
 	Len  int64 // bytes
 
-	// Mem is the memory of the transfer, off the Go heap or a request's Data. Where it is nil,
+	// Mem is the memory of the transfer, off the Go heap or a request's Data or Target. Where it is nil,
 	// the transfer is between the device and the data of Req, from byte ReqOff of it.
 	Mem    []byte
 	Req    *Request
@@ -51,6 +51,7 @@ type Op struct {
 	at    int64    // Driver.Now of its submission to the SSD
 	probe bool     // of the SSD: goes to a lost one, too
 	from  *Request // whose memory, as the engine sees it, is being written to
+	aimed bool     // at a client's memory: that it fails says nothing of the device
 	arg   uint32
 	track *track // of the request that it is for, if its times are wanted
 	begun int64  // Driver.Now, of reads that are measured
@@ -131,6 +132,12 @@ type Request struct {
 	// is what is stored or given out only if nobody else can write to it until Driver.Finish.
 	// Without Data checksums are not looked at (attrs.ReasonHidden).
 	Data []byte
+	// Target, for a read with Data, is the client's memory, as long as Data; nil if there is none. Others may change
+	// it or take it away at any time. Blocks that the SSD has are read straight into it and checked there; whatever
+	// else is to be done with the data is done in Data. Placed says, at Driver.Finish, that a read which succeeded
+	// has left its data in Target; else it is in Data.
+	Target []byte
+	Placed bool
 	// Tag is for the driver.
 	Tag uint32
 

@@ -21,6 +21,7 @@ type harness struct {
 	now   int64
 	done  bool
 	fail  func(op *Op) error // decides the outcome of an operation, if set
+	then  func(op *Op)       // called when an operation has had its effect, if set
 	stuck func(op *Op) bool  // says which operations do not end, if set
 	opts  Options
 
@@ -123,6 +124,9 @@ func (h *harness) step() {
 			copy(dev[op.Off:], op.Mem)
 		case op.Kind == OpDiscard, op.Kind == OpZero:
 			clear(dev[op.Off : op.Off+op.Len])
+		}
+		if h.then != nil && err == nil {
+			h.then(op)
 		}
 		h.l.Complete(op, err)
 	}

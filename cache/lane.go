@@ -130,7 +130,7 @@ func (l *Lane) Run() {
 func (l *Lane) Complete(op *Op, err error) {
 	if op.Dev == SSD {
 		l.ssdOps.remove(op)
-		if err != nil {
+		if err != nil && !op.aimed {
 			if op.mayForget(err) {
 				l.c.ssdForgot()
 			}

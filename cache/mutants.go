@@ -13,6 +13,7 @@ const (
 	mutRemovalVolatile
 	mutRecordBeforeData
 	mutNoVerify
+	mutTargetUnchecked
 	mutStaleEpoch
 	mutSkipRecord
 	mutDiscardUnrecorded

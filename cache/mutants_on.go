@@ -18,6 +18,7 @@ var mutants = [numMutants]struct{ name, what, in string }{
 	mutKeepClean:         {"invalidate-forgotten", "a write past the cache leaves the clean copy", ""},
 	mutRemovalVolatile:   {"invalidate-volatile", "it does not wait until the removal is durable", ""},
 	mutRecordBeforeData:  {"record-before-data", "the index changes before the data is written", ""},
+	mutTargetUnchecked:   {"target-unchecked", "what is read into a client's memory is not checked", ""},
 	mutNoVerify:          {"checksum-not-verified", "what the SSD returns is taken as it is", ""},
 	mutStaleEpoch:        {"stale-epoch-accepted", "journal pages of an earlier epoch are replayed after later ones", ""},
 	mutSkipRecord:        {"recovery-off-by-one", "the last record of a journal page is not replayed", ""},

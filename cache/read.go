@@ -22,14 +22,17 @@ type readPiece struct {
 	unfilled bool
 	failed   bool
 	away     bool
-	step     readStep
-	lock     rangeLock
-	w        waiter
-	first    Block
-	n        int // blocks
-	waits    int // operations under way
-	err      error
-	losses   uint64 // Backing.losses before it read the backing device
+	// direct says that it is read into Request.Target, and private that it must not be, any more.
+	direct  bool
+	private bool
+	step    readStep
+	lock    rangeLock
+	w       waiter
+	first   Block
+	n       int // blocks
+	waits   int // operations under way
+	err     error
+	losses  uint64 // Backing.losses before it read the backing device
 
 	slots [regionBlocks]Slot // where each block was found, noSlot if it was not
 	sums  [regionBlocks]uint32
@@ -63,6 +66,7 @@ func (l *Lane) startRead(r *Request, s span, fill bool) {
 	}
 	p.r, p.span, p.fill, p.held, p.step, p.err = r, s, fill, false, readFirst, nil
 	p.unfilled, p.failed, p.away, p.losses = false, false, false, r.b.losses.Load()
+	p.direct, p.private = false, false
 	p.first, p.n = s.first(), int(s.last()-s.first())+1
 	p.again, p.group = [regionBlocks / 64]uint64{}, [regionBlocks / 64]uint64{}
 	p.w = waiter{lane: l, owner: p}
@@ -181,6 +185,7 @@ func (p *readPiece) lookUp(l *Lane) {
 			io.BypassBytes.Add(int64(p.n-hits-slow) * BlockSize)
 		}
 	}
+	p.direct = hits == p.n && p.mayPlace()
 	p.submit(l)
 }
 
@@ -272,6 +277,10 @@ func (p *readPiece) read(l *Lane, dev BackingID, devOff int64, i, n int) {
 	_, _, lastOff := p.part(i + n - 1)
 	_, lastLen, _ := p.part(i + n - 1)
 	p.waits++
+	if p.direct {
+		p.aim(l, devOff, i, n, reqOff)
+		return
+	}
 	if p.buf != nil && dev != SSD {
 		at := i*BlockSize + from
 		l.moveFor(p.r, p, OpRead, dev, devOff+int64(from), p.buf[at:at+lastOff+lastLen-reqOff],
@@ -291,6 +300,8 @@ func (p *readPiece) opDone(l *Lane, op *Op, err error) {
 			p.unfilled = true
 			l.ssdWriteFailed(p.r.b, p.runs, err)
 		}
+	case p.direct:
+		p.checkPlaced(l, op, i, n, err)
 	case op.Dev == SSD:
 		p.verify(l, op, i, n, err)
 	case err != nil:
@@ -335,6 +346,10 @@ func (p *readPiece) opsDone(l *Lane) {
 	}
 	switch p.step {
 	case readFirst:
+		if p.direct {
+			p.placed(l)
+			return
+		}
 		if p.again != [regionBlocks / 64]uint64{} {
 			p.step = readAgain
 			p.readAgain(l)
@@ -394,6 +409,7 @@ func (p *readPiece) fail(err error) {
 
 // finish answers the piece; unused journal room is given back.
 func (p *readPiece) finish(l *Lane, unused int) {
+	p.place()
 	l.c.journal.unreserve(unused)
 	if p.held {
 		s := l.c.index.stripeOf(p.r.b.id, p.first)

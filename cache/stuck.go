@@ -136,8 +136,8 @@ func (l *Lane) abandonReads(r *Request) {
 			list = append(list, op)
 		}
 	}
-	if len(list) != int(r.flying) {
-		return
+	if len(list) == 0 || len(list) != int(r.flying) {
+		return // the memory is not the driver's, or others write to it
 	}
 	old, ok := d.Swap(r)
 	if !ok {

@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 
 	"ubcache/attrs"
+	"ubcache/internal/hostile"
 )
 
 // ErrNoRoom: other devices have answered already, in all places that there are. The client learns
@@ -62,7 +63,7 @@ func (v *View) put(q *Request, device uint32, page, chunk, size int) (err error)
 	if q.Results.Several() {
 		return attrs.ErrSeveral
 	}
-	defer guard(&err, debug.SetPanicOnFault(true))
+	defer hostile.Guard(&err, debug.SetPanicOnFault(true))
 	p := v.at(page)
 	a := p.take(q, device, chunk)
 	if a == nil {

@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+
+	"ubcache/internal/hostile"
 )
 
 // Version is that of the layout and of the protocol.
@@ -57,7 +59,7 @@ var (
 	// ErrTooLarge: the region is larger than a client may have.
 	ErrTooLarge = errors.New("region is too large")
 	// ErrFault: the memory could not be accessed; its owner has taken it away.
-	ErrFault = errors.New("shared memory is gone")
+	ErrFault = hostile.ErrFault
 	// ErrBroken: the other side does not keep to the protocol of the ring.
 	ErrBroken = errors.New("the ring is broken")
 	// ErrPlace: the data does not lie in the region.

@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 
 	"ubcache/attrs"
+	"ubcache/internal/hostile"
 )
 
 // Request is a server's copy of what a client said with a request, or with one piece of it. It is
@@ -101,7 +102,7 @@ type head struct {
 // head reads the slot of a page: its head, each field once, and to q.body what it has of a set. Without a
 // request, or with one that is impossible, the head is empty.
 func (v *View) head(q *Request, page int) (h head, err error) {
-	defer guard(&err, debug.SetPanicOnFault(true))
+	defer hostile.Guard(&err, debug.SetPanicOnFault(true))
 	s := &v.at(page).set
 	h = head{
 		seq: atomic.LoadUint32(&s.seq), first: int(atomic.LoadUint32(&s.first)),
@@ -186,7 +187,7 @@ func (v *View) plain(off, n int64) (part int64, err error) {
 	if count == 1 {
 		return n, nil
 	}
-	defer guard(&err, debug.SetPanicOnFault(true))
+	defer hostile.Guard(&err, debug.SetPanicOnFault(true))
 	for i := 1; i < count; i++ {
 		if atomic.LoadUint32(&v.at(page+i).set.seq) != 0 {
 			return int64(page+i)*PageBytes - off, nil

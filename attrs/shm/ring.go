@@ -3,6 +3,8 @@ package shm
 import (
 	"runtime/debug"
 	"sync/atomic"
+
+	"ubcache/internal/hostile"
 )
 
 const (
@@ -197,7 +199,7 @@ func (v *View) Server() (*Server, bool) { return &Server{v: v}, v.entries > 0 }
 // UserData counts, and it is to be completed with EINVAL. Next returns ErrBroken if the ring itself
 // makes no sense; then there is no going on with this client.
 func (s *Server) Next(e *Entry) (some, valid bool, err error) {
-	defer guard(&err, debug.SetPanicOnFault(true))
+	defer hostile.Guard(&err, debug.SetPanicOnFault(true))
 	v := s.v
 	n := v.load(v.ring+ringSubmitTail) - s.taken
 	if n == 0 {
@@ -216,7 +218,7 @@ func (s *Server) Next(e *Entry) (some, valid bool, err error) {
 // Complete writes a completion. wake says whether the client has to be woken. It returns ErrBroken
 // if there is no room, which a client that keeps to the rules always leaves.
 func (s *Server) Complete(c Completion) (wake bool, err error) {
-	defer guard(&err, debug.SetPanicOnFault(true))
+	defer hostile.Guard(&err, debug.SetPanicOnFault(true))
 	v := s.v
 	if s.written-v.load(v.ring+ringCompleteHead) >= uint32(v.entries) {
 		return false, ErrBroken
@@ -233,7 +235,7 @@ func (s *Server) Complete(c Completion) (wake bool, err error) {
 // Sleep announces that the server is going to wait for the client to wake it. It returns false if
 // there are entries already.
 func (s *Server) Sleep() (ok bool, err error) {
-	defer guard(&err, debug.SetPanicOnFault(true))
+	defer hostile.Guard(&err, debug.SetPanicOnFault(true))
 	v := s.v
 	atomic.StoreUint32(v.word(v.ring+ringServerSleeps), 1)
 	if v.load(v.ring+ringSubmitTail) != s.taken {
@@ -245,7 +247,7 @@ func (s *Server) Sleep() (ok bool, err error) {
 
 // Awake takes the announcement back, so that the client wakes nobody in vain.
 func (s *Server) Awake() (err error) {
-	defer guard(&err, debug.SetPanicOnFault(true))
+	defer hostile.Guard(&err, debug.SetPanicOnFault(true))
 	s.v.store(s.v.ring+ringServerSleeps, 0)
 	return nil
 }

@@ -2,9 +2,10 @@ package shm
 
 import (
 	"fmt"
-	"runtime/debug"
 
 	"golang.org/x/sys/unix"
+
+	"ubcache/internal/hostile"
 )
 
 // View is a server's side of a region that a client has made. Nothing in it is trusted, and nothing
@@ -136,29 +137,10 @@ func (v *View) CopyIn(off int64, src []byte) error {
 }
 
 // copyOut and copyIn are given places in the whole memory.
-func (v *View) copyOut(dst []byte, at int64) (err error) {
-	defer guard(&err, debug.SetPanicOnFault(true))
-	copy(dst, v.mem[at:at+int64(len(dst))])
-	return nil
+func (v *View) copyOut(dst []byte, at int64) error {
+	return hostile.Copy(dst, v.mem[at:at+int64(len(dst))])
 }
 
-func (v *View) copyIn(at int64, src []byte) (err error) {
-	defer guard(&err, debug.SetPanicOnFault(true))
-	copy(v.mem[at:at+int64(len(src))], src)
-	return nil
-}
-
-// guard is deferred by whatever touches the client's memory, which a client can take away so that
-// an access raises SIGBUS: with debug.SetPanicOnFault that is a panic of the goroutine instead of
-// the end of the process. was is the setting before.
-func guard(err *error, was bool) {
-	debug.SetPanicOnFault(was)
-	p := recover()
-	if p == nil {
-		return
-	}
-	if _, ok := p.(interface{ Addr() uintptr }); !ok {
-		panic(p) // no access to memory, but a mistake
-	}
-	*err = ErrFault
+func (v *View) copyIn(at int64, src []byte) error {
+	return hostile.Copy(v.mem[at:at+int64(len(src))], src)
 }

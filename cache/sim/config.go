@@ -13,6 +13,7 @@ type Config struct {
 	Steps       int
 	Checksums   bool
 	ZeroCopy    bool // requests without visible data
+	Targets     bool // reads come with the client's memory, which it meddles with; see target.go
 	Devices     int
 	DeviceBytes int64
 	LBS         int
@@ -94,6 +95,7 @@ func NewConfig(seed uint64) Config {
 		c.Restarts = 10 + loads.IntN(40)
 	}
 	c.LoadRegions, c.SlowLoad = 1+loads.IntN(6), loads.IntN(2) == 0
+	c.Targets = !c.ZeroCopy && loads.IntN(3) == 0
 	return c
 }
 
@@ -116,6 +118,7 @@ type Result struct {
 	Failed                       int            // requests that failed for them, as they may
 	Lost                         int            // dirty blocks at the end
 	Hits, Evicted, Checkpoints   int64
+	Placed, Meddled              int // reads into clients' memory, and what clients did to it meanwhile
 	WrittenBack, Moved, Healed   int64
 	Pins, Evictions              int   // that were handled
 	Refused, Mismatched, Late    int   // requests that failed for their attributes

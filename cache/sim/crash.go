@@ -337,12 +337,14 @@ func (b *buffers) take(n int) []byte {
 
 // give takes the memory of a request that has ended, on which nothing is under way any more.
 func (b *buffers) give(r *request) {
-	if cap(r.data) == 0 {
-		return
+	for _, p := range [...]*[]byte{&r.data, &r.target} {
+		if cap(*p) == 0 {
+			continue
+		}
+		size := bits.Len(uint(cap(*p)/sectorSize) - 1)
+		b[size] = append(b[size], (*p)[:cap(*p)])
+		*p = nil
 	}
-	size := bits.Len(uint(cap(r.data)/sectorSize) - 1)
-	b[size] = append(b[size], r.data[:cap(r.data)])
-	r.data = nil
 }
 
 func (s *Sim) countStats() {

@@ -248,8 +248,9 @@ func (r *Result) String() string {
 		"copies had become obsolete", r.Restarts, r.Loaded, r.LateDropped)
 	p("\n  engine: %d hits, %d evicted, %d written back, %d moved, %d healed, %d checkpoints\n",
 		r.Hits, r.Evicted, r.WrittenBack, r.Moved, r.Healed, r.Checkpoints)
-	p("  attributes: %d pins, %d evictions; %d refused, %d mismatched, %d late",
+	p("  attributes: %d pins, %d evictions; %d refused, %d mismatched, %d late\n",
 		r.Pins, r.Evictions, r.Refused, r.Mismatched, r.Late)
+	p("  %d reads left in the client's memory, which it meddled with %d times", r.Placed, r.Meddled)
 	return b.String()
 }
 
@@ -268,6 +269,7 @@ func (r *Result) missing() (all []string) {
 	}
 	for what, n := range map[string]int64{
 		"hits": r.Hits, "evictions": r.Evicted, "writeback": r.WrittenBack, "moves": r.Moved,
+		"reads into clients' memory": int64(r.Placed), "meddling clients": int64(r.Meddled),
 		"healed blocks": r.Healed, "checkpoints": r.Checkpoints, "pins": int64(r.Pins),
 		"evict hints": int64(r.Evictions), "refused requests": int64(r.Refused),
 		"mismatches": int64(r.Mismatched), "missed deadlines": int64(r.Late),

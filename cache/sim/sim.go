@@ -84,7 +84,8 @@ type request struct {
 	asked   asked
 	dev     int
 	data    []byte
-	first   int // sectors
+	target  []byte // what Target is a part of
+	first   int    // sectors
 	n       int
 	v       version
 	issued  uint64
@@ -382,6 +383,9 @@ func (s *Sim) complete(i int) {
 	if err == nil {
 		err = s.outcome(f)
 	}
+	if err == nil && s.cfg.Targets {
+		err = s.meddle(f.op)
+	}
 	f.l.l.Complete(f.op, err)
 }
 
@@ -500,6 +504,9 @@ func (s *Sim) submit(r *request) {
 	if !s.cfg.ZeroCopy {
 		r.Data = r.data
 	}
+	if s.cfg.Targets && r.Op == cache.ReqRead {
+		s.target(r)
+	}
 	s.reqs[r.Tag] = r
 	r.without = s.away()
 	s.res.Requests++
@@ -523,6 +530,7 @@ func (s *Sim) finish(r *request) {
 	delete(s.reqs, r.Tag)
 	defer s.buffers.give(r)
 	s.trace("%d finish %v", r.Tag, r.Err)
+	s.placed(r)
 	s.answered(r)
 	s.flushed(r)
 	m := s.models[r.dev]

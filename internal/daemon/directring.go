@@ -283,7 +283,7 @@ func (d *directRing) take(r *ringClient) *directRequest {
 
 func (d *directRing) release(q *directRequest) {
 	d.bufs.put(q.buf)
-	q.buf, q.c, q.req.Data, q.req.Attrs, q.req.Results = nil, nil, nil, nil, nil
+	q.buf, q.c, q.req.Data, q.req.Target, q.req.Attrs, q.req.Results = nil, nil, nil, nil, nil, nil
 	q.next = d.free
 	d.free = q
 }
@@ -342,8 +342,12 @@ func (d *directRing) start(q *directRequest) bool {
 	c.Attrs, c.Results = nil, nil
 	errno := d.attach(q, o, n)
 	// The engine sees a copy: what it has checked the client cannot change any more.
-	if errno == 0 && e.Op == shm.OpWrite && r.view.CopyOut(q.buf, int64(e.Data)) != nil {
+	switch {
+	case errno != 0:
+	case e.Op == shm.OpWrite && r.view.CopyOut(q.buf, int64(e.Data)) != nil:
 		errno = unix.EFAULT
+	case e.Op == shm.OpRead:
+		c.Target, _ = r.view.Data(int64(e.Data), n) // without it the data is copied
 	}
 	if errno != 0 {
 		d.refuse(q, errno)
@@ -435,7 +439,7 @@ func (d *directRing) finish(c *cache.Request) {
 	case c.Err != nil:
 		d.d.in.traced.failed(r.opened[q.entry.Device].s.name, c)
 		res = -int64(errnoOf(c.Err))
-	case c.Op == cache.ReqRead && !r.removed && r.view.CopyIn(int64(q.entry.Data), q.buf) != nil:
+	case c.Op == cache.ReqRead && !c.Placed && !r.removed && r.view.CopyIn(int64(q.entry.Data), q.buf) != nil:
 		res = -int64(unix.EFAULT)
 	case c.Op <= cache.ReqWrite:
 		res = c.Len

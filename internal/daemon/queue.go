@@ -190,7 +190,7 @@ func errnoOf(err error) syscall.Errno {
 		return unix.EIO
 	}
 	switch e {
-	case unix.ENOSPC, unix.EINVAL, unix.EILSEQ, unix.ENODATA, unix.ETIMEDOUT, unix.ENODEV,
+	case unix.ENOSPC, unix.EINVAL, unix.EFAULT, unix.EILSEQ, unix.ENODATA, unix.ETIMEDOUT, unix.ENODEV,
 		attrs.ErrnoRefused, attrs.ErrnoDeadline:
 		return e
 	}

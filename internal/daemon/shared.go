@@ -146,6 +146,8 @@ func (h *queue) startPart(r *request, p *part, n int64) syscall.Errno {
 				h.partDone(r.Tag, unix.EIO)
 				return unix.EIO
 			}
+		} else {
+			c.Target, _ = p.view.Data(at, n) // without it the data is copied
 		}
 	}
 	c.Attrs, c.Results = nil, nil
@@ -164,13 +166,13 @@ func (h *queue) finishPart(r *cache.Request) {
 	if r.Err != nil {
 		h.failed(r)
 		errno = errnoOf(r.Err)
-	} else if r.Op == cache.ReqRead && r.Data != nil && p.view.CopyIn(at, r.Data) != nil {
+	} else if r.Op == cache.ReqRead && r.Data != nil && !r.Placed && p.view.CopyIn(at, r.Data) != nil {
 		errno = unix.EIO
 	}
 	if r.Attrs != nil {
 		_ = p.view.Answer(&p.said, h.number) // what cannot be answered is not handled
 	}
-	r.Data, r.Attrs, r.Results = nil, nil, nil
+	r.Data, r.Target, r.Attrs, r.Results = nil, nil, nil, nil
 	h.parts.put(p)
 	h.partDone(p.tag, errno)
 }

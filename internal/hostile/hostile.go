@@ -1,0 +1,35 @@
+// Package hostile touches memory that belongs to somebody else, who may take it away at any time: an access then
+// raises SIGBUS, which would be the end of the process.
+package hostile
+
+import (
+	"errors"
+	"runtime/debug"
+)
+
+// ErrFault: the memory is not there any more.
+var ErrFault = errors.New("shared memory is gone")
+
+// Guard makes an access to memory that is gone the error ErrFault. It is deferred as
+//
+//	defer hostile.Guard(&err, debug.SetPanicOnFault(true))
+//
+// by the function that touches the memory, on the goroutine that does; was is the setting before.
+func Guard(err *error, was bool) {
+	debug.SetPanicOnFault(was)
+	p := recover()
+	if p == nil {
+		return
+	}
+	if _, ok := p.(interface{ Addr() uintptr }); !ok {
+		panic(p) // no access to memory, but a mistake
+	}
+	*err = ErrFault
+}
+
+// Copy copies src to dst, one of which may be gone.
+func Copy(dst, src []byte) (err error) {
+	defer Guard(&err, debug.SetPanicOnFault(true))
+	copy(dst, src)
+	return nil
+}
