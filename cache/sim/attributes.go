@@ -150,7 +150,8 @@ func (s *Sim) mismatched(r *request) {
 	if !r.asked.wrong && r.asked.sure && !r.read.open() {
 		s.fail(fmt.Errorf("read of sectors %d+%d: the only legal data does not match", r.first, r.n))
 	}
-	if r.attrs.Has(attrs.IDDeadline) || r.excuse != 0 || r.without || s.bad(r) { // a part may have been given up, or be lost
+	// A part may have been given up, or be lost; what was lost when the read came may have been overwritten since.
+	if r.attrs.Has(attrs.IDDeadline) || r.excuse != 0 || r.without || r.bad || s.bad(r) {
 		s.models[r.dev].forget(r.read)
 		return
 	}

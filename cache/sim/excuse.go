@@ -79,6 +79,7 @@ func (s *Sim) foresee(r *request) {
 	if s.losing(r, nil, true) {
 		r.excuse |= excuseLost
 	}
+	r.bad = r.read != nil && s.bad(r)
 	if s.cfg.Gone > 0 && s.presence(r.dev) == cache.Failing {
 		r.excuse |= excuseGone
 		r.hit = s.hit(r)

@@ -98,6 +98,7 @@ type request struct {
 	hinted  bool // of a scenario, with attributes
 	without bool // for some of its time the cache was without its SSD
 	hit     bool // all of it was on the SSD when it came
+	bad     bool // the SSD had lost a block of it when it came
 	doubted bool // its effect may be lost when it is acknowledged
 }
 
