@@ -29,7 +29,7 @@ func (s *Set) EncodedSize() int {
 // invalid attribute has no encoding: ErrInvalid. b may be shared memory; it is only written to.
 func (s *Set) Encode(b []byte) (int, error) {
 	if p := s.ready; p != nil && p.n <= len(b) {
-		return copy(b, p.raw[:p.n]), nil
+		return copy(b, p.bytes()[:p.n]), nil
 	}
 	if len(b) < maxPlainFrame || s.nUnknown != 0 || len(s.sums) != 0 {
 		if size := s.EncodedSize(); size > len(b) || size > MaxBytes {

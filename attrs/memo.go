@@ -1,21 +1,84 @@
 package attrs
 
-import "sync/atomic"
+import (
+	"sync/atomic"
+	"unsafe"
+)
 
 // memoBytes is the longest encoding that is remembered.
 const memoBytes = 128
 
+// remembered is an encoding that is remembered, a multiple of 8 bytes as all are; of none if n is 0.
+type remembered struct {
+	n   int
+	raw [memoBytes / 8]uint64 // as the bytes lie in memory
+}
+
+func (m *remembered) bytes() *[memoBytes]byte { return (*[memoBytes]byte)(unsafe.Pointer(&m.raw)) }
+
+// is returns whether b is that.
+func (m *remembered) is(b []byte) bool {
+	if len(b) != m.n || m.n == 0 {
+		return false
+	}
+	raw := m.raw[:uint(m.n)/8]
+	for i, w := range unsafe.Slice((*uint64)(unsafe.Pointer(unsafe.SliceData(b))), len(raw)) {
+		if w != raw[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// Short is an encoding of a few bytes as they lie in memory. It is not to be changed.
+type Short [8]uint64
+
+// CopyTo copies it, and more than it has, to the start of b, where there must be room for all of it. To copy a number of
+// bytes that is known beforehand is faster.
+func (s *Short) CopyTo(b []byte) {
+	to := (*Short)(unsafe.Pointer((*[unsafe.Sizeof(*s)]byte)(b)))
+	to[0], to[1], to[2], to[3] = s[0], s[1], s[2], s[3]
+	to[4], to[5], to[6], to[7] = s[4], s[5], s[6], s[7]
+}
+
+// isShort is is for the first n bytes of b, which has the room of a Short: it compares all of that, as what is behind
+// the n bytes is most likely the same, too. If it is not, the answer is false.
+func (m *remembered) isShort(b []byte, n int) bool {
+	const room = int(unsafe.Sizeof(Short{}))
+	x, y := (*Short)(unsafe.Pointer((*[room]byte)(b))), (*Short)(m.raw[:])
+	return n == m.n && uint(n-1) < uint(room) && (x[0]^y[0])|(x[1]^y[1])|(x[2]^y[2])|(x[3]^y[3])|
+		(x[4]^y[4])|(x[5]^y[5])|(x[6]^y[6])|(x[7]^y[7]) == 0
+}
+
+func (m *remembered) short() (*Short, int) {
+	if m.n > int(unsafe.Sizeof(Short{})) {
+		return nil, 0
+	}
+	return (*Short)(m.raw[:]), m.n
+}
+
+// set remembers b, if it can.
+func (m *remembered) set(b []byte) bool {
+	if len(b) > memoBytes || len(b)%8 != 0 {
+		return false
+	}
+	m.n = copy(m.bytes()[:], b)
+	return true
+}
+
 // SetDecoder decodes sets one after the other. Programs say the same of one request after the other, so
 // it remembers the last set, and what has the same bytes is not looked at again. The zero value is ready.
 type SetDecoder struct {
-	n    int // bytes of raw; 0 for none
-	raw  [memoBytes]byte
+	last remembered
 	head setHead
 }
 
 // Is returns whether b is what was decoded last, without a mistake. It only compares b, which may be memory that
 // somebody else changes meanwhile.
-func (d *SetDecoder) Is(b []byte) bool { return d.n != 0 && string(b) == string(d.raw[:d.n]) }
+func (d *SetDecoder) Is(b []byte) bool { return d.last.is(b) }
+
+// IsShort is Is for the first n bytes of b, written by [Short.CopyTo]. It may return false even so.
+func (d *SetDecoder) IsShort(b []byte, n int) bool { return d.last.isShort(b, n) }
 
 // Again decodes that once more.
 func (d *SetDecoder) Again(s *Set) {
@@ -31,11 +94,11 @@ func (d *SetDecoder) Decode(s *Set, b []byte) error {
 		return nil
 	}
 	err := s.Decode(b)
-	if err != nil || len(b) > memoBytes || s.nUnknown != 0 || len(s.sums) != 0 {
+	if err != nil || s.nUnknown != 0 || len(s.sums) != 0 || !d.last.set(b) {
 		return err // refers to b, if it is a set at all
 	}
 	s.stamp = stamps.Add(1)
-	d.n, d.head = copy(d.raw[:], b), s.setHead
+	d.head = s.setHead
 	d.head.raw = nil
 	return nil
 }
@@ -45,13 +108,15 @@ var stamps atomic.Uint64
 
 // ResultsDecoder decodes results as SetDecoder does sets: answers, too, are mostly the same as before.
 type ResultsDecoder struct {
-	n    int
-	raw  [memoBytes]byte
+	raw  remembered
 	last Results
 }
 
 // Is is [SetDecoder.Is].
-func (d *ResultsDecoder) Is(b []byte) bool { return d.n != 0 && string(b) == string(d.raw[:d.n]) }
+func (d *ResultsDecoder) Is(b []byte) bool { return d.raw.is(b) }
+
+// IsShort is Is for the first n bytes of b, written by [Short.CopyTo]. It may return false even so.
+func (d *ResultsDecoder) IsShort(b []byte, n int) bool { return d.raw.isShort(b, n) }
 
 // Last are the results that were decoded last, not to be changed.
 func (d *ResultsDecoder) Last() *Results { return &d.last }
@@ -63,10 +128,9 @@ func (d *ResultsDecoder) Decode(r *Results, b []byte) error {
 		return nil
 	}
 	err := r.Decode(b)
-	if err != nil || len(b) > memoBytes || r.nUnknown != 0 || len(r.sums) != 0 {
+	if err != nil || r.nUnknown != 0 || len(r.sums) != 0 || !d.raw.set(b) {
 		return err
 	}
-	d.n = copy(d.raw[:], b)
 	d.last.Blocks, d.last.Origin, d.last.resultsHead = r.Blocks, r.Origin, r.resultsHead
 	return nil
 }
@@ -77,19 +141,30 @@ type ResultsEncoder struct {
 	stamp  uint64 // of the last; 0: there is none
 	blocks uint32
 	origin Origin
-	n      int
-	raw    [memoBytes]byte
+	raw    remembered
+}
+
+// Short is the encoding of results that repeat the last ones encoded, if it fits. It has n bytes; else n is 0.
+func (e *ResultsEncoder) Short(r *Results) (p *Short, n int) {
+	if !e.same(r) {
+		return nil, 0
+	}
+	return e.raw.short()
+}
+
+func (e *ResultsEncoder) same(r *Results) bool {
+	return e.stamp != 0 && r.stamp == e.stamp && r.Blocks == e.blocks && r.Origin == e.origin
 }
 
 // Encode is [Results.Encode].
 func (e *ResultsEncoder) Encode(r *Results, b []byte) (int, error) {
-	if e.stamp != 0 && r.stamp == e.stamp && r.Blocks == e.blocks && r.Origin == e.origin && e.n <= len(b) {
-		return copy(b, e.raw[:e.n]), nil
+	if e.same(r) && e.raw.n <= len(b) {
+		return copy(b, e.raw.bytes()[:e.raw.n]), nil
 	}
 	n, err := r.Encode(b)
 	if err == nil && r.stamp != 0 && n <= memoBytes {
 		// Encoded once more, as b may be memory that somebody else changes.
-		e.n, _ = r.Encode(e.raw[:])
+		e.raw.n, _ = r.Encode(e.raw.bytes()[:])
 		e.stamp, e.blocks, e.origin = r.stamp, r.Blocks, r.Origin
 	}
 	return n, err

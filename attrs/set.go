@@ -27,7 +27,7 @@ type setHead struct {
 	// stamp is the same for sets that say the same; 0 is none.
 	stamp uint64
 	// ready is the set's encoding, if it was prepared.
-	ready *prepared
+	ready *remembered
 
 	has, required idSet
 	// bad are attributes that came but are invalid. A weaker source may have the attribute too.
@@ -58,20 +58,22 @@ func (s *Set) changed() { s.stamp, s.ready = 0, nil }
 // Encode copies that. It allocates. A set without an encoding stays as it is, and so does one with checksums,
 // which are of one request, or with unknown attributes.
 func (s *Set) Prepare() {
-	var p prepared
+	var p remembered
 	if len(s.sums) != 0 || s.nUnknown != 0 {
 		return
 	}
-	if n, err := s.Encode(p.raw[:]); err == nil {
+	if n, err := s.Encode(p.bytes()[:]); err == nil {
 		p.n = n
 		s.ready = &p
 	}
 }
 
-// prepared is an encoding.
-type prepared struct {
-	n   int
-	raw [memoBytes]byte
+// Short is the encoding of a set that was prepared and is not changed since, if it fits. It has n bytes; else n is 0.
+func (s *Set) Short() (p *Short, n int) {
+	if s.ready == nil {
+		return nil, 0
+	}
+	return s.ready.short()
 }
 
 // unknownAttr is an attribute without a row in the registry; they are in order of their ids, which

@@ -45,13 +45,47 @@ type found struct {
 // part of it was not answered, or was answered by fewer devices than another part. The results are
 // good until the next Collect with c, and not to be changed.
 func (r *Region) Collect(t Ticket, c *Collector) *attrs.Results {
-	c.n, c.lost = 0, 0
-	if res := r.single(t, c); res != nil {
-		r.clear(t)
-		return res
+	c.lost = 0
+	if uint64(t.start)%PageBytes+uint64(t.length) <= PageBytes { // nearly all
+		p := r.at(int(uint64(t.start) / PageBytes))
+		a := &p.answers[0]
+		if p.more()|a.other(t) == 0 && c.last.IsShort(a.body[:], int(a.bytes)) {
+			p.empty()
+			return c.last.Last()
+		}
 	}
 	first, count := pagesOf(t.start, t.length)
+	res := r.single(t, first, count, c)
+	if res == nil {
+		res = r.gather(t, first, count, c)
+	}
+	for i := range count {
+		r.at(first + i).empty()
+	}
+	return res
+}
+
+// other is 0 if the slot has an answer of all of the request. As that is mostly so it is one question.
+func (a *answerSlot) other(t Ticket) uint32 {
+	claim := atomic.LoadUint64(&a.claim)
+	if uint32(claim) == 0 {
+		return 1
+	}
+	start := a.start ^ uint64(t.start)
+	return (atomic.LoadUint32(&a.done) ^ t.seq) | (uint32(claim>>32) ^ t.seq) | uint32(start) | uint32(start>>32) |
+		(a.length ^ uint32(t.length)) | a.chunk
+}
+
+// empty leaves a page to nobody: what goes out from it next has no attributes, and no server finds a place to answer in.
+func (p *pageSlots) empty() {
+	p.free(0)
+	atomic.StoreUint32(&p.set.seq, 0)
+}
+
+// gather puts the answers together that the slots of some pages have.
+func (r *Region) gather(t Ticket, first, count int, c *Collector) *attrs.Results {
 	var list [Answers]found
+	c.n = 0
 	for page := first; page < first+count; page++ {
 		c.lost += atomic.LoadUint32(&r.at(page).set.overflow)
 		n := 0
@@ -65,32 +99,26 @@ func (r *Region) Collect(t Ticket, c *Collector) *attrs.Results {
 			r.add(t, c, &list[i])
 		}
 	}
-	r.clear(t)
 	return c.join(t)
 }
 
 // single reads the answer of a request that has just one, for all of it, as nearly all have. It returns
-// false if there are others, or none.
-func (r *Region) single(t Ticket, c *Collector) *attrs.Results {
-	first, count := pagesOf(t.start, t.length)
+// nil if there are others, or none.
+func (r *Region) single(t Ticket, first, count int, c *Collector) *attrs.Results {
 	p := r.at(first)
-	only, more := &p.answers[0], p.more()
-	for page := first + 1; page < first+count; page++ {
-		o := r.at(page)
+	more := p.more()
+	for i := 1; i < count; i++ {
+		o := r.at(first + i)
 		more |= o.more() | uint32(atomic.LoadUint64(&o.answers[0].claim))
 	}
-	claim := atomic.LoadUint64(&only.claim)
+	a := &p.answers[0]
+	n := atomic.LoadUint32(&a.bytes)
 	// An answer of the whole request begins in its first page, and what does not fit one slot is for those who
 	// look for all of its parts.
-	if more != 0 || uint32(claim) == 0 || claim>>32 != uint64(t.seq) || atomic.LoadUint32(&only.done) != t.seq ||
-		only.start != uint64(t.start) || only.length != uint32(t.length) || only.chunk != 0 {
+	if more|a.other(t) != 0 || n > BodyBytes {
 		return nil
 	}
-	n := atomic.LoadUint32(&only.bytes)
-	if n > BodyBytes {
-		return nil
-	}
-	b := only.body[:n]
+	b := a.body[:n]
 	if c.last.Is(b) {
 		return c.last.Last()
 	}

@@ -21,14 +21,16 @@ type Ticket struct {
 // It fails, and nothing is written, if the set has no encoding or does not fit into the slots of the
 // request's pages ([attrs.ErrSpace]).
 func (r *Region) Issue(off int64, n int, s *attrs.Set) (Ticket, error) {
+	if t, ok := r.issueShort(off, n, s); ok {
+		return t, nil
+	}
 	if !r.holds(off, int64(n)) || n > maxRequest {
 		return Ticket{}, fmt.Errorf("%w: %d bytes at %d", ErrPlace, n, off)
 	}
 	first, count := pagesOf(off, int64(n))
 	// Most sets fit into one slot, and are written there at once. Nobody looks at it before it has its
 	// number.
-	p := r.at(first)
-	size, err := s.Encode(p.set.body[:])
+	size, err := s.Encode(r.at(first).set.body[:])
 	if err != nil {
 		if !errors.Is(err, attrs.ErrSpace) || count == 1 {
 			return Ticket{}, err
@@ -38,18 +40,35 @@ func (r *Region) Issue(off int64, n int, s *attrs.Set) (Ticket, error) {
 		}
 	}
 	t := Ticket{start: off, length: int64(n), seq: r.nextSeq()}
-	for i := 0; ; {
-		p.set.first, p.set.number = uint32(first), uint32(i)
-		p.set.start, p.set.length = uint64(off), uint32(n)
-		p.set.setBytes, p.set.overflow = uint32(size), 0
-		// Nobody looks for a place to answer in before the number is there.
-		p.free(t.seq)
-		atomic.StoreUint32(&p.set.seq, t.seq)
-		if i++; i == count {
-			return t, nil
-		}
-		p = r.at(first + i)
+	for i := range count {
+		r.at(first+i).name(t, uint32(first), uint32(i), uint32(size))
 	}
+	return t, nil
+}
+
+// issueShort is Issue for nearly all requests: of one page, with a set that was prepared and is short. Where processors
+// are emulated, code that runs once for each request costs by its length.
+func (r *Region) issueShort(off int64, n int, s *attrs.Set) (t Ticket, ok bool) {
+	body, size := s.Short()
+	page := uint64(off) / PageBytes
+	if size == 0 || page >= uint64(r.pages) || uint64(n) > PageBytes-uint64(off)%PageBytes {
+		return t, false
+	}
+	p := r.at(int(page))
+	body.CopyTo(p.set.body[:])
+	t = Ticket{start: off, length: int64(n), seq: r.nextSeq()}
+	p.name(t, uint32(page), 0, uint32(size))
+	return t, true
+}
+
+// name gives the page to a request: it is the one with that number of the request's pages.
+func (p *pageSlots) name(t Ticket, first, number, size uint32) {
+	p.set.first, p.set.number = first, number
+	p.set.start, p.set.length = uint64(t.start), uint32(t.length)
+	p.set.setBytes, p.set.overflow = size, 0
+	// Nobody looks for a place to answer in before the number is there.
+	p.free(t.seq)
+	atomic.StoreUint32(&p.set.seq, t.seq)
 }
 
 // spread writes a set that is too long for one slot to as many as it takes.
@@ -74,16 +93,5 @@ func (r *Region) nextSeq() uint32 {
 		if n := r.seq.Add(1); n != 0 {
 			return n
 		}
-	}
-}
-
-// clear makes the slots of a request empty: what goes out from these pages next has no attributes,
-// and no server finds a place to answer in.
-func (r *Region) clear(t Ticket) {
-	first, count := pagesOf(t.start, t.length)
-	for i := range count {
-		p := r.at(first + i)
-		p.free(0)
-		atomic.StoreUint32(&p.set.seq, 0)
 	}
 }

@@ -113,8 +113,8 @@ func (l *layout) holds(off, n int64) bool {
 // pagesOf is the first page and the number of pages that n bytes from byte off on lie in; a request
 // without data has the page it names.
 func pagesOf(off, n int64) (first, count int) {
-	first = int(uint64(off) / PageBytes)
-	return first, int(uint64(off+max(n, 1)-1)/PageBytes) - first + 1
+	at, end := uint64(off), uint64(off)+uint64(max(n, 1))
+	return int(at / PageBytes), int((end-1)/PageBytes - at/PageBytes + 1)
 }
 
 // encode writes the header to the start of b.

@@ -21,7 +21,6 @@ type Request struct {
 	start, length int64 // of the piece, in the data area
 	page          int   // that it begins in
 	seq           uint32
-	again         bool            // what the slot has is what was decoded last, and was not copied
 	body          [BodyBytes]byte // Set refers to it, if that came in one slot
 	long          *long           // nil until something does not fit one slot
 }
@@ -64,10 +63,13 @@ func (q *Request) Place() (off, n int64) { return q.start, q.length }
 // client does to it later changes nothing. A slot that makes no sense counts as one that is not
 // there. With n 0 the request has no data and off names its page.
 func (v *View) Read(q *Request, off, n int64) (int64, error) {
-	q.start, q.length, q.page, q.seq, q.again = off, n, int(uint64(off)/PageBytes), 0, false
+	q.start, q.length, q.page, q.seq = off, n, int(uint64(off)/PageBytes), 0
 	if !v.holds(off, n) {
 		q.Set.Clear()
 		return 0, ErrPlace
+	}
+	if done, err := v.readMost(q); done || err != nil {
+		return n, err
 	}
 	h, err := v.head(q, q.page)
 	if err != nil {
@@ -89,6 +91,30 @@ func (v *View) Read(q *Request, off, n int64) (int64, error) {
 		q.Set.Piece(int(first), int((q.length+attrs.BlockSize-1)/attrs.BlockSize))
 	}
 	return q.length, nil
+}
+
+// readMost reads what most requests are: without attributes and of one page, or just what was asked for with the same
+// said as of the one before. It returns false for all others.
+func (v *View) readMost(q *Request) (done bool, err error) {
+	defer hostile.Guard(&err, debug.SetPanicOnFault(true))
+	s := &v.at(q.page).set
+	seq, size := atomic.LoadUint32(&s.seq), atomic.LoadUint32(&s.setBytes)
+	if seq == 0 {
+		if uint64(q.start)%PageBytes+uint64(q.length) > PageBytes {
+			return false, nil
+		}
+		q.Set.Clear()
+		return true, nil
+	}
+	// As this is mostly so, it is one question.
+	other := (atomic.LoadUint64(&s.start) ^ uint64(q.start)) | (uint64(atomic.LoadUint32(&s.length)) ^ uint64(q.length)) |
+		uint64(atomic.LoadUint32(&s.first)^uint32(q.page)) | uint64(atomic.LoadUint32(&s.number))
+	if q.Memo == nil || other != 0 || !q.Memo.sets.IsShort(s.body[:], int(size)) {
+		return false, nil
+	}
+	q.seq = seq
+	q.Memo.sets.Again(&q.Set)
+	return true, nil
 }
 
 // head is what the attribute slot of a page says of the request that has the page.
@@ -118,10 +144,7 @@ func (v *View) head(q *Request, page int) (h head, err error) {
 		return head{}, nil
 	}
 	n := min(h.setBytes-h.number*BodyBytes, BodyBytes)
-	if n <= 0 {
-		return h, nil
-	}
-	if q.again = q.Memo != nil && n == h.setBytes && q.Memo.sets.Is(s.body[:n]); !q.again {
+	if n > 0 {
 		copy(q.body[:], s.body[:n])
 	}
 	return h, nil
@@ -151,8 +174,6 @@ func (v *View) readSet(q *Request, h *head) error {
 	}
 	// What cannot be decoded is known to the set, and answered.
 	switch {
-	case q.again:
-		q.Memo.sets.Again(&q.Set)
 	case h.setBytes == 0:
 		q.Set.Clear()
 	case q.Memo != nil:

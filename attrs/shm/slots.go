@@ -33,8 +33,10 @@ type answerSlot struct {
 
 // at are the slots of a page of the data area.
 func (m *memory) at(page int) *pageSlots {
-	off := m.slots + int64(page)*pageSlotsBytes
-	return (*pageSlots)(unsafe.Pointer(&m.mem[off : off+pageSlotsBytes][0]))
+	if uint(page) >= uint(m.pages) {
+		panic("shm: no such page")
+	}
+	return (*pageSlots)(unsafe.Add(unsafe.Pointer(unsafe.SliceData(m.mem)), m.slots+int64(page)*pageSlotsBytes))
 }
 
 // more is not 0 if there are answers in other slots than the first, which is taken first, or there was no room for one.
