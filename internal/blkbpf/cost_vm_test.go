@@ -42,9 +42,9 @@ func (d *ramDisk) costOnce(t *testing.T, src *Source) float64 {
 	t.Helper()
 	const pairs, window = 40, 100 * time.Millisecond
 	events, before := d.events.Load(), d.served.Load()
-	slots := make([]*ebpf.Map, len(events.keys))
-	for i, key := range events.keys {
-		if err := src.queues.Lookup(key, &slots[i]); err != nil {
+	slots := make([]*ebpf.Map, len(events.places))
+	for i, place := range events.places {
+		if err := src.queues.Lookup(uint32(place), &slots[i]); err != nil {
 			t.Fatal(err)
 		}
 		defer slots[i].Close()
@@ -66,14 +66,14 @@ func (d *ramDisk) costOnce(t *testing.T, src *Source) float64 {
 	for range pairs {
 		on := rate()
 		d.events.Store(nil)
-		for _, key := range events.keys {
-			if err := src.queues.Delete(key); err != nil {
+		for _, place := range events.places {
+			if err := src.queues.Delete(uint32(place)); err != nil {
 				t.Fatal(err)
 			}
 		}
 		off := rate()
-		for i, key := range events.keys {
-			if err := src.queues.Put(key, slots[i]); err != nil {
+		for i, place := range events.places {
+			if err := src.queues.Put(uint32(place), slots[i]); err != nil {
 				t.Fatal(err)
 			}
 		}

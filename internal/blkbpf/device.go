@@ -1,7 +1,6 @@
 package blkbpf
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -17,10 +16,10 @@ const (
 
 // Device is a disk whose requests are written down.
 type Device struct {
-	src   *Source
-	keys  [][keyBytes]byte
-	slots [][]byte // of each queue, mapped
-	bits  flagBits
+	src    *Source
+	places []int    // of each queue, in the source's directory
+	slots  [][]byte // of each queue, mapped
+	bits   flagBits
 
 	closed bool // under the source's lock
 }
@@ -60,15 +59,15 @@ func (s *Source) track(disk string, queues, depth int) (*Device, error) {
 	return d, nil
 }
 
-// keyOf is the key of a queue.
-func keyOf(disk string, queue int) (key [keyBytes]byte) {
-	copy(key[:keyNameBytes], disk)
-	binary.NativeEndian.PutUint64(key[keyNameBytes:], uint64(queue))
-	return key
-}
-
 // addQueue makes a queue's slots, maps them, and tells the program.
-func (d *Device) addQueue(key [keyBytes]byte, depth int) error {
+func (d *Device) addQueue(k key, depth int) error {
+	place, free := d.src.disks.find(k)
+	switch {
+	case place >= 0:
+		return errors.New("the disk is tracked already")
+	case d.src.disks.n >= d.src.maxQueues || free < 0:
+		return fmt.Errorf("%d queues are tracked already, the limit", d.src.disks.n)
+	}
 	m, err := ebpf.NewMap(slotsSpec(depth))
 	if err != nil {
 		return fmt.Errorf("make a map: %w", err)
@@ -79,17 +78,11 @@ func (d *Device) addQueue(key [keyBytes]byte, depth int) error {
 	if err != nil {
 		return fmt.Errorf("map the slots: %w", err)
 	}
-	err = d.src.queues.Update(key, m, ebpf.UpdateNoExist)
-	switch {
-	case errors.Is(err, ebpf.ErrKeyExist):
-		err = errors.New("the disk is tracked already")
-	case errors.Is(err, unix.E2BIG):
-		err = fmt.Errorf("%d queues are tracked already, the limit", d.src.maxQueues)
-	}
-	if err != nil {
+	if err = d.src.queues.Put(uint32(free), m); err != nil {
 		return errors.Join(err, unix.Munmap(mem))
 	}
-	d.keys = append(d.keys, key)
+	d.src.disks.put(free, k)
+	d.places = append(d.places, free)
 	d.slots = append(d.slots, mem)
 	return nil
 }
@@ -122,10 +115,11 @@ func (d *Device) release() error {
 	}
 	d.closed = true
 	var errs []error
-	for i, key := range d.keys {
-		// The table of a closed source is gone, and with it the entries.
+	for i, place := range d.places {
+		// The tables of a closed source are gone, and with them the entries.
 		if !d.src.mu.closed {
-			errs = append(errs, d.src.queues.Delete(key))
+			d.src.disks.remove(place)
+			errs = append(errs, d.src.queues.Delete(uint32(place)))
 		}
 		errs = append(errs, unix.Munmap(d.slots[i]))
 	}

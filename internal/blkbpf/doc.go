@@ -7,7 +7,7 @@
 // sees it, writes them to a slot of memory that this process has mapped: one for each tag of each
 // queue of the tracked disks. So the queue's thread finds the slot filled when the request
 // arrives, and reads it without a system call. For all other disks the program ends after a look
-// into a hash table.
+// into a hash table, of a few instructions (directory.go).
 //
 //	src, err := blkbpf.Open()      // an error says what is missing; one can do without
 //	dev, err := src.Track("ublkb0", queues, depth)

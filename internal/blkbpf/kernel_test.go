@@ -305,6 +305,42 @@ func TestOthers(t *testing.T) {
 	}
 }
 
+// TestCrowded: a disk is seen though others have taken the places before its own in the directory, and when some of them
+// have left.
+func TestCrowded(t *testing.T) {
+	s, disk := openSource(t), loopDisk(t)
+	var others []*Device
+	for i := 0; len(others) < directoryTries-1; i++ {
+		name := fmt.Sprintf("other%d", i)
+		if keyOf(name, 0).home() != keyOf(disk, 0).home() {
+			continue
+		}
+		d, err := s.Track(name, 1, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		others = append(others, d)
+	}
+	d := track(t, s, disk)
+	if want := keyOf(disk, 0).home() + len(others); d.places[0] != want {
+		t.Fatalf("the disk is at place %d, not %d", d.places[0], want)
+	}
+	for _, o := range others {
+		directIO(t, disk, false, 8192, nil)
+		if got := d.only(t); got.sector != 16 {
+			t.Errorf("saw %+v", got)
+		}
+		if got := o.drain(); len(got) != 0 {
+			t.Errorf("saw requests of another disk: %+v", got)
+		}
+		if err := o.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	directIO(t, disk, false, 8192, nil)
+	d.only(t)
+}
+
 // TestTrack has what Track refuses, and that Close gives everything back.
 func TestTrack(t *testing.T) {
 	s := openSource(t)

@@ -202,7 +202,7 @@ func TestProgram(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	full := l.program(3, 4)
+	full := l.program(3, 5, 4)
 	check := func(p asm.Instructions, fields []field, want bool) {
 		t.Helper()
 		for _, f := range fields {
@@ -216,11 +216,11 @@ func TestProgram(t *testing.T) {
 	check(full, l.cgroups(), true)
 	check(full, l.blkcg(), true)
 	l.hasBlkcg = false
-	check(l.program(3, 4), l.blkcg(), false)
-	check(l.program(3, 4), l.cgroups(), true)
+	check(l.program(3, 5, 4), l.blkcg(), false)
+	check(l.program(3, 5, 4), l.cgroups(), true)
 	l.hasCgroups = false
-	check(l.program(3, 4), l.cgroups(), false)
-	for _, p := range []asm.Instructions{full, l.program(3, 4)} {
+	check(l.program(3, 5, 4), l.cgroups(), false)
+	for _, p := range []asm.Instructions{full, l.program(3, 5, 4)} {
 		if err := p.Marshal(&bytes.Buffer{}, binary.LittleEndian); err != nil {
 			t.Errorf("%v\n%v", err, p)
 		}
@@ -229,7 +229,7 @@ func TestProgram(t *testing.T) {
 
 func loads(p asm.Instructions, at int16, size asm.Size) bool {
 	for _, i := range p {
-		if i.OpCode == asm.LoadMemOp(size) && i.Offset == at {
+		if i.OpCode == asm.LoadMemOp(size) && i.Offset == at && i.Src != asm.R1 { // that is the directory
 			return true
 		}
 	}

@@ -1,14 +1,13 @@
 package blkbpf
 
-import "github.com/cilium/ebpf/asm"
+import (
+	"fmt"
+
+	"github.com/cilium/ebpf/asm"
+)
 
 const (
 	diskNameBytes = 32 // of struct gendisk
-
-	// A key is what the table of queues is searched with: the disk's name, padded with zeroes, and
-	// the number of the queue, 8 bytes.
-	keyNameBytes = 16
-	keyBytes     = keyNameBytes + 8
 
 	tracepoint = "block_rq_issue"
 
@@ -25,13 +24,14 @@ const (
 	regCgroup  = asm.R9
 )
 
-// program assembles what runs at the tracepoint. queues is the descriptor of the table of queues, self the
-// process that serves the devices.
+// program assembles what runs at the tracepoint. queues and disks are the descriptors of the table of queues and of
+// its directory, self is the process that serves the devices.
 //
 // Pointers into the kernel's structures are followed with plain loads, which the verifier checks
 // against the types and the kernel makes safe: a load through a wrong pointer or NULL gives 0.
-func (l *layout) program(queues, self int) asm.Instructions {
+func (l *layout) program(queues, disks, self int) asm.Instructions {
 	var p asm.Instructions
+	p = append(p, l.findQueue(disks)...)
 	p = append(p, l.findSlot(queues)...)
 	p = append(p, l.copyRequest()...)
 	p = append(p, l.copyBio()...)
@@ -44,21 +44,68 @@ func (l *layout) program(queues, self int) asm.Instructions {
 	)
 }
 
-// findSlot leaves the request and its slot in their registers, or ends the program.
-func (l *layout) findSlot(queues int) asm.Instructions {
-	const key = -keyBytes // on the stack
-	return asm.Instructions{
+// findQueue leaves the request in its register and the queue's place in R0, or ends the program: see directory.
+func (l *layout) findQueue(disks int) asm.Instructions {
+	p := asm.Instructions{
 		asm.LoadMem(regRequest, asm.R1, 0, asm.DWord), // the tracepoint's only argument
 		asm.LoadMem(asm.R2, regRequest, l.rqQueue, asm.DWord),
 		asm.LoadMem(asm.R2, asm.R2, l.queueDisk, asm.DWord),
 		asm.JEq.Imm(asm.R2, 0, "out"),
 		asm.LoadMem(asm.R3, asm.R2, l.diskName, asm.DWord),
-		asm.StoreMem(asm.RFP, key, asm.R3, asm.DWord),
-		asm.LoadMem(asm.R3, asm.R2, l.diskName+8, asm.DWord),
-		asm.StoreMem(asm.RFP, key+8, asm.R3, asm.DWord),
-		asm.LoadMem(asm.R2, regRequest, l.rqHctx, asm.DWord),
-		asm.LoadMem(asm.R2, asm.R2, l.hctxNumber, asm.Word),
-		asm.StoreMem(asm.RFP, key+keyNameBytes, asm.R2, asm.DWord),
+		asm.LoadMem(asm.R4, asm.R2, l.diskName+8, asm.DWord),
+		asm.LoadMem(asm.R5, regRequest, l.rqHctx, asm.DWord),
+		asm.LoadMem(asm.R5, asm.R5, l.hctxNumber, asm.Word),
+
+		asm.Mov.Reg(asm.R0, asm.R4), // key.home
+		asm.Mul.Imm(asm.R0, homeFactor),
+		asm.Xor.Reg(asm.R0, asm.R3),
+		asm.Mov.Reg(asm.R1, asm.R0),
+		asm.RSh.Imm(asm.R1, 32),
+		asm.Xor.Reg(asm.R0, asm.R1),
+		asm.Mul.Imm32(asm.R0, homeFactor),
+		asm.RSh.Imm32(asm.R0, homeShift),
+		asm.Mov.Reg(asm.R1, asm.R5),
+		asm.Mul.Imm(asm.R1, queueStep),
+		asm.Add.Reg(asm.R0, asm.R1),
+		asm.And.Imm(asm.R0, 1<<directoryBits-1),
+
+		asm.LoadMapValue(asm.R1, disks, 0),
+		asm.Mov.Reg(asm.R2, asm.R0),
+		asm.Mul.Imm(asm.R2, entryBytes),
+		asm.Add.Reg(asm.R1, asm.R2),
+	}
+	next := func(try int) string {
+		if try == directoryTries {
+			return "out"
+		}
+		return fmt.Sprintf("try-%d", try)
+	}
+	for try := range directoryTries {
+		at := int16(try * entryBytes)
+		first := asm.LoadMem(asm.R2, asm.R1, at+entryName, asm.DWord)
+		if try > 0 {
+			first = first.WithSymbol(next(try))
+		}
+		p = append(p,
+			first,
+			asm.JEq.Imm(asm.R2, emptyName, "out"),
+			asm.JNE.Reg(asm.R2, asm.R3, next(try+1)),
+			asm.LoadMem(asm.R2, asm.R1, at+entryRest, asm.DWord),
+			asm.JNE.Reg(asm.R2, asm.R4, next(try+1)),
+			asm.LoadMem(asm.R2, asm.R1, at+entryQueue, asm.DWord),
+			asm.JNE.Reg(asm.R2, asm.R5, next(try+1)),
+			asm.Add.Imm(asm.R0, int32(try)),
+			asm.Ja.Label("found"),
+		)
+	}
+	return p
+}
+
+// findSlot leaves the request's slot in its register, or ends the program.
+func (l *layout) findSlot(queues int) asm.Instructions {
+	const key = -8 // on the stack
+	return asm.Instructions{
+		asm.StoreMem(asm.RFP, key, asm.R0, asm.Word).WithSymbol("found"),
 		asm.LoadMapPtr(asm.R1, queues),
 		asm.Mov.Reg(asm.R2, asm.RFP),
 		asm.Add.Imm(asm.R2, key),

@@ -19,7 +19,8 @@ const MaxQueues = 1024
 type Source struct {
 	options
 	bits   flagBits
-	queues *ebpf.Map // from a key to the queue's slots
+	queues *ebpf.Map // the slots of queues, by their places in the directory
+	disks  directory
 	prog   *ebpf.Program
 	link   link.Link
 
@@ -73,15 +74,18 @@ func open(o options) (*Source, error) {
 // load makes the table of queues, loads the program and attaches it.
 func (s *Source) load(l *layout) (err error) {
 	s.queues, err = ebpf.NewMap(&ebpf.MapSpec{
-		Name: "ubcache_queues", Type: ebpf.HashOfMaps, KeySize: keyBytes, ValueSize: 4,
-		MaxEntries: uint32(s.maxQueues), InnerMap: slotsSpec(1),
+		Name: "ubcache_queues", Type: ebpf.ArrayOfMaps, KeySize: 4, ValueSize: 4,
+		MaxEntries: directorySize, InnerMap: slotsSpec(1),
 	})
 	if err != nil {
 		return fmt.Errorf("make a map: %w", err)
 	}
+	if s.disks, err = newDirectory(); err != nil {
+		return err
+	}
 	s.prog, err = ebpf.NewProgramWithOptions(&ebpf.ProgramSpec{
 		Name: "ubcache_issue", Type: ebpf.Tracing, AttachType: ebpf.AttachTraceRawTp,
-		AttachTo: tracepoint, Instructions: l.program(s.queues.FD(), s.self), License: license,
+		AttachTo: tracepoint, Instructions: l.program(s.queues.FD(), s.disks.m.FD(), s.self), License: license,
 	}, ebpf.ProgramOptions{})
 	if err != nil {
 		return fmt.Errorf("load the program: %w", err)
@@ -136,5 +140,5 @@ func (s *Source) Close() error {
 	if s.link != nil {
 		errs = append(errs, s.link.Close())
 	}
-	return errors.Join(append(errs, s.prog.Close(), s.queues.Close())...)
+	return errors.Join(append(errs, s.prog.Close(), s.queues.Close(), s.disks.close())...)
 }
