@@ -69,17 +69,19 @@ func (k refRule) apply(st state) state {
 // fail for a required attribute, before it has had any effect.
 func (l *Lane) decide(r *Request) syscall.Errno {
 	mode := r.b.Mode()
+	if r.Attrs != nil {
+		if r.res = r.Results; r.res == nil {
+			r.res = &l.tracked(r).answers
+		}
+		if r.Op == ReqRead && l.decideAgain(r, mode) {
+			return 0
+		}
+	}
 	r.way = way{modeRow: modeTable[mode]}
 	if r.Op == ReqRead {
 		r.way.stream = streamClean
 	}
 	if r.Attrs == nil {
-		return 0
-	}
-	if r.res = r.Results; r.res == nil {
-		r.res = &l.tracked(r).answers
-	}
-	if r.Op == ReqRead && l.decideAgain(r, mode) {
 		return 0
 	}
 	dir := attrs.Write

@@ -64,24 +64,6 @@ func groupOf(at *atomic.Pointer[group]) *group {
 	return g
 }
 
-// count counts a request whose latency is in that bucket.
-func (g *group) count(r *Request, bucket int) {
-	if r.Err != nil {
-		g.errors.Add(1)
-		return
-	}
-	g.bytes.Add(r.Len)
-	if r.Op == ReqRead {
-		if r.hits != 0 {
-			g.hitBlocks.Add(int64(r.hits))
-		}
-		if miss := int64(r.res.Blocks) - int64(r.hits); miss > 0 {
-			g.missBlocks.Add(miss)
-		}
-	}
-	g.latency[bucket].Add(1)
-}
-
 // count counts a request that took so many nanoseconds.
 func (a *attrCounters) count(r *Request, took int64) {
 	m, bucket := &a.last, latencyBucket(took)
@@ -91,8 +73,22 @@ func (a *attrCounters) count(r *Request, took int64) {
 	for _, c := range m.answers[:m.nAnswer] {
 		c.Add(1)
 	}
+	if r.Err != nil {
+		for _, g := range m.groups[:m.nGroup] {
+			g.errors.Add(1)
+		}
+		return
+	}
+	hits, misses := int64(0), int64(0)
+	if r.Op == ReqRead {
+		hits = int64(r.hits)
+		misses = max(int64(r.res.Blocks)-hits, 0)
+	}
 	for _, g := range m.groups[:m.nGroup] {
-		g.count(r, bucket)
+		g.bytes.Add(r.Len)
+		g.hitBlocks.Add(hits)
+		g.missBlocks.Add(misses)
+		g.latency[bucket].Add(1)
 	}
 }
 

@@ -62,14 +62,19 @@ func (v *View) answerAgain(q *Request, device uint32) (done bool, err error) {
 	if size == 0 {
 		return false, nil
 	}
-	defer hostile.Guard(&err, debug.SetPanicOnFault(true))
+	was, touching := debug.SetPanicOnFault(true), true
+	defer func() {
+		if debug.SetPanicOnFault(was); touching {
+			err = hostile.Fault(recover())
+		}
+	}()
 	a := &v.at(q.page).answers[0]
-	if !atomic.CompareAndSwapUint64(&a.claim, claimOf(q.seq, 0), claimOf(q.seq, device)) {
-		return false, nil
+	if done = atomic.CompareAndSwapUint64(&a.claim, claimOf(q.seq, 0), claimOf(q.seq, device)); done {
+		body.CopyTo(a.body[:])
+		a.finish(q, 0, size)
 	}
-	body.CopyTo(a.body[:])
-	a.finish(q, 0, size)
-	return true, nil
+	touching = false
+	return done, nil
 }
 
 // finish says whose the answer is that the slot has, and that it is there.

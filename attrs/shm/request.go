@@ -96,25 +96,28 @@ func (v *View) Read(q *Request, off, n int64) (int64, error) {
 // readMost reads what most requests are: without attributes and of one page, or just what was asked for with the same
 // said as of the one before. It returns false for all others.
 func (v *View) readMost(q *Request) (done bool, err error) {
-	defer hostile.Guard(&err, debug.SetPanicOnFault(true))
+	was, touching := debug.SetPanicOnFault(true), true
+	defer func() {
+		if debug.SetPanicOnFault(was); touching {
+			err = hostile.Fault(recover())
+		}
+	}()
 	s := &v.at(q.page).set
 	seq, size := atomic.LoadUint32(&s.seq), atomic.LoadUint32(&s.setBytes)
-	if seq == 0 {
-		if uint64(q.start)%PageBytes+uint64(q.length) > PageBytes {
-			return false, nil
-		}
-		q.Set.Clear()
-		return true, nil
-	}
 	// As this is mostly so, it is one question.
 	other := (atomic.LoadUint64(&s.start) ^ uint64(q.start)) | (uint64(atomic.LoadUint32(&s.length)) ^ uint64(q.length)) |
 		uint64(atomic.LoadUint32(&s.first)^uint32(q.page)) | uint64(atomic.LoadUint32(&s.number))
-	if q.Memo == nil || other != 0 || !q.Memo.sets.IsShort(s.body[:], int(size)) {
-		return false, nil
+	switch {
+	case seq == 0:
+		if done = uint64(q.start)%PageBytes+uint64(q.length) <= PageBytes; done {
+			q.Set.Clear()
+		}
+	case q.Memo != nil && other == 0 && q.Memo.sets.IsShort(s.body[:], int(size)):
+		done, q.seq = true, seq
+		q.Memo.sets.Again(&q.Set)
 	}
-	q.seq = seq
-	q.Memo.sets.Again(&q.Set)
-	return true, nil
+	touching = false
+	return done, nil
 }
 
 // head is what the attribute slot of a page says of the request that has the page.

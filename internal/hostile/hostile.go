@@ -17,14 +17,26 @@ var ErrFault = errors.New("shared memory is gone")
 // by the function that touches the memory, on the goroutine that does; was is the setting before.
 func Guard(err *error, was bool) {
 	debug.SetPanicOnFault(was)
-	p := recover()
-	if p == nil {
-		return
+	if p := recover(); p != nil {
+		*err = Fault(p)
 	}
+}
+
+// Fault is the error for what a function that touches the memory has panicked with. If it was no access to memory it panics
+// again: it is a mistake. It is for functions that do without the few nanoseconds of Guard:
+//
+//	was, touching := debug.SetPanicOnFault(true), true
+//	defer func() {
+//		if debug.SetPanicOnFault(was); touching {
+//			err = hostile.Fault(recover())
+//		}
+//	}()
+//	… // and touching is false when it is done
+func Fault(p any) error {
 	if _, ok := p.(interface{ Addr() uintptr }); !ok {
-		panic(p) // no access to memory, but a mistake
+		panic(p)
 	}
-	*err = ErrFault
+	return ErrFault
 }
 
 // Copy copies src to dst, one of which may be gone.
