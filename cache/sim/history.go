@@ -1,7 +1,10 @@
 package sim
 
 import (
+	"context"
 	"fmt"
+	"os"
+	"os/signal"
 	"reflect"
 	"runtime"
 	"runtime/debug"
@@ -9,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -157,8 +161,11 @@ func (s *Sim) catch(err *error) {
 	}
 }
 
-// playMany plays that many seeds from one on, or as long as it is told, on all CPUs, each as draw has it. It
-// stops at the first failure, which it shrinks.
+// progressEvery is how often playMany says how far it is.
+const progressEvery = 5 * time.Minute
+
+// playMany plays that many seeds from one on, or as long as it is told or until it is interrupted, on all CPUs, each as
+// draw has it. It stops at the first failure, which it shrinks.
 func playMany(draw func(seed uint64) Config, from, n uint64, long time.Duration,
 	log func(string, ...any),
 ) (Result, error) {
@@ -169,13 +176,20 @@ func playMany(draw func(seed uint64) Config, from, n uint64, long time.Duration,
 	var failed *history
 	var failure error
 	start := time.Now()
+	over := context.Background()
+	if long != 0 { // else it would pass without having played them all
+		var cancel context.CancelFunc
+		over, cancel = signal.NotifyContext(over, os.Interrupt, syscall.SIGTERM)
+		defer cancel()
+	}
+	said := start
 	defer debug.SetGCPercent(debug.SetGCPercent(400)) // histories have little memory, and make much garbage
 	var wg sync.WaitGroup
 	for range runtime.GOMAXPROCS(0) {
 		wg.Go(func() {
 			for {
 				seed := next.Add(1) - 1
-				if long == 0 && seed >= from+n || long != 0 && time.Since(start) > long {
+				if over.Err() != nil || long == 0 && seed >= from+n || long != 0 && time.Since(start) > long {
 					return
 				}
 				h := history{cfg: draw(seed)}
@@ -186,6 +200,10 @@ func playMany(draw func(seed uint64) Config, from, n uint64, long time.Duration,
 				}
 				stop := failure != nil
 				total.add(&r)
+				if long != 0 && time.Since(said) > progressEvery {
+					said = time.Now()
+					log("%v: %d histories, %d crashes", time.Since(start).Round(time.Second), total.Histories, total.Crashes)
+				}
 				mu.Unlock()
 				if stop {
 					return
