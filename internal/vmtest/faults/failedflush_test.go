@@ -61,11 +61,11 @@ func TestFailedFlush(t *testing.T) {
 						s.y.Failed("fdatasync: %v", err)
 					}
 				}
-				took := time.Since(start)
+				took, hit := time.Since(start), failed() // else all was flushed before, and it hits a later flush
 				vmtest.Wait(t, 30*time.Second, "a flush of the SSD that fails", failed)
 				vmtest.WaitSSD(t, "ok")
 				t.Logf("fdatasync took %v", took.Round(time.Millisecond))
-				if mode[0] == "--mode=writeback" && took < time.Second {
+				if mode[0] == "--mode=writeback" && hit && took < time.Second {
 					t.Errorf("fdatasync took %v: it has not waited for a start", took)
 				}
 				s.readAll("after the failed flush")
