@@ -8,7 +8,8 @@ import (
 // memoBytes is the longest encoding that is remembered.
 const memoBytes = 128
 
-// remembered is an encoding that is remembered, a multiple of 8 bytes as all are; of none if n is 0.
+// remembered is an encoding that is remembered, a multiple of 8 bytes as all are; of none if n is 0. What is behind
+// it is zero: it goes out with a Short.
 type remembered struct {
 	n   int
 	raw [memoBytes / 8]uint64 // as the bytes lie in memory
@@ -63,6 +64,7 @@ func (m *remembered) set(b []byte) bool {
 		return false
 	}
 	m.n = copy(m.bytes()[:], b)
+	clear(m.bytes()[m.n:])
 	return true
 }
 
@@ -165,6 +167,7 @@ func (e *ResultsEncoder) Encode(r *Results, b []byte) (int, error) {
 	if err == nil && r.stamp != 0 && n <= memoBytes {
 		// Encoded once more, as b may be memory that somebody else changes.
 		e.raw.n, _ = r.Encode(e.raw.bytes()[:])
+		clear(e.raw.bytes()[e.raw.n:])
 		e.stamp, e.blocks, e.origin = r.stamp, r.Blocks, r.Origin
 	}
 	return n, err

@@ -3,6 +3,7 @@ package attrs
 import (
 	"bytes"
 	"testing"
+	"unsafe"
 )
 
 // TestDecodersRemember decodes all kinds of sets and results in every order of two: what was decoded
@@ -270,5 +271,65 @@ func TestPrepare(t *testing.T) {
 		if m, err := s.Encode(got[:n-1]); err != ErrSpace {
 			t.Errorf("%q in %d bytes: %d, %v", text, n-1, m, err)
 		}
+	}
+}
+
+// TestShort: what goes out with a short encoding, and is compared with it, has nothing of what was said or answered before,
+// perhaps to others.
+func TestShort(t *testing.T) {
+	const long, short = "hint=cache,tenant=7,trace=1,prio=rt/4,lifetime=short", "hint=cache"
+	encoded := func(text string) []byte {
+		t.Helper()
+		set, err := ParseSet(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := make([]byte, MaxBytes)
+		n, err := set.Encode(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b[:n:n]
+	}
+	set, err := ParseSet(short)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slot := bytes.Repeat([]byte{0xee}, MaxBytes)
+	words, n := set.Short()
+	words.CopyTo(slot)
+	if !bytes.Equal(slot[:n], encoded(short)) || !bytes.Equal(slot[n:unsafe.Sizeof(*words)], make([]byte, unsafe.Sizeof(*words)-uintptr(n))) {
+		t.Errorf("a set of %d bytes goes out as % x", n, slot[:unsafe.Sizeof(*words)])
+	}
+	var dec SetDecoder
+	var e ResultsEncoder
+	for _, text := range []string{short, long, short} {
+		var s Set
+		if err := dec.Decode(&s, encoded(text)); err != nil {
+			t.Fatal(err)
+		}
+		if got := dec.IsShort(slot, n); got != (text == short) {
+			t.Errorf("after %q it is the same: %v", text, got)
+		}
+		var r Results
+		r.Begin(&s, Request{Direction: Read, Bytes: BlockSize}, Device(9))
+		if !r.Repeatable() {
+			t.Fatal("cannot be repeated")
+		}
+		if _, err := e.Encode(&r, make([]byte, MaxBytes)); err != nil {
+			t.Fatal(err)
+		}
+		if words, n := e.Short(&r); n != 0 {
+			b := make([]byte, MaxBytes)
+			words.CopyTo(b)
+			if !bytes.Equal(b[n:], make([]byte, MaxBytes-n)) {
+				t.Errorf("the answer to %q goes out as % x", text, b[:unsafe.Sizeof(*words)])
+			}
+		} else if text == short {
+			t.Error("the answer is not short")
+		}
+	}
+	if dec.IsShort(slot, n+8) || dec.IsShort(slot, 0) {
+		t.Error("a set of another length is the same")
 	}
 }

@@ -124,7 +124,7 @@ func TestDecidedTenant(t *testing.T) {
 	// From elsewhere, as by another lane, so that this one still remembers.
 	for i := uint64(100); row(7) != 0; i++ {
 		h.c.tenants.row(attrs.Tenant{ID: i})
-		if i > 100+4*tenantRows {
+		if i > 100+100*tenantRows { // which one goes is a matter of chance
 			t.Fatal("tenant 7 keeps its row")
 		}
 	}

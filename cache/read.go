@@ -112,7 +112,8 @@ func (p *readPiece) lookUp(l *Lane) {
 		p.finish(l, 0)
 		return
 	}
-	if p.r.timed() {
+	timed := p.r.timed() && !p.private // what has begun is done, and is late
+	if timed {
 		if l.overdue(p.r) {
 			p.giveUp(l)
 			return
@@ -155,7 +156,7 @@ func (p *readPiece) lookUp(l *Lane) {
 		p.slots[i], p.sums[i], p.masks[i] = e.slot, e.sum, fullMask
 		hits++
 		c.buckets[c.bucketOf(e.slot)].pins.Add(1)
-		if st := p.r.way.refs.apply(e.st); st != e.st {
+		if st := p.r.way.refs.apply(e.st); st != e.st && !p.private {
 			c.index.setState(e.slot, st)
 		}
 	}
@@ -167,26 +168,33 @@ func (p *readPiece) lookUp(l *Lane) {
 	switch {
 	case !granted:
 		return
-	case p.r.timed() && l.hopeless(p.r, hits+slow > 0, hits+slow < p.n):
+	case timed && l.hopeless(p.r, hits+slow > 0, hits+slow < p.n):
 		p.unpinAll(c)
 		p.giveUp(l)
 		return
 	}
-	io := &l.io[b.id]
+	if p.direct = hits == p.n && p.mayPlace(); p.direct {
+		p.submit(l)
+		return
+	}
 	if hits+slow > 0 {
-		p.r.reached |= reachedSSD
-		p.r.hits += int32(hits + slow)
-		io.HitBlocks.Add(int64(hits + slow))
+		p.countHits(l, hits+slow)
 	}
 	if hits+slow < p.n {
+		io := &l.io[b.id]
 		p.r.reached |= reachedBacking
 		io.MissBlocks.Add(int64(p.n - hits - slow))
 		if !p.held {
 			io.BypassBytes.Add(int64(p.n-hits-slow) * BlockSize)
 		}
 	}
-	p.direct = hits == p.n && p.mayPlace()
 	p.submit(l)
+}
+
+func (p *readPiece) countHits(l *Lane, n int) {
+	p.r.reached |= reachedSSD
+	p.r.hits += int32(n)
+	l.io[p.r.b.id].HitBlocks.Add(int64(n))
 }
 
 // fillLock takes, keeps or lets go of the fill lock as the misses need it; false if it has to

@@ -97,7 +97,7 @@ func (l *Lane) submitRead(r *Request) {
 	io.Reads.Add(1)
 	io.ReadBytes.Add(r.Len)
 	fill := l.admits(r) && r.way.fill
-	r.Placed = r.Target != nil && !r.summed()
+	r.Placed = r.Target != nil && r.Data != nil && !r.summed()
 	s := span{r.Off, r.Len}
 	r.pending = 1
 	for s.len > 0 {

@@ -60,22 +60,25 @@ func (p *readPiece) placedRight(mem []byte, i, n int) (right bool, err error) {
 
 // placed ends the reads into the client's memory, or begins anew with the engine's.
 func (p *readPiece) placed(l *Lane) {
-	if !p.private {
-		p.arrived(l)
+	if p.private {
+		p.direct = false
+		p.lookUp(l)
 		return
 	}
-	p.direct = false
-	p.r.hits -= int32(p.n)
-	l.io[p.r.b.id].HitBlocks.Add(-int64(p.n))
-	p.lookUp(l)
+	p.countHits(l, p.n)
+	p.arrived(l)
 }
 
-// place copies what has come another way to the client's memory.
+// place copies what has come another way to the client's memory. What the SSD has left there and is not the client's is
+// removed, if nothing comes in its place.
 func (p *readPiece) place() {
-	if p.err != nil || p.direct || !p.r.Placed {
+	if p.direct || !p.r.Placed || p.err != nil && !p.private {
 		return
 	}
 	at, n := p.span.off-p.r.Off, p.span.len
+	if p.err != nil {
+		clear(p.r.Data[at : at+n])
+	}
 	if hostile.Copy(p.r.Target[at:at+n], p.r.Data[at:at+n]) != nil {
 		p.fail(fmt.Errorf("give out what was read: %w: %w", hostile.ErrFault, syscall.EFAULT))
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -132,6 +133,47 @@ func TestTargetMeddled(t *testing.T) {
 	}
 }
 
+// TestTargetOnce: a read that has to be done once more counts once, and its deadline as for one that had begun.
+func TestTargetOnce(t *testing.T) {
+	refs := func(h *harness) state {
+		s := h.c.index.stripeOf(h.b.id, 0)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		e, _ := h.c.index.find(makeKey(h.b.id, 0))
+		return e.st & stRefMax
+	}
+	var got [2]state
+	for i, meddled := range []bool{false, true} {
+		h := small(t)
+		h.write(0, fill(1, 4))
+		h.drain()
+		h.flush()
+		target := alignedBytes(4 * BlockSize)
+		h.then = func(op *Op) {
+			if &op.Mem[0] != &target[0] {
+				return
+			}
+			if n := h.stats().HitBlocks; n != 0 {
+				t.Errorf("%d hits are counted before it is certain", n)
+			}
+			if meddled {
+				op.Mem[0] ^= 1
+				h.now += int64(time.Second)
+			}
+		}
+		if data, err := h.readTo(target, 0, "deadline=5ms"); err != nil || !bytes.Equal(data, fill(1, 4)) {
+			t.Errorf("error %v, or the data is wrong", err)
+		}
+		if n := h.stats().HitBlocks; n != 4 {
+			t.Errorf("%d hits are counted for 4", n)
+		}
+		got[i] = refs(h)
+	}
+	if got[0] != got[1] {
+		t.Errorf("references %#x, done twice %#x", got[0], got[1])
+	}
+}
+
 // TestTargetBadSSD: what the SSD itself fails, or returns wrongly, is found in the client's memory as well.
 func TestTargetBadSSD(t *testing.T) {
 	h := small(t)
@@ -152,6 +194,9 @@ func TestTargetBadSSD(t *testing.T) {
 	}
 	if _, err = h.readTo(target[:BlockSize], 2, ""); !errors.Is(err, ErrDirtyBad) {
 		t.Errorf("dirty: %v", err)
+	}
+	if !bytes.Equal(target[:BlockSize], make([]byte, BlockSize)) {
+		t.Error("what the SSD returned wrongly is left in the client's memory")
 	}
 	h.wantUnpinned()
 }

@@ -71,8 +71,9 @@ func (a *answerSlot) other(t Ticket) uint32 {
 	if uint32(claim) == 0 {
 		return 1
 	}
+	done := atomic.LoadUint32(&a.done) // before what it says is there
 	start := a.start ^ uint64(t.start)
-	return (atomic.LoadUint32(&a.done) ^ t.seq) | (uint32(claim>>32) ^ t.seq) | uint32(start) | uint32(start>>32) |
+	return (done ^ t.seq) | (uint32(claim>>32) ^ t.seq) | uint32(start) | uint32(start>>32) |
 		(a.length ^ uint32(t.length)) | a.chunk
 }
 

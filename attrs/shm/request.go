@@ -68,8 +68,12 @@ func (v *View) Read(q *Request, off, n int64) (int64, error) {
 		q.Set.Clear()
 		return 0, ErrPlace
 	}
-	if done, err := v.readMost(q); done || err != nil {
-		return n, err
+	switch done, err := v.readMost(q); {
+	case err != nil:
+		q.Set.Clear()
+		return 0, err
+	case done:
+		return n, nil
 	}
 	h, err := v.head(q, q.page)
 	if err != nil {

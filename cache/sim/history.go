@@ -176,12 +176,12 @@ func playMany(draw func(seed uint64) Config, from, n uint64, long time.Duration,
 	var failed *history
 	var failure error
 	start := time.Now()
-	over := context.Background()
+	over, cancel := context.WithCancel(context.Background())
 	if long != 0 { // else it would pass without having played them all
-		var cancel context.CancelFunc
 		over, cancel = signal.NotifyContext(over, os.Interrupt, syscall.SIGTERM)
-		defer cancel()
+		context.AfterFunc(over, cancel) // the next one ends the process
 	}
+	defer cancel()
 	said := start
 	defer debug.SetGCPercent(debug.SetGCPercent(400)) // histories have little memory, and make much garbage
 	var wg sync.WaitGroup
@@ -214,8 +214,12 @@ func playMany(draw func(seed uint64) Config, from, n uint64, long time.Duration,
 	wg.Wait()
 	total.Took = time.Since(start)
 	if failure == nil {
+		if over.Err() != nil {
+			log("interrupted after %v", total.Took.Round(time.Second))
+		}
 		return total, nil
 	}
+	cancel()
 	log("seed %d: %v", failed.cfg.Seed, failure)
 	small, err := failed.shrink(shrinkFor)
 	return total, fmt.Errorf("%w\n\nreplay it with\n\n    %s", err, small.command())

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"unsafe"
 
 	"ubcache/attrs"
 	"ubcache/cache"
@@ -234,6 +235,8 @@ func work(t *threadLane, b *cache.Backing, i, lanes, n int, last []uint64) error
 	rng := rand.New(rand.NewPCG(uint64(i), 3))
 	sectors := len(last)
 	buf := make([]byte, sectorSize)
+	block, target := make([]byte, cache.BlockSize), make([]byte, 2*cache.BlockSize)
+	target = target[-uintptr(unsafe.Pointer(&target[0]))%cache.BlockSize:][:cache.BlockSize]
 	for k := range n {
 		s := rng.IntN(sectors)
 		r := &cache.Request{
@@ -254,6 +257,11 @@ func work(t *threadLane, b *cache.Backing, i, lanes, n int, last []uint64) error
 				binary.LittleEndian.PutUint64(buf[j:], uint64(k+1))
 			}
 		}
+		at, aimed := 0, r.Op == cache.ReqRead && rng.IntN(2) == 0
+		if aimed { // all of the block, into memory that may be the client's
+			at = int(r.Off % cache.BlockSize)
+			r.Off, r.Len, r.Data, r.Target = r.Off-int64(at), cache.BlockSize, block, target
+		}
 		t.l.Submit(r)
 		for {
 			if err, ok := t.done[r.Tag]; ok {
@@ -268,8 +276,14 @@ func work(t *threadLane, b *cache.Backing, i, lanes, n int, last []uint64) error
 			}
 		}
 		if r.Op == cache.ReqRead {
+			got := r.Data[at:]
+			if r.Placed {
+				got = target[at:]
+			} else if aimed {
+				return fmt.Errorf("lane %d, request %d: its data is not where it should be", i, k)
+			}
 			for j := 0; j < sectorSize; j += 8 {
-				if got := binary.LittleEndian.Uint64(buf[j:]); got != want {
+				if got := binary.LittleEndian.Uint64(got[j:]); got != want {
 					return fmt.Errorf("lane %d, request %d: sector %d has %d, want %d", i, k, s, got, want)
 				}
 			}

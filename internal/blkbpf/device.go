@@ -65,8 +65,10 @@ func (d *Device) addQueue(k key, depth int) error {
 	switch {
 	case place >= 0:
 		return errors.New("the disk is tracked already")
-	case d.src.disks.n >= d.src.maxQueues || free < 0:
+	case d.src.disks.n >= d.src.maxQueues:
 		return fmt.Errorf("%d queues are tracked already, the limit", d.src.disks.n)
+	case free < 0:
+		return fmt.Errorf("no room for it among the %d queues that are tracked", d.src.disks.n)
 	}
 	m, err := ebpf.NewMap(slotsSpec(depth))
 	if err != nil {

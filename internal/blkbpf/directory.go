@@ -15,7 +15,7 @@ import (
 // the table of queues the slots of a queue are. The kernel's own tables hash their keys with more care than a few
 // names need, which would be a third of the program's work.
 //
-// An entry lies at the place that its key has by homeOf, or at one of the next ones, without an empty place before it.
+// An entry lies at the place that its key has by key.home, or at one of the next ones, without an empty place before it.
 const (
 	directoryBits  = 12
 	directoryTries = 16 // how far from its home an entry may be
