@@ -202,6 +202,73 @@ func TestDirectHostile(t *testing.T) {
 	}
 }
 
+// TestDirectMeddled: a client changes its buffer, and takes the memory away, all the time while it reads into it. That is its
+// own loss: nothing is blamed on the SSD, and nobody else sees anything of it.
+func TestDirectMeddled(t *testing.T) {
+	b := newDirectBench(t, directOptions{})
+	d, other := b.open(api.Options{}), b.open(api.Options{})
+	defer closeDevice(t, other)
+	defer closeDevice(t, d)
+	const n = 256 << 10
+	buf, err := d.Alloc(n)
+	must(t, err)
+	mem, err := other.Alloc(n)
+	must(t, err)
+	for i := range mem {
+		mem[i] = byte(i / 4096)
+	}
+	want := bytes.Clone(mem)
+	_, _, err = other.WriteAt(mem, 0, nil)
+	must(t, err)
+	stop, over := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(over)
+		noise := rand.New(rand.NewPCG(7, 8))
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			at := noise.IntN(n)
+			if noise.IntN(8) == 0 {
+				at = at / 4096 * 4096
+				_ = unix.Madvise(buf[at:at+4096], unix.MADV_REMOVE)
+			} else {
+				buf[at] = byte(noise.Uint32())
+			}
+		}
+	}()
+	before := b.cache.Stats()
+	for range 500 {
+		if _, _, err := d.ReadAt(buf, 0, nil); err != nil {
+			t.Fatal(err)
+		}
+		clear(mem)
+		if _, _, err := other.ReadAt(mem, 0, nil); err != nil || !bytes.Equal(mem, want) {
+			t.Fatalf("the other client: error %v, data right: %v", err, bytes.Equal(mem, want))
+		}
+	}
+	close(stop)
+	<-over
+	after := b.cache.Stats()
+	const wanted = 2 * 500 * n
+	if got := after.SSDReadBytes - before.SSDReadBytes; got <= wanted {
+		t.Errorf("%d bytes came from the SSD: nothing had to be read twice", got)
+	}
+	for id, s := range after.Backings {
+		if s.HealedBlocks != 0 || s.BadBlocks != 0 || s.SSDErrors != 0 {
+			t.Errorf("backing device %d: %+v", id, s)
+		}
+	}
+	if st := b.cache.Status(); st.SSDState != "ok" {
+		t.Errorf("the SSD is %s: %s", st.SSDState, st.SSDProblem)
+	}
+	if _, _, err := d.ReadAt(buf, 0, nil); err != nil || !bytes.Equal(buf, want) {
+		t.Errorf("afterwards: error %v, data right: %v", err, bytes.Equal(buf, want))
+	}
+}
+
 // TestDirectTaken: a client that fills up what the daemon could wait for stops nobody.
 func TestDirectTaken(t *testing.T) {
 	b := newDirectBench(t, directOptions{})
