@@ -6,7 +6,7 @@ import (
 	"syscall"
 	"unsafe"
 
-	"ubcache/internal/hostile"
+	"ubcache/attrs/shm/hostile"
 )
 
 // A read that comes with the client's memory (Request.Target) has its hits read straight into that. Nothing that goes

@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"ubcache/internal/hostile"
+	"ubcache/attrs/shm/hostile"
 )
 
 // readTo reads blocks with the client's memory, and returns where the data is said to be.

@@ -6,7 +6,7 @@ import (
 	"sync/atomic"
 
 	"ubcache/attrs"
-	"ubcache/internal/hostile"
+	"ubcache/attrs/shm/hostile"
 )
 
 // ErrNoRoom: other devices have answered already, in all places that there are. The client learns

@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 
-	"ubcache/internal/hostile"
+	"ubcache/attrs/shm/hostile"
 )
 
 // Version is that of the layout and of the protocol.

@@ -5,7 +5,7 @@ import (
 	"sync/atomic"
 
 	"ubcache/attrs"
-	"ubcache/internal/hostile"
+	"ubcache/attrs/shm/hostile"
 )
 
 // Request is a server's copy of what a client said with a request, or with one piece of it. It is

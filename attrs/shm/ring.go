@@ -4,7 +4,7 @@ import (
 	"runtime/debug"
 	"sync/atomic"
 
-	"ubcache/internal/hostile"
+	"ubcache/attrs/shm/hostile"
 )
 
 const (

@@ -5,7 +5,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"ubcache/internal/hostile"
+	"ubcache/attrs/shm/hostile"
 )
 
 // View is a server's side of a region that a client has made. Nothing in it is trusted, and nothing
