@@ -19,7 +19,7 @@ import (
 const settleTime = 5 * time.Minute
 
 // clientTime is how long a client that has ended may be taken for one that has not.
-const clientTime = time.Second
+const clientTime = 3 * time.Second
 
 // Stop ends the cache in order: devices, metadata, superblock. Devices that are in use make it
 // refuse and change nothing, unless force is set; then their users see I/O errors.
