@@ -198,10 +198,11 @@ func (j *journal) cleanPending(slots map[Slot]key) {
 	})
 }
 
-// losePending takes out of the records that are not on the SSD that the backing device had what they speak of.
-func (j *journal) losePending(id BackingID) {
+// losePending takes out of the records of these blocks that are not on the SSD that the backing device had what they
+// speak of.
+func (j *journal) losePending(id BackingID, first, last Block) {
 	j.rewrite(func(r *record) {
-		if r.backing == id {
+		if r.backing == id && r.block >= first && r.block <= last {
 			r.flags &^= recPending
 		}
 	})

@@ -187,7 +187,7 @@ func (c *Cache) lose(b *Backing, told bool) {
 		s.mu.Unlock()
 	}
 	if len(pending) > 0 {
-		c.journal.losePending(b.id)
+		c.journal.losePending(b.id, 0, math.MaxUint64)
 		b.dirtySince.CompareAndSwap(0, 1) // as old as can be: it had been written back already
 		c.pokeBackground()
 	}
