@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"slices"
+	"syscall"
 	"testing"
 )
 
@@ -268,4 +269,46 @@ func TestPendingUnderAChange(t *testing.T) {
 	if h.b.dirty.Load() != 0 {
 		t.Errorf("%d blocks are dirty", h.b.dirty.Load())
 	}
+}
+
+// TestPendingAfterAFailedChange: a pending block whose next change fails is written back once more, and is clean
+// only when a flush has covered that: not one that began before, and covers what was there first.
+func TestPendingAfterAFailedChange(t *testing.T) {
+	h := small(t)
+	if err := h.c.SetMode(h.b.ID(), Writethrough); err != nil {
+		t.Fatal(err)
+	}
+	h.stuck = func(op *Op) bool { return op.Kind == OpFlush && op.Dev != SSD }
+	h.write(0, fill(1, 1))
+	first := h.b.mu.pending[0].wrote
+	h.fail = func(op *Op) error {
+		if op.Kind != OpWrite || op.Dev == SSD {
+			return nil
+		}
+		copy(h.back[op.Off:], op.Mem[:SectorSize]) // a part of it gets there
+		return syscall.EIO
+	}
+	change := &Request{Op: ReqWrite, Len: BlockSize, Data: fill(2, 1)}
+	if err := h.do(change); !errors.Is(err, syscall.EIO) {
+		t.Fatalf("the change: %v", err)
+	}
+	if n := len(h.b.mu.pending); n != 0 || h.b.dirty.Load() != 1 {
+		t.Errorf("after the failed change %d slots wait for a flush and %d blocks are dirty", n, h.b.dirty.Load())
+	}
+	h.fail = nil
+	if err := h.c.SetDrain(h.b.ID(), true); err != nil {
+		t.Fatal(err)
+	}
+	h.until("writeback", func() bool { return h.b.dirty.Load() == 0 })
+	h.b.flushDone(first, 0)
+	h.tick()
+	if p, ok := h.c.Locate(h.b.ID(), 0); !ok || !p.Dirty || !p.Pending {
+		t.Errorf("not flushed since it was written back, the block is %+v", p)
+	}
+	h.stuck = nil
+	h.until("cleaning", func() bool { return len(h.b.mu.pending) == 0 })
+	if p, ok := h.c.Locate(h.b.ID(), 0); !ok || p.Dirty {
+		t.Errorf("flushed, the block is %+v", p)
+	}
+	h.wantRead(0, fill(1, 1))
 }

@@ -283,6 +283,15 @@ func (b *Backing) addPending(p pendingSlot, losses uint64) bool {
 	return true
 }
 
+// dropPending takes the slots of the blocks out of the queue: none of them is pending any more.
+func (b *Backing) dropPending(first, last Block) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.mu.pending = slices.DeleteFunc(b.mu.pending, func(p pendingSlot) bool {
+		return p.k.block() >= first && p.k.block() <= last
+	})
+}
+
 // mapBlock makes the slot the block's place and appends the record, which was reserved; what the
 // block had is dead. Where that was a clean copy, the record removes it: whoever changes the
 // backing device has to wait for it as for any other. A pin goes over to the new slot. The stripe

@@ -102,16 +102,21 @@ func (t *through) mapCopy(l *Lane, s *stripe, k *rangeLock) {
 }
 
 // keepDirty makes pending blocks dirty again after a failed change: the backing device may have
-// anything by now. So the pending ring must not say either that it has them: should the SSD lose them, the next start
-// would read from there. The stripe is locked.
+// anything by now. They wait for no flush any more: one that covers what was there before the change
+// says nothing about what is written back after it. And the pending ring must not say either that the backing device
+// has them: should the SSD lose them, the next start would read from there. The stripe is locked.
 func (c *Cache) keepDirty(b *Backing, first, last Block) {
-	dirty := false
+	kept, dirty := false, false
 	for blk := first; blk <= last; blk++ {
 		e, ok := c.index.find(makeKey(b.id, blk))
 		dirty = dirty || ok && e.st&stDirty != 0 // cleanSlot may have ended the other state meanwhile
 		if ok && e.st&stPending != 0 {
 			c.setState(b, e, e.st&^stPending)
+			kept = true
 		}
+	}
+	if kept {
+		b.dropPending(first, last)
 	}
 	if dirty {
 		c.journal.losePending(b.id, first, last)
