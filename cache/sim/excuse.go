@@ -56,6 +56,7 @@ func (s *Sim) excuse(op *cache.Op, err error) {
 	if op.Kind == cache.OpFlush {
 		s.lossy |= 1 << op.Dev
 	}
+	s.unkept(op)
 	for _, r := range s.reqs {
 		over := r.Off < op.Off+op.Len && op.Off < r.Off+r.Len
 		if r.Backing == op.Dev && op.Kind == cache.OpRead && over && s.van.health != cache.HealthOK && s.restoring(r, nil) {
@@ -65,6 +66,38 @@ func (s *Sim) excuse(op *cache.Op, err error) {
 			over && (op.Kind == cache.OpRead) == (r.Op == cache.ReqRead) ||
 			op.Kind == cache.OpRead && over && r.excuse&restores != 0) {
 			r.excuse |= excuseBacking
+		}
+	}
+}
+
+// unkept is for an operation that a backing device has failed: what is pending counts as dirty again after a
+// flush, or where it is a change.
+func (s *Sim) unkept(op *cache.Op) {
+	switch op.Kind {
+	case cache.OpRead:
+	case cache.OpFlush:
+		s.redirty(op.Dev, 0, s.disk(op.Dev).size)
+	default:
+		s.redirty(op.Dev, op.Off, op.Len)
+	}
+}
+
+// redirty notes which requests may fail now that pending blocks of [off, off+n) are about to be dirty again: those
+// that need one of which a read of the SSD has failed already. When they are answered it may have been overwritten.
+func (s *Sim) redirty(id cache.BackingID, off, n int64) {
+	for _, r := range s.reqs {
+		from, to := max(r.Off, off), min(r.Off+r.Len, off+n)
+		if r.Backing != id || r.Op > cache.ReqWrite {
+			continue
+		}
+		for at := from / cache.BlockSize * cache.BlockSize; at < to; at += cache.BlockSize {
+			if r.Op == cache.ReqWrite && r.Off <= at && at+cache.BlockSize <= r.Off+r.Len {
+				continue
+			}
+			p, ok := s.c.Locate(id, at)
+			if ok && p.Pending && s.ssd.marked(p.Off, cache.BlockSize, markDoubted) {
+				r.excuse |= excuseLost
+			}
 		}
 	}
 }

@@ -83,6 +83,7 @@ func (s *Sim) excuseAbsent(op *cache.Op) {
 	if op.Kind == cache.OpFlush {
 		s.lossy |= 1 << op.Dev
 	}
+	s.unkept(op)
 	for _, r := range s.reqs {
 		over := r.Off < op.Off+op.Len && op.Off < r.Off+r.Len
 		switch {
@@ -154,6 +155,9 @@ func (s *Sim) setPresence(i int, p cache.Presence) {
 	for _, r := range s.reqs {
 		if r.dev == i && p == cache.Failing {
 			r.excuse |= excuseGone
+			if r.written { // a change that waits fails now
+				s.redirty(r.Backing, r.Off, r.Len)
+			}
 		}
 	}
 	s.c.SetPresence(s.ids[i], p)
@@ -192,6 +196,7 @@ func (s *Sim) giveBack(i int) {
 	}
 	if d.forgets || s.rng.IntN(2) == 0 { // nobody may know that nothing is lost
 		s.lossy |= 1 << id
+		s.redirty(id, 0, d.size)
 		s.c.Lost(id)
 	}
 	s.setPresence(i, cache.Present)
