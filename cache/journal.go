@@ -198,14 +198,30 @@ func (j *journal) cleanPending(slots map[Slot]key) {
 	})
 }
 
-// losePending takes out of the records of these blocks that are not on the SSD that the backing device had what they
-// speak of.
-func (j *journal) losePending(id BackingID, first, last Block) {
+// dirtyPending makes dirty what records that are not on the SSD say of these slots, as if the backing device
+// had never had it. It returns those blocks.
+func (j *journal) dirtyPending(slots map[Slot]key) (found []key) {
 	j.rewrite(func(r *record) {
-		if r.backing == id && r.block >= first && r.block <= last {
-			r.flags &^= recPending
+		if k, ok := slots[Slot(r.slot)]; ok && k == makeKey(r.backing, r.block) {
+			r.flags = r.flags&^recPending | recDirty
+			found = append(found, k)
 		}
 	})
+	return found
+}
+
+// losePending takes out of the records that are not on the SSD that the backing device had what they speak of.
+// It returns what they say is dirty.
+func (j *journal) losePending(id BackingID) (found []pendingSlot) {
+	j.rewrite(func(r *record) {
+		if r.backing == id && r.flags&recPending != 0 {
+			r.flags &^= recPending
+			if r.flags&recDirty != 0 {
+				found = append(found, pendingSlot{k: makeKey(id, r.block), slot: Slot(r.slot)})
+			}
+		}
+	})
+	return found
 }
 
 // rewrite changes the flags of map records that are not on the SSD.

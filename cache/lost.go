@@ -204,10 +204,15 @@ func (c *Cache) noteUnsafe(b *Backing, k key, slot Slot) {
 	if !ok || e.slot != slot || e.st&(stDirty|stPending) != stDirty {
 		return
 	}
+	c.markUnsafe(b, k)
+}
+
+// markUnsafe notes that only an SSD that is lost has a block, and perhaps not even that.
+func (c *Cache) markUnsafe(b *Backing, k key) {
 	h := &c.ssdHealth
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if _, ok := h.mu.unsafe[k]; !ok {
+	if _, ok := h.mu.unsafe[k]; !ok && c.lost() { // else it came back this moment
 		h.mu.unsafe[k] = struct{}{}
 		b.unsafe.Add(1)
 	}

@@ -152,3 +152,64 @@ func TestLostOverDurable(t *testing.T) {
 		v.wantRead(8*BlockSize, fill(3, 1))
 	}
 }
+
+// TestLostUnderFailedChange: a block was written through, and then a change of it failed on the backing device, which may have
+// anything of that. The block is dirty from then on: reads have shown what the SSD has. If the SSD loses that, the block is
+// an error, and not what the backing device has.
+func TestLostUnderFailedChange(t *testing.T) {
+	for _, sums := range []bool{true, false} {
+		for _, op := range []ReqOp{ReqWrite, ReqWriteZeroes} {
+			v := newLossy(t, FormatOptions{NoChecksums: !sums}, Writethrough)
+			before := bytes.Clone(v.ssd)
+			v.write(0, fill(1, 2))
+			fail := v.fail
+			v.fail = func(op *Op) error {
+				if op.Dev != SSD && (op.Kind == OpWrite || op.Kind == OpZero) {
+					copy(v.back, fill(2, 1)) // a part of it, or whatever
+					return errMedium
+				}
+				return fail(op)
+			}
+			err := v.do(&Request{Op: op, Len: BlockSize, Data: fill(2, 1)})
+			v.wantError(err, errMedium, "the change")
+			v.fail = fail
+			v.wantRead(0, fill(1, 2))
+			v.vanish()
+			copy(v.ssd, before)
+			v.restart()
+			_, err = v.read(0, BlockSize)
+			v.wantError(err, ErrDirtyBad, "the block that was to be changed")
+			v.wantRead(BlockSize, fill(1, 2)[BlockSize:])
+		}
+	}
+}
+
+// TestFlushAfterLossOfBoth: what was written through is on the backing device no more, or perhaps not, and the SSD, which may have
+// lost the copy, was lost before that. No FLUSH says that it is durable.
+func TestFlushAfterLossOfBoth(t *testing.T) {
+	for _, forgets := range []bool{false, true} {
+		v := newLossy(t, FormatOptions{}, Writethrough)
+		v.setLoss(LossPolicy{})
+		v.write(0, fill(1, 1))
+		fail := v.fail
+		v.fail = func(op *Op) error {
+			if op.Dev != SSD && op.Kind == OpWrite {
+				return errMedium
+			}
+			return fail(op)
+		}
+		if !forgets {
+			v.stuck = func(op *Op) bool { return op.Dev != SSD }
+			v.start(&Request{Op: ReqWrite, Len: BlockSize, Data: fill(2, 1)})
+			v.until("the change", func() bool { return len(v.ops) == 1 && v.stuck(v.ops[0]) })
+		}
+		v.vanish()
+		if forgets {
+			clear(v.back)
+			v.c.Lost(v.b.id)
+		}
+		v.stuck = nil
+		v.until("the loss of both", func() bool { return v.b.dirty.Load() == 1 })
+		v.wantError(v.do(&Request{Op: ReqFlush}), ErrSSDLost, "the FLUSH")
+	}
+}

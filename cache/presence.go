@@ -187,7 +187,11 @@ func (c *Cache) lose(b *Backing, told bool) {
 		s.mu.Unlock()
 	}
 	if len(pending) > 0 {
-		c.journal.losePending(b.id, 0, math.MaxUint64)
+		for _, p := range c.journal.losePending(b.id) {
+			if c.lost() { // else settleLoss finds it
+				c.noteUnsafe(b, p.k, p.slot)
+			}
+		}
 		b.dirtySince.CompareAndSwap(0, 1) // as old as can be: it had been written back already
 		c.pokeBackground()
 	}

@@ -106,19 +106,26 @@ func (t *through) mapCopy(l *Lane, s *stripe, k *rangeLock) {
 // says nothing about what is written back after it. And the pending ring must not say either that the backing device
 // has them: should the SSD lose them, the next start would read from there. The stripe is locked.
 func (c *Cache) keepDirty(b *Backing, first, last Block) {
-	kept, dirty := false, false
+	var dirty map[Slot]key
 	for blk := first; blk <= last; blk++ {
-		e, ok := c.index.find(makeKey(b.id, blk))
-		dirty = dirty || ok && e.st&stDirty != 0 // cleanSlot may have ended the other state meanwhile
-		if ok && e.st&stPending != 0 {
-			c.setState(b, e, e.st&^stPending)
-			kept = true
+		k := makeKey(b.id, blk)
+		e, ok := c.index.find(k)
+		if !ok || e.st&stDirty == 0 {
+			continue
 		}
+		if dirty == nil {
+			dirty = map[Slot]key{}
+		}
+		dirty[e.slot] = k // even if it is not pending: cleanSlot may have ended that meanwhile
+		c.setState(b, e, e.st&^stPending)
 	}
-	if kept {
-		b.dropPending(first, last)
+	if dirty == nil {
+		return
 	}
-	if dirty {
-		c.journal.losePending(b.id, first, last)
+	b.dropPending(first, last)
+	for _, k := range c.journal.dirtyPending(dirty) {
+		if c.lost() { // else settleLoss finds it
+			c.markUnsafe(b, k)
+		}
 	}
 }
