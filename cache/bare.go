@@ -99,7 +99,8 @@ func (t *through) dropBare(l *Lane, k *rangeLock) {
 	}
 }
 
-// restart begins the window anew, for the SSD has come back while the change waited.
+// restart begins the window anew, for the SSD has come back while the change waited, or its locks are in the
+// way of what has to come before.
 func (t *through) restart(l *Lane) {
 	if t.late { // the change has been made, and the dirty copies can be dropped on record
 		t.late = false

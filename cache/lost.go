@@ -310,7 +310,7 @@ func (l *Lane) mayChange(b *Backing, missed bool) (passage, error) {
 		return passWait, nil
 	}
 	// An ordered device is of use by itself as long as nothing is written there out of turn.
-	ordered := b.order.unsettled()
+	ordered := b.order.unsettled() || b.lacking() > 0
 	if b.dirty.Load() > 0 || ordered {
 		switch holds := l.holds(b); {
 		case holds && (missed || ordered):

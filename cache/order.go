@@ -27,6 +27,10 @@ import (
 //
 // What else changes the backing device (discards, what finds no room on the SSD, the other modes)
 // waits until all that was queued before it is settled: see through.
+//
+// A backing device that loses what it was not flushed for may lack such changes. Of those that the SSD has, which
+// are dirty again, the next flush promises that they stay. So they are written there again, and flushed, before
+// anything that comes later: the base is no longer there until then.
 type order struct {
 	on   atomic.Bool // what is written is queued
 	want atomic.Bool // the setting; the background lane makes on follow it
@@ -39,7 +43,7 @@ type order struct {
 	shadows atomic.Int64 // slots
 	lost    atomic.Int64 // versions that the SSD could not return: the image lacks them
 	broken  atomic.Int64 // times that the order was given up, see giveUp
-	based   atomic.Bool  // the backing device has all that was dirty before the queue began
+	based   atomic.Bool  // the backing device has all that was dirty before the queue began, and has not lost it
 	sound   atomic.Bool  // it is a consistent image
 
 	mu struct {
@@ -51,6 +55,7 @@ type order struct {
 		room     waitList
 		settled  waitList // until all before their LSN is settled
 		last     LSN      // the newest settled record
+		doubts   uint64   // times that based ended
 	}
 }
 
@@ -122,6 +127,54 @@ func (o *order) unsettled() bool {
 	return o.mu.ring.len() != 0
 }
 
+// doubt notes that the backing device may lack blocks that were not queued, which are dirty by now. The stripe
+// may be locked.
+func (o *order) doubt() {
+	o.mu.Lock()
+	o.mu.doubts++
+	o.based.Store(false)
+	again := o.mu.settled.takeAll() // their locks may be in the way, see waitSettled
+	o.mu.Unlock()
+	again.wakeAll(nil)
+}
+
+// basedSince notes that all is there that was when the doubts were so many, and reports whether there are
+// no more.
+func (o *order) basedSince(doubts uint64) bool {
+	o.mu.Lock()
+	ok := o.mu.doubts == doubts
+	o.based.Store(ok)
+	again := o.mu.settled.takeAll()
+	o.mu.Unlock()
+	again.wakeAll(nil)
+	return ok
+}
+
+// waitBased reports true if the backing device lacks nothing that is to be written there before anything else,
+// or is no image yet. Otherwise w's owner asks again when that may have changed.
+func (o *order) waitBased(c *Cache, w *waiter) bool {
+	if o.based.Load() || !o.on.Load() {
+		return true
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if q := &o.mu.ring; o.based.Load() || !o.on.Load() || c.lost() || !o.sound.Load() && q.len() == 0 {
+		return true
+	}
+	w.lsn = 0
+	o.mu.settled.push(w)
+	return false
+}
+
+// lacking is how many blocks an ordered device may have lost since it was an image, which are to be written
+// there again.
+func (b *Backing) lacking() int64 {
+	if o := &b.order; !o.sound.Load() || o.based.Load() {
+		return 0
+	}
+	return max(b.loose(), 0)
+}
+
 // ageLocked is how long the oldest version has been in the queue; of one that an earlier process
 // made it is not known, and said to be half of what is allowed.
 func (o *order) ageLocked(now int64) int64 {
@@ -157,20 +210,24 @@ func (o *order) cut(durable LSN) {
 
 // waitSettled reports true if all versions with records before l are on the backing device; it
 // then returns the record that says so, which has to be durable before the backing device is
-// changed. Otherwise w's owner asks again when they are, or when the attempt failed.
-func (o *order) waitSettled(c *Cache, l LSN, w *waiter) (said LSN, ok bool) {
+// changed. Otherwise w's owner asks again when they are, or when the attempt failed; or it has to let go
+// of its locks first, and to wait for the base.
+func (o *order) waitSettled(c *Cache, l LSN, w *waiter) (said LSN, ok, retreat bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if c.lost() {
 		w.wake(ErrSSDLost)
-		return 0, false
+		return 0, false, false
 	}
 	if q := &o.mu.ring; q.len() != 0 && q.lsn(q.head) < l {
+		if o.on.Load() && !o.based.Load() {
+			return 0, false, true
+		}
 		w.lsn = l
 		o.mu.settled.push(w)
-		return 0, false
+		return 0, false, false
 	}
-	return o.mu.last, true
+	return o.mu.last, true, false
 }
 
 // oldest is the LSN of the oldest version, none if there is none.

@@ -36,11 +36,12 @@ type orderRun struct {
 
 	fresh   bool // the order began in this life: the backing device need not be an image yet
 	begun   int64
-	retry   int64 // not before then, after an error
-	last    int64 // when tokens were counted
-	tokens  int64 // versions that may be written now
-	said    LSN   // the newest settled record
-	baseEnd LSN   // what was queued later did not wait for the base
+	retry   int64  // not before then, after an error
+	last    int64  // when tokens were counted
+	tokens  int64  // versions that may be written now
+	said    LSN    // the newest settled record
+	baseEnd LSN    // what was queued later did not wait for the base
+	doubts  uint64 // when the flush for the base began
 
 	// How fast it goes, for the limit: what was settled lately and how long that took.
 	settledLately int64
@@ -238,9 +239,10 @@ func (r *orderRun) opDone(l *Lane, op *Op, err error) {
 	}
 	r.b.flushDone(r.wrote, op.losses)
 	if r.step == orderBase {
-		r.busy = false
-		r.b.order.based.Store(true)
-		r.looksSound()
+		r.busy, r.ticket = false, 0
+		if r.b.order.basedSince(r.doubts) {
+			r.looksSound()
+		}
 		l.bg.cleanBacking(r.b)
 		r.tick(l.d.Now())
 		return

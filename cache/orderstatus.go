@@ -23,6 +23,10 @@ func (c *Cache) orderStatus(b *Backing, t *BackingStatus) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	t.UnsettledBytes, t.UnsettledMs = o.mu.ring.len()*BlockSize, o.ageLocked(now)/int64(time.Millisecond)
+	if n := b.lacking(); n > 0 { // of unknown age
+		t.UnsettledBytes += n * BlockSize
+		t.UnsettledMs = max(t.UnsettledMs, o.age.Load()/2/int64(time.Millisecond))
+	}
 	t.OrderedLimit, t.OrderedLost, t.OrderedBroken = o.mu.allowed*BlockSize, o.lost.Load(), o.broken.Load()
 }
 

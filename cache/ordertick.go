@@ -81,11 +81,15 @@ func (r *orderRun) tick(now int64) (soon bool) {
 // dirty then, and afterwards what the backing device has had before.
 func (b *Backing) loose() int64 { return b.dirty.Load() - b.bad.Load() - b.order.queued.Load() }
 
-// base flushes the backing device when nothing is left that was dirty before the queue began, or
-// that an earlier process may have left unflushed.
+// base flushes the backing device when nothing is left that was dirty before the queue began, that
+// an earlier process may have left unflushed, or that the device has lost.
 func (r *orderRun) base(now int64) {
+	o := &r.b.order
+	o.mu.Lock()
+	r.doubts = o.mu.doubts // before a look at what is dirty
+	o.mu.Unlock()
 	if r.b.loose() > 0 || r.bg.wb.flyingOf[r.b.id] > 0 {
-		if r.fresh || now < r.bg.wb.pause[r.b.id] {
+		if r.fresh && !o.sound.Load() || now < r.bg.wb.pause[r.b.id] {
 			r.giveUp() // it may take long, and nothing is lost by beginning anew
 		}
 		return // writeback is at it

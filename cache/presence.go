@@ -186,6 +186,9 @@ func (c *Cache) lose(b *Backing, told bool) {
 		}
 		s.mu.Unlock()
 	}
+	if b.loose() > 0 {
+		b.order.doubt()
+	}
 	if len(pending) > 0 {
 		for _, p := range c.journal.losePending(b.id) {
 			if c.lost() { // else settleLoss finds it

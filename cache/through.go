@@ -12,7 +12,7 @@ import (
 // had, whenever the power goes:
 //
 //  1. exclude all other changes of the blocks; if the device is ordered, wait until it has all that
-//     was acknowledged before;
+//     was acknowledged before, what it has lost since included;
 //  2. take clean copies out of the index, and wait until that, and every earlier removal in
 //     their stripes, is durable;
 //  3. change the backing device, and beside it write the new copy, if there is to be one;
@@ -161,6 +161,9 @@ func (t *through) run(l *Lane, err error) {
 	if t.step == throughDurable {
 		l.commitEnds(t.r)
 	}
+	if t.step == throughAbsent && errors.Is(err, ErrSSDLost) {
+		err = nil // that is looked at later
+	}
 	switch {
 	case t.step == throughMarker:
 		t.withoutSSD(l)
@@ -185,6 +188,10 @@ func (t *through) run(l *Lane, err error) {
 	}
 	switch t.step {
 	case throughAbsent:
+		if !t.idle() && !t.r.b.order.waitBased(l.c, &t.w) {
+			l.c.pokeBackground()
+			return
+		}
 		t.step = throughReserve
 		fallthrough
 	case throughReserve:
@@ -248,12 +255,18 @@ func (t *through) lock(l *Lane) {
 	t.inOrder(l)
 }
 
+// idle reports whether nothing is changed.
+func (t *through) idle() bool { return t.r.Op == ReqDiscard && !t.r.b.discards.Load() }
+
 // inOrder waits for the writeback of what was acknowledged before. What comes later need not wait for
 // this change: it does not touch the same blocks, and nobody knows yet that the change will be.
 func (t *through) inOrder(l *Lane) {
-	idle := t.r.Op == ReqDiscard && !t.r.b.discards.Load()
-	if o := &t.r.b.order; o.live() && !idle && !mutated(mutOrderOvertaken) {
-		said, ok := o.waitSettled(l.c, t.order, &t.w)
+	if o := &t.r.b.order; o.live() && !t.idle() && !mutated(mutOrderOvertaken) {
+		said, ok, retreat := o.waitSettled(l.c, t.order, &t.w)
+		if retreat {
+			t.restart(l)
+			return
+		}
 		if !ok {
 			l.c.pokeBackground()
 			return

@@ -88,10 +88,14 @@ func (t *through) mapCopy(l *Lane, s *stripe, k *rangeLock) {
 				if mutated(mutPendingIsClean) {
 					e.st &^= stDirty | stPending
 				}
+				lost := e.st&stPending == 0 && b.losses.Load() != t.losses
 				if at := i + t.whole.from; t.pins[at/64]>>(at%64)&1 != 0 {
 					l.c.mapPinned(b, s, makeKey(b.id, blk), e)
 				} else {
 					l.c.mapBlock(b, s, makeKey(b.id, blk), e)
+				}
+				if lost {
+					b.order.doubt()
 				}
 				t.r.reached |= reachedSSD
 				t.room--

@@ -450,6 +450,9 @@ func (t *batch) finish(l *Lane) {
 	l.io[t.b.id].WritebackBlocks.Add(done)
 	if t.err != nil {
 		t.wb.pause[t.b.id] = l.d.Now() + errorPause
+		if t.step == batchWrite && t.b.lacking() > 0 {
+			l.bg.orderOf(t.b).fail(t.err)
+		}
 	}
 	t.busy = false
 	t.wb.flying--

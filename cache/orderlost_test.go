@@ -1,0 +1,147 @@
+package cache
+
+import (
+	"bytes"
+	"errors"
+	"slices"
+	"testing"
+	"time"
+)
+
+// TestOrderedWritesAgainFirst: what an ordered device has lost, and the SSD has, is there again, and flushed,
+// before anything that came later; until then it is said to be lacking.
+func TestOrderedWritesAgainFirst(t *testing.T) {
+	for _, past := range []bool{false, true} {
+		h := newOrderHarness(t, nil)
+		if err := h.c.SetMode(h.b.ID(), Writethrough); err != nil {
+			t.Fatal(err)
+		}
+		h.write(5*BlockSize, page(1))
+		h.flush()
+		h.settle()
+		before := bytes.Clone(h.back)
+		h.write(5*BlockSize, page(2)) // not flushed
+		h.c.SetPresence(h.b.ID(), Holding)
+		copy(h.back, before)
+		h.c.Lost(h.b.ID())
+		h.c.SetPresence(h.b.ID(), Present)
+		h.log = nil
+		if n := h.status().UnsettledBytes; n != BlockSize {
+			t.Errorf("%d bytes are said to be lacking, a block is", n)
+		}
+		h.flush() // the SSD has it
+		if !past {
+			if err := h.c.SetMode(h.b.ID(), Writeback); err != nil {
+				t.Fatal(err)
+			}
+		}
+		h.write(9*BlockSize, page(3))
+		h.drain()
+		h.wantLog("flush", "write 5+1 2", "flush", "write 9+1 3", "flush")
+		if n := h.status().UnsettledBytes; n != 0 {
+			t.Errorf("%d bytes are said to be lacking at the end", n)
+		}
+		h.wantSound()
+	}
+}
+
+// TestOrderedLocksLetGo: a change that waits for its turn holds no lock that keeps what has to come before it from
+// the device: what it has lost meanwhile, or what was dirty when the order began.
+func TestOrderedLocksLetGo(t *testing.T) {
+	h := newOrderHarness(t, nil)
+	if err := h.c.SetMode(h.b.ID(), Writethrough); err != nil {
+		t.Fatal(err)
+	}
+	h.write(5*BlockSize, page(1))
+	h.settle()
+	before := bytes.Clone(h.back)
+	h.write(5*BlockSize, page(2)) // not flushed
+	if err := h.c.SetMode(h.b.ID(), Writeback); err != nil {
+		t.Fatal(err)
+	}
+	h.write(9*BlockSize, page(3))
+	h.stuck = func(op *Op) bool { return op.Dev != SSD }
+	r := &Request{Op: ReqDiscard, Off: 5 * BlockSize, Len: BlockSize, Backing: h.b.ID()}
+	h.done = false
+	h.l.Submit(r) // waits for block 9
+	h.run(20)
+	h.c.SetPresence(h.b.ID(), Holding)
+	copy(h.back, before)
+	h.c.Lost(h.b.ID())
+	h.c.SetPresence(h.b.ID(), Present)
+	h.stuck, h.log = nil, nil
+	h.until("the discard", func() bool { return h.done })
+	h.drain()
+	if r.Err != nil {
+		t.Error(r.Err)
+	}
+	h.wantRead(5*BlockSize, page(0))
+	h.wantSound()
+
+	h.set(func(t *Tunables) { t.Ordered = false })
+	h.until("no order", func() bool { return !h.b.order.on.Load() })
+	h.write(5*BlockSize, page(4))
+	h.stuck = func(op *Op) bool { return op.Dev != SSD }
+	h.set(func(t *Tunables) { t.Ordered = true })
+	h.until("the queue", func() bool { return h.b.order.on.Load() })
+	h.write(9*BlockSize, page(5))
+	h.stuck, h.done = nil, false
+	h.l.Submit(r)
+	h.until("the discard", func() bool { return h.done })
+	h.drain()
+	h.wantRead(5*BlockSize, page(0))
+	h.wantSound()
+}
+
+// TestOrderedCopyAfterALoss: what the device has lost before the SSD had its copy is written there again before
+// anything that came later; who waits for that fails if it does.
+func TestOrderedCopyAfterALoss(t *testing.T) {
+	h := newOrderHarness(t, nil)
+	if err := h.c.SetMode(h.b.ID(), Writethrough); err != nil {
+		t.Fatal(err)
+	}
+	before := bytes.Clone(h.back)
+	h.stuck = func(op *Op) bool { return op.Dev == SSD && op.Kind == OpWrite }
+	r := &Request{Op: ReqWrite, Off: 5 * BlockSize, Len: BlockSize, Data: page(1), FUA: true, Backing: h.b.ID()}
+	h.done = false
+	h.l.Submit(r)
+	h.until("the write", func() bool { return slices.Contains(h.log, "write 5+1 1") })
+	h.c.SetPresence(h.b.ID(), Holding)
+	copy(h.back, before)
+	h.c.Lost(h.b.ID())
+	h.c.SetPresence(h.b.ID(), Present)
+	h.run(20)
+	h.stuck = nil
+	broken := errors.New("broken")
+	h.fail = func(op *Op) error {
+		if op.Dev != SSD && op.Kind == OpWrite {
+			return broken
+		}
+		return h.note(op)
+	}
+	h.until("its end", func() bool { return h.done })
+	if n := h.status().UnsettledBytes; r.Err != nil || n != BlockSize {
+		t.Errorf("the write: %v, %d bytes are said to be lacking, a block is", r.Err, n)
+	}
+	err := h.do(&Request{Op: ReqWrite, Off: 9 * BlockSize, Len: BlockSize, Data: page(2)})
+	if !errors.Is(err, broken) || h.back[9*BlockSize] != 0 {
+		t.Errorf("a write out of its turn: %v", err)
+	}
+	h.fail, h.log = h.note, nil
+	h.now += int64(2 * time.Second)
+	h.write(9*BlockSize, page(3))
+	h.flush()
+	h.wantLog("write 5+1 1", "flush", "write 9+1 3", "flush")
+	h.wantSound()
+}
+
+// run lets all go on that can, with time passing.
+func (h *orderHarness) run(n int) {
+	for range n {
+		h.tick()
+		h.l.Run()
+		for h.runnable() >= 0 {
+			h.step()
+		}
+	}
+}
