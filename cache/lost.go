@@ -452,12 +452,8 @@ func (d *doctor) cleanLost(b *Backing, now int64, hope bool) {
 		for slot, k := range slots {
 			s := c.index.stripeOf(b.id, k.block())
 			s.mu.Lock()
-			e, ok := c.index.find(k)
-			switch {
-			case s.locked(b.id, k.block(), lockThrough):
+			if s.locked(b.id, k.block(), lockThrough) {
 				delete(slots, slot) // the backing device may have something newer by now, of which the SSD knows nothing
-			case !ok || e.slot != slot || e.st&stPending == 0:
-				delete(slots, slot) // or a part of it: the change has failed (keepDirty)
 			}
 			s.mu.Unlock()
 		}
