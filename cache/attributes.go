@@ -73,9 +73,6 @@ func (l *Lane) decide(r *Request) syscall.Errno {
 		if r.res = r.Results; r.res == nil {
 			r.res = &l.tracked(r).answers
 		}
-		if r.Op == ReqRead && l.decideAgain(r, mode) {
-			return 0
-		}
 	}
 	r.way = way{modeRow: modeTable[mode]}
 	if r.Op == ReqRead {

@@ -2,6 +2,7 @@ package cache
 
 import (
 	"maps"
+	"slices"
 
 	"ubcache/attrs"
 )
@@ -73,7 +74,7 @@ const (
 )
 
 // addGroup adds a group's counters under a name.
-func addGroup(m *map[string]GroupStats, name string, g *group) {
+func addGroup(m *map[string]GroupStats, name string, g *group, kinds []countedKind) {
 	if g == nil {
 		return
 	}
@@ -86,34 +87,62 @@ func addGroup(m *map[string]GroupStats, name string, g *group) {
 		s = (*m)[name]
 	}
 	s.addGroup(g)
+	for _, k := range kinds {
+		if slices.Contains(k.groups[:k.nGroup], g) {
+			s.addGroup(&k.group)
+		}
+	}
 	(*m)[name] = s
+}
+
+// countedKind is a kind with its number of requests.
+type countedKind struct {
+	*kind
+	n int64
+}
+
+// counted are the kinds that there are.
+func (a *attrCounters) counted() (list []countedKind) {
+	for i := range a.kinds {
+		k := a.kinds[i].Load()
+		if k == nil {
+			break
+		}
+		n := k.errors.Load()
+		for i := range k.latency {
+			n += k.latency[i].Load()
+		}
+		list = append(list, countedKind{k, n})
+	}
+	return list
 }
 
 // addCounters adds those of a lane.
 func (s *AttributesStats) addCounters(a *attrCounters) {
+	kinds := a.counted()
 	s.Unreadable += a.unreadable.Load()
 	for id := 1; id < numAttrs; id++ {
-		s.addAttribute(attrs.ID(id).String(), &a.answer[id])
+		s.addAttribute(attrs.ID(id).String(), &a.answer[id], kinds)
 	}
-	s.addAttribute("unknown", &a.unknown)
+	s.addAttribute("unknown", &a.unknown, nil)
 	for h := range a.hints {
-		addGroup(&s.ByHint, attrs.Hint(h).String(), a.hints[h].Load())
+		addGroup(&s.ByHint, attrs.Hint(h).String(), a.hints[h].Load(), kinds)
 	}
 	for class := range a.prios {
 		for level := range a.prios[class] {
 			p := attrs.Priority{Class: attrs.Class(class + 1), Level: uint8(level)}
-			addGroup(&s.ByPriority, p.String(), a.prios[class][level].Load())
+			addGroup(&s.ByPriority, p.String(), a.prios[class][level].Load(), kinds)
 		}
 	}
 	for i := range a.tenants.slots {
 		if g := a.tenants.slots[i].Load(); g != nil {
-			addGroup(&s.ByTenant, g.tenant.String(), &g.group)
+			addGroup(&s.ByTenant, g.tenant.String(), &g.group, kinds)
 		}
 	}
-	addGroup(&s.ByTenant, otherTenants, a.tenants.other.Load())
+	addGroup(&s.ByTenant, otherTenants, a.tenants.other.Load(), kinds)
 }
 
-func (s *AttributesStats) addAttribute(name string, a *answers) {
+func (s *AttributesStats) addAttribute(name string, a *answers, kinds []countedKind) {
 	t := s.ByAttribute[name]
 	seen := t.Seen
 	by := [numStatuses]*int64{
@@ -122,7 +151,13 @@ func (s *AttributesStats) addAttribute(name string, a *answers) {
 	}
 	for status := range a {
 		for source := range a[status] {
-			n := a[status][source].Load()
+			c := &a[status][source]
+			n := c.Load()
+			for _, k := range kinds {
+				if slices.Contains(k.answers[:k.nAnswer], c) {
+					n += k.n
+				}
+			}
 			if n == 0 {
 				continue
 			}

@@ -17,6 +17,8 @@ const (
 
 	// maxTenants is how many tenants a lane tells apart; what the others do is counted together.
 	maxTenants = 64
+	// maxKinds is how many kinds a lane tells apart. Requests of others are counted in each of their places.
+	maxKinds = 16
 )
 
 // attrCounters count what became of requests with attributes. One lane writes them, at the end of each
@@ -31,17 +33,31 @@ type attrCounters struct {
 	prios   [numClasses][numLevels]atomic.Pointer[group]
 	tenants tenantTable
 
-	last lastCounted // the lane's own
+	// kinds are filled from the first on, and stay.
+	kinds [maxKinds]atomic.Pointer[kind]
+	last  lastKind // the lane's own
 }
 
-// lastCounted is where a request was counted, for the next one of which the same was said and answered.
-type lastCounted struct {
-	set     uint64 // its stamp
-	res     uint64 // that of the answers; 0: none
+// places are the counters that a request counts for.
+type places struct {
 	answers [numAttrs]*counter
 	groups  [3]*group
 	nAnswer int
 	nGroup  int
+}
+
+// kind counts the requests of which the same is said and answered, once for all of their places: who reads the
+// statistics adds it to each of them.
+type kind struct {
+	group
+	places
+}
+
+// lastKind is the kind of the last request that has one, by the stamps of its set and of its answers; nil: there is
+// none.
+type lastKind struct {
+	set, res uint64
+	kind     *kind
 }
 
 // answers counts by status, and by the source whose value counted.
@@ -64,47 +80,77 @@ func groupOf(at *atomic.Pointer[group]) *group {
 	return g
 }
 
+// known says whether a request is of the same kind as the last one that has a kind.
+func (a *attrCounters) known(r *Request) bool {
+	m := &a.last
+	return m.kind != nil && m.res == r.res.Stamp() && m.set == r.Attrs.Stamp()
+}
+
 // count counts a request that took so many nanoseconds.
 func (a *attrCounters) count(r *Request, took int64) {
-	m, bucket := &a.last, latencyBucket(took)
-	if m.res == 0 || r.res.Stamp() != m.res || r.Attrs.Stamp() != m.set {
-		a.find(r)
-	}
-	for _, c := range m.answers[:m.nAnswer] {
-		c.Add(1)
-	}
-	if r.Err != nil {
-		for _, g := range m.groups[:m.nGroup] {
-			g.errors.Add(1)
-		}
+	if a.known(r) {
+		a.last.kind.count(r, took)
 		return
 	}
-	hits, misses := int64(0), int64(0)
-	if r.Op == ReqRead {
-		hits = int64(r.hits)
-		misses = max(int64(r.res.Blocks)-hits, 0)
+	p, rare := a.places(r)
+	if !rare && r.res.Stamp() != 0 {
+		if k := a.kindOf(&p); k != nil {
+			a.last = lastKind{set: r.Attrs.Stamp(), res: r.res.Stamp(), kind: k}
+			k.count(r, took)
+			return
+		}
 	}
-	for _, g := range m.groups[:m.nGroup] {
-		g.bytes.Add(r.Len)
-		g.hitBlocks.Add(hits)
-		g.missBlocks.Add(misses)
-		g.latency[bucket].Add(1)
+	for _, c := range p.answers[:p.nAnswer] {
+		c.Add(1)
+	}
+	for _, g := range p.groups[:p.nGroup] {
+		g.count(r, took)
 	}
 }
 
-// find notes in a.last where a request is to be counted, and counts what is rare.
-func (a *attrCounters) find(r *Request) {
-	set, res, m := r.Attrs, r.res, &a.last
-	m.res, m.nAnswer, m.nGroup = 0, 0, 0
+// count counts a request that took so many nanoseconds.
+func (g *group) count(r *Request, took int64) {
+	if r.Err != nil {
+		g.errors.Add(1)
+		return
+	}
+	g.bytes.Add(r.Len)
+	if r.Op == ReqRead {
+		hits := int64(r.hits)
+		g.hitBlocks.Add(hits)
+		g.missBlocks.Add(max(int64(r.res.Blocks)-hits, 0))
+	}
+	g.latency[latencyBucket(took)].Add(1)
+}
+
+// kindOf is the kind with those places, which is made if there is none; nil if there are too many.
+func (a *attrCounters) kindOf(p *places) *kind {
+	for i := range a.kinds {
+		k := a.kinds[i].Load()
+		if k == nil {
+			k = &kind{places: *p}
+			a.kinds[i].Store(k)
+			return k
+		}
+		if k.places == *p {
+			return k
+		}
+	}
+	return nil
+}
+
+// places are where a request is to be counted. What is rare it counts itself.
+func (a *attrCounters) places(r *Request) (p places, rare bool) {
+	set, res := r.Attrs, r.res
 	for left := set.Came(); left != 0; left &= left - 1 {
 		id := bits.TrailingZeros16(left)
 		ans := res.For(attrs.ID(id))
-		m.answers[m.nAnswer] = &a.answer[id][ans.Status][ans.Source]
-		m.nAnswer++
+		p.answers[p.nAnswer] = &a.answer[id][ans.Status][ans.Source]
+		p.nAnswer++
 	}
 	put := func(g *group) {
-		m.groups[m.nGroup] = g
-		m.nGroup++
+		p.groups[p.nGroup] = g
+		p.nGroup++
 	}
 	if set.Has(attrs.IDHint) {
 		put(groupOf(&a.hints[set.Hint()]))
@@ -117,8 +163,7 @@ func (a *attrCounters) find(r *Request) {
 		put(a.tenants.group(set.Tenant()))
 	}
 	if res.Frame() == attrs.ReasonNone && set.NumUnknown() == 0 {
-		m.set, m.res = set.Stamp(), res.Stamp()
-		return
+		return p, false
 	}
 	if res.Frame() != attrs.ReasonNone {
 		a.unreadable.Add(1)
@@ -126,6 +171,7 @@ func (a *attrCounters) find(r *Request) {
 	for i := range set.NumUnknown() {
 		a.unknown[res.For(set.UnknownID(i)).Status][attrs.SourceNone].Add(1)
 	}
+	return p, true
 }
 
 // tenantTable finds a tenant's counters. It is half empty at most, so that a search ends soon.

@@ -33,17 +33,18 @@ func (l *Lane) rememberDecision(r *Request, mode Mode) {
 	d.res.Repeat(r.res, 0)
 }
 
-// decideAgain decides as on the read before, if it can.
-func (l *Lane) decideAgain(r *Request, mode Mode) bool {
+// decideAgain accepts a read as the one before, if it can: then there is nothing to refuse it for.
+func (l *Lane) decideAgain(r *Request) bool {
 	d := &l.decided
-	if d.stamp == 0 || r.Attrs.Stamp() != d.stamp || r.b != d.b || mode != d.mode || r.b.number.Load() != d.number {
+	if d.stamp == 0 || r.Attrs.Stamp() != d.stamp || r.Op != ReqRead || r.Results == nil ||
+		r.b != d.b || r.b.Mode() != d.mode || r.b.number.Load() != d.number {
 		return false
 	}
 	if t := d.way.tenant; t != 0 &&
 		(l.c.tenants.byID.Load() != d.tenant.rows || l.c.tenants.rows[t].quota.Load() != 0) {
 		return false
 	}
-	r.way = d.way
+	r.way, r.res = d.way, r.Results
 	r.res.Repeat(&d.res, r.Len)
 	return true
 }

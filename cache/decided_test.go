@@ -18,6 +18,9 @@ func TestDecidedAgain(t *testing.T) {
 		"hint=cache,required:hint", "tenant=8,required:tenant", "timing,tenant=7", "checksum=crc32c+return", "deadline=1s",
 		"required:mode,mode=writeback", "trace=7",
 	}
+	for i := range maxKinds {
+		texts = append(texts, fmt.Sprintf("hint=bypass,prio=be/%d,tenant=%d", i%8, 10+i))
+	}
 	plain, stamped := pressed(t), pressed(t)
 	var dec attrs.SetDecoder
 	rng := rand.New(rand.NewPCG(1, 2))
@@ -29,7 +32,7 @@ func TestDecidedAgain(t *testing.T) {
 			h.c.Tenants(), a)
 	}
 	text := texts[0]
-	for i := range 20000 {
+	for i := range 12000 {
 		if rng.IntN(3) == 0 {
 			text = texts[rng.IntN(len(texts))]
 		}
@@ -86,6 +89,9 @@ func TestDecidedAgain(t *testing.T) {
 	}
 	if again < 1000 {
 		t.Errorf("a decision was there for only %d requests", again)
+	}
+	if stamped.l.attrs.kinds[maxKinds-1].Load() == nil {
+		t.Error("there were never too many kinds")
 	}
 }
 

@@ -45,9 +45,11 @@ func (l *Lane) Submit(r *Request) {
 // begin puts a request into service.
 func (l *Lane) begin(r *Request) {
 	b := r.b
-	if err := l.accept(r); err != nil {
-		l.refuse(r, err)
-		return
+	if r.Attrs == nil || !l.decideAgain(r) {
+		if err := l.accept(r); err != nil {
+			l.refuse(r, err)
+			return
+		}
 	}
 	switch r.Op {
 	case ReqFlush:

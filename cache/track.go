@@ -82,12 +82,15 @@ func (l *Lane) accept(r *Request) error {
 // good until Driver.Finish returns.
 func (l *Lane) finish(r *Request) {
 	l.leave(r)
-	if r.res == nil {
-		l.d.Finish(r)
-		return
-	}
 	t := r.track
-	l.answer(r, t)
+	switch {
+	case r.res == nil:
+	case t == nil && l.attrs.known(r):
+		r.answerOrigin()
+		l.attrs.last.kind.count(r, l.d.Now()-r.started)
+	default:
+		l.answer(r, t)
+	}
 	l.d.Finish(r)
 	if t != nil {
 		t.next = l.freeTracks

@@ -20,11 +20,8 @@ var ErrNoRoom = errors.New("no answer slot is free")
 // Checksums that do not fit are left out and answered so. When another server has answered the same
 // piece each has a slot of its own; a server that does a request once more replaces its answer.
 func (v *View) Answer(q *Request, device uint32) error {
-	if q.seq == 0 {
+	if q.seq == 0 || answerAgain([]*Request{q}, device) == 1 {
 		return nil
-	}
-	if done, err := v.answerAgain(q, device); done || err != nil {
-		return err
 	}
 	if q.Results.Plain() || q.Results.EncodedSize() <= BodyBytes {
 		return v.put(q, device, q.page, 0, whole)
@@ -52,29 +49,44 @@ func (v *View) Answer(q *Request, device uint32) error {
 	return nil
 }
 
-// answerAgain answers as the request before was answered, if that is how, to the first slot, as nearly always; else it
-// returns false.
-func (v *View) answerAgain(q *Request, device uint32) (done bool, err error) {
-	if q.Memo == nil {
-		return false, nil
+// AnswerAll is [View.Answer] for one request after the other, and faster for several. What cannot be answered is not.
+func AnswerAll(list []*Request, device uint32) {
+	for len(list) > 0 {
+		if list = list[answerAgain(list, device):]; len(list) > 0 {
+			_ = list[0].view.Answer(list[0], device)
+			list = list[1:]
+		}
 	}
-	body, size := q.Memo.results.Short(&q.Results)
-	if size == 0 {
-		return false, nil
-	}
+}
+
+// answerAgain answers requests that are answered as one before them was, to the first slot, as nearly all are. It returns
+// how many it has answered, before the first that is another one.
+func answerAgain(list []*Request, device uint32) (n int) {
 	was, touching := debug.SetPanicOnFault(true), true
 	defer func() {
 		if debug.SetPanicOnFault(was); touching {
-			err = hostile.Fault(recover())
+			_ = hostile.Fault(recover())
 		}
 	}()
-	a := &v.at(q.page).answers[0]
-	if done = atomic.CompareAndSwapUint64(&a.claim, claimOf(q.seq, 0), claimOf(q.seq, device)); done {
+	for n < len(list) {
+		q := list[n]
+		if q.seq == 0 || q.Memo == nil {
+			break
+		}
+		body, size := q.Memo.results.Short(&q.Results)
+		if size == 0 {
+			break
+		}
+		a := &q.view.at(q.page).answers[0]
+		if !atomic.CompareAndSwapUint64(&a.claim, claimOf(q.seq, 0), claimOf(q.seq, device)) {
+			break
+		}
 		body.CopyTo(a.body[:])
 		a.finish(q, 0, size)
+		n++
 	}
 	touching = false
-	return done, nil
+	return n
 }
 
 // finish says whose the answer is that the slot has, and that it is there.

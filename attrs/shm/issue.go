@@ -21,9 +21,21 @@ type Ticket struct {
 // It fails, and nothing is written, if the set has no encoding or does not fit into the slots of the
 // request's pages ([attrs.ErrSpace]).
 func (r *Region) Issue(off int64, n int, s *attrs.Set) (Ticket, error) {
-	if t, ok := r.issueShort(off, n, s); ok {
-		return t, nil
+	// Nearly all requests are of one page, with a set that was prepared and is short.
+	body, size := s.Short()
+	page := uint64(off) / PageBytes
+	if size == 0 || page >= uint64(r.pages) || uint64(n) > PageBytes-uint64(off)%PageBytes {
+		return r.issue(off, n, s)
 	}
+	p := r.at(int(page))
+	body.CopyTo(p.set.body[:])
+	t := Ticket{start: off, length: int64(n), seq: r.nextSeq()}
+	p.name(t, uint32(page), 0, uint32(size))
+	return t, nil
+}
+
+// issue is Issue for all requests.
+func (r *Region) issue(off int64, n int, s *attrs.Set) (Ticket, error) {
 	if !r.holds(off, int64(n)) || n > maxRequest {
 		return Ticket{}, fmt.Errorf("%w: %d bytes at %d", ErrPlace, n, off)
 	}
@@ -44,21 +56,6 @@ func (r *Region) Issue(off int64, n int, s *attrs.Set) (Ticket, error) {
 		r.at(first+i).name(t, uint32(first), uint32(i), uint32(size))
 	}
 	return t, nil
-}
-
-// issueShort is Issue for nearly all requests: of one page, with a set that was prepared and is short. Where processors
-// are emulated, code that runs once for each request costs by its length.
-func (r *Region) issueShort(off int64, n int, s *attrs.Set) (t Ticket, ok bool) {
-	body, size := s.Short()
-	page := uint64(off) / PageBytes
-	if size == 0 || page >= uint64(r.pages) || uint64(n) > PageBytes-uint64(off)%PageBytes {
-		return t, false
-	}
-	p := r.at(int(page))
-	body.CopyTo(p.set.body[:])
-	t = Ticket{start: off, length: int64(n), seq: r.nextSeq()}
-	p.name(t, uint32(page), 0, uint32(size))
-	return t, true
 }
 
 // name gives the page to a request: it is the one with that number of the request's pages.

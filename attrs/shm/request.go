@@ -17,7 +17,10 @@ type Request struct {
 	Results attrs.Results
 	// Memo is of the thread that reads and answers the requests; without it nothing is remembered.
 	Memo *Memo
+	// Tag is the server's own.
+	Tag uint32
 
+	view          *View // that it was read from
 	start, length int64 // of the piece, in the data area
 	page          int   // that it begins in
 	seq           uint32
@@ -63,7 +66,7 @@ func (q *Request) Place() (off, n int64) { return q.start, q.length }
 // client does to it later changes nothing. A slot that makes no sense counts as one that is not
 // there. With n 0 the request has no data and off names its page.
 func (v *View) Read(q *Request, off, n int64) (int64, error) {
-	q.start, q.length, q.page, q.seq = off, n, int(uint64(off)/PageBytes), 0
+	q.view, q.start, q.length, q.page, q.seq = v, off, n, int(uint64(off)/PageBytes), 0
 	if !v.holds(off, n) {
 		q.Set.Clear()
 		return 0, ErrPlace

@@ -115,6 +115,7 @@ func (h *queue) Woken(*ublk.Queue) {
 // BeforeWait implements ublk.Handler: the next round reads the clock anew.
 func (h *queue) BeforeWait(*ublk.Queue) {
 	h.sendHeld()
+	h.answerParts()
 	h.now = 0
 }
 

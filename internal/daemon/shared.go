@@ -60,6 +60,7 @@ type part struct {
 	view *shm.View
 	tag  uint16 // of the driver's request
 	off  int64  // where the part begins in that
+	err  syscall.Errno
 	next *part
 }
 
@@ -74,6 +75,8 @@ type parts struct {
 	left []int32
 	errs []syscall.Errno
 	memo shm.Memo
+	// over are those that are over in this round of the loop, and are answered at its end.
+	over []*shm.Request
 }
 
 func (s *parts) init(depth int) {
@@ -85,7 +88,8 @@ func (s *parts) take() *part {
 	p := s.free
 	if p == nil {
 		p = &part{said: shm.Request{Memo: &s.memo}}
-		p.req.Tag = partTag | uint32(len(s.all))
+		p.said.Tag = uint32(len(s.all))
+		p.req.Tag = partTag | p.said.Tag
 		s.all = append(s.all, p)
 		return p
 	}
@@ -159,22 +163,40 @@ func (h *queue) startPart(r *request, p *part, n int64) syscall.Errno {
 	return 0
 }
 
-// finishPart gives out a part's data and answers.
+// finishPart gives out a part's data. It is answered, and ended, with all that end in the same round.
 func (h *queue) finishPart(r *cache.Request) {
-	p, errno := h.parts.of(r), syscall.Errno(0)
+	p := h.parts.of(r)
 	at, _ := p.said.Place()
+	p.err = 0
 	if r.Err != nil {
 		h.failed(r)
-		errno = errnoOf(r.Err)
+		p.err = errnoOf(r.Err)
 	} else if r.Op == cache.ReqRead && r.Data != nil && !r.Placed && p.view.CopyIn(at, r.Data) != nil {
-		errno = unix.EIO
+		p.err = unix.EIO
 	}
-	if r.Attrs != nil {
-		_ = p.view.Answer(&p.said, h.number) // what cannot be answered is not handled
-	}
+	answered := r.Attrs != nil && p.said.Given()
 	r.Data, r.Target, r.Attrs, r.Results = nil, nil, nil, nil
+	if answered {
+		h.parts.over = append(h.parts.over, &p.said)
+		return
+	}
 	h.parts.put(p)
-	h.partDone(p.tag, errno)
+	h.partDone(p.tag, p.err)
+}
+
+// answerParts answers the parts that are over, and ends them.
+func (h *queue) answerParts() {
+	s := &h.parts
+	if len(s.over) == 0 {
+		return
+	}
+	shm.AnswerAll(s.over, h.number) // what cannot be answered is not handled
+	for _, said := range s.over {
+		p := s.all[said.Tag]
+		s.put(p)
+		h.partDone(p.tag, p.err)
+	}
+	s.over = s.over[:0]
 }
 
 // partDone ends a part, and the driver's request with the last one.
