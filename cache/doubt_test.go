@@ -78,3 +78,51 @@ func TestLostStaysLostIfTheStartDies(t *testing.T) {
 		}
 	}
 }
+
+// TestFailedCommitLeavesOlderRecords: of the pages of a failed commit the first is not on the SSD, and the second says of a block
+// that the backing device had it. Then a change of that fails, so the block is dirty in the pending ring. The next start dies
+// when it has written the first page anew, which brings the second one back. The start after that must not believe it: the SSD may
+// have lost the block, and the backing device has something else.
+func TestFailedCommitLeavesOlderRecords(t *testing.T) {
+	v := newLossy(t, FormatOptions{NoChecksums: true}, Writethrough)
+	const block = pageRecords + 1
+	v.write(0, fill(1, block+1))
+	v.stuck = func(op *Op) bool { return op.Dev != SSD }
+	v.start(&Request{Op: ReqWrite, Off: block * BlockSize, Len: BlockSize, Data: fill(2, 1)})
+	v.until("the change", func() bool { return len(v.ops) == 1 && v.stuck(v.ops[0]) })
+	v.fail = func(op *Op) error {
+		switch {
+		case op.Dev == SSD && op.FUA:
+			copy(v.ssd[op.Off+pageSize:], op.Mem[pageSize:])
+			v.gone = true
+			return errMedium
+		case op.Dev != SSD && op.Kind == OpWrite:
+			copy(v.back[op.Off:], op.Mem[:SectorSize])
+			return errMedium
+		}
+		return v.outcome(op)
+	}
+	v.start(&Request{Op: ReqFlush})
+	v.until("the loss", v.c.ssdHealth.settled.Load)
+	v.stuck = nil
+	v.until("the failed change", func() bool { return v.b.dirty.Load() == 1 })
+	v.fail = v.outcome
+	ssd, ring := slices.Clone(v.ssd), slices.Clone(v.opts.Pending)
+	v.c.Abandon()
+	for writes := 0; ; writes++ {
+		copy(v.ssd, ssd)
+		copy(v.opts.Pending, ring)
+		left := writes
+		c, err := Open(shortLived{v.ssd, &left}, v.opts)
+		if err == nil {
+			c.Abandon()
+			if writes < 6 {
+				t.Fatalf("a start with %d writes", writes)
+			}
+			return
+		}
+		v.restart()
+		_, err = v.read(block*BlockSize, BlockSize)
+		v.wantError(err, ErrDirtyBad, fmt.Sprintf("the block, if the start dies after %d writes", writes))
+	}
+}

@@ -81,8 +81,10 @@ func (r *recovery) run() error {
 		return err
 	}
 	defer func() { r.pages = nil }()
-	if r.doubtful {
-		r.doubted = append(r.doubted, r.ringRecs...)
+	if r.doubtful && len(r.ringRecs) > 0 {
+		// They include those that the journal has of them, but for what a failed commit has left there: that may be
+		// older (journal.rewrite).
+		r.doubted = r.ringRecs
 	}
 	if r.readOnly {
 		if !c.checksums { // else who reads the data finds out
