@@ -129,6 +129,13 @@ func (k *commit) opDone(l *Lane, _ *Op, err error) {
 func (k *commit) writePages(l *Lane) {
 	j := k.j
 	j.mu.Lock()
+	if j.c.lost() {
+		// Nothing may be packed: should the SSD come back this moment, what the ring has is not meant for it (cleanLost).
+		j.mu.Unlock()
+		k.err = ErrSSDLost
+		k.finish(l)
+		return
+	}
 	from := LSN(j.durableLSN.Load())
 	n := min((uint64(k.target-from)+pageRecords-1)/pageRecords, commitPages)
 	if k.seal {

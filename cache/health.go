@@ -166,6 +166,8 @@ type doctor struct {
 	markers                 [MaxBackings + 1]*marker
 	// ringed is, by device, the Backing.flushed up to which the pending ring is put right; see cleanLost.
 	ringed [MaxBackings + 1]uint64
+	// ringClean are the slots that are clean in the pending ring only.
+	ringClean map[Slot]key
 }
 
 // tick looks at the SSD and reports whether to look again soon.

@@ -198,12 +198,21 @@ func (j *journal) cleanPending(slots map[Slot]key) {
 	})
 }
 
-// dirtyPending makes dirty what records that are not on the SSD say of these slots, as if the backing device
-// had never had it. It returns those blocks.
+// uncleanPending takes cleanPending back.
+func (j *journal) uncleanPending(slots map[Slot]key) {
+	j.rewrite(func(r *record) {
+		if slots[Slot(r.slot)] == makeKey(r.backing, r.block) {
+			r.flags |= recDirty
+		}
+	})
+}
+
+// dirtyPending takes out of the records that are not on the SSD that the backing device had what they say of these
+// slots, which is dirty. It returns those blocks.
 func (j *journal) dirtyPending(slots map[Slot]key) (found []key) {
 	j.rewrite(func(r *record) {
 		if k, ok := slots[Slot(r.slot)]; ok && k == makeKey(r.backing, r.block) {
-			r.flags = r.flags&^recPending | recDirty
+			r.flags &^= recPending
 			found = append(found, k)
 		}
 	})

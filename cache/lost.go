@@ -2,6 +2,7 @@ package cache
 
 import (
 	"fmt"
+	"maps"
 	"time"
 )
 
@@ -130,6 +131,9 @@ func (d *doctor) tickLost(now int64) {
 		h.settled.Store(true)
 	}
 	hope := d.hopes()
+	if !hope {
+		d.ringClean = nil
+	}
 	for _, b := range c.backings.Load() {
 		if b != nil {
 			d.mark(b, now)
@@ -386,9 +390,12 @@ func (l *Lane) stopped(b *Backing) bool {
 func (d *doctor) comeBack(now int64) {
 	c := d.bg.l.c
 	h := &c.ssdHealth
+	if !d.hopes() || !h.settled.Load() || c.oldestSSDOp(now) != 0 {
+		return
+	}
+	d.dirtyAgain() // before anything can be committed or changed
 	h.mu.Lock()
-	ok := h.mu.stalled && !h.mu.missed && h.failures.Load() == d.base && h.settled.Load() &&
-		c.oldestSSDOp(now) == 0
+	ok := h.mu.stalled && !h.mu.missed && h.failures.Load() == d.base
 	if ok {
 		h.state.Store(uint32(HealthSlow)) // nobody asks for a marker any more
 		clear(h.mu.unsafe)
@@ -415,7 +422,8 @@ func (d *doctor) comeBack(now int64) {
 // turn out to have lost it, the next start reads it from there. Their records on the SSD, if it has them, may
 // stay as they are, for that start believes them. But as long as the SSD may be taken back in place, only the
 // ring is put right: a block that is clean in memory and dirty on record would outlive its removal as a clean
-// one.
+// one. One that is dirty in memory and clean on record would outlive a change of the backing device, so what was done
+// to the ring is undone when the SSD is back (dirtyAgain).
 func (d *doctor) cleanLost(b *Backing, now int64, hope bool) {
 	c := d.bg.l.c
 	f := d.bg.flushes[b.id]
@@ -459,6 +467,10 @@ func (d *doctor) cleanLost(b *Backing, now int64, hope bool) {
 		}
 		if d.ringed[b.id] = covered; len(slots) > 0 {
 			c.journal.cleanPending(slots)
+			if d.ringClean == nil {
+				d.ringClean = map[Slot]key{}
+			}
+			maps.Copy(d.ringClean, slots)
 		}
 		return
 	}
@@ -486,4 +498,12 @@ func (d *doctor) cleanLost(b *Backing, now int64, hope bool) {
 		b.mu.pending = append(again, b.mu.pending...)
 		b.mu.Unlock()
 	}
+}
+
+// dirtyAgain makes dirty in the pending ring what cleanLost made clean there and not in memory.
+func (d *doctor) dirtyAgain() {
+	if len(d.ringClean) > 0 {
+		d.bg.l.c.journal.uncleanPending(d.ringClean)
+	}
+	d.ringClean, d.ringed = nil, [MaxBackings + 1]uint64{}
 }

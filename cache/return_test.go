@@ -1,9 +1,13 @@
 package cache
 
 import (
+	"bytes"
+	"fmt"
 	"syscall"
 	"testing"
 	"time"
+
+	"ubcache/attrs"
 )
 
 // stallUntilLost makes the SSD hang, if it does not yet, until it counts as lost, with I/O under way.
@@ -233,5 +237,52 @@ func TestChangeUnderWayIsNotClean(t *testing.T) {
 		}
 		v.stuck = nil
 		v.settle()
+	}
+}
+
+// TestReturnInPlaceThenChange: while the SSD is away the backing device is flushed for a block whose record is in the
+// pending ring only. The ring says that it is clean then, and memory does not. When the SSD is back in place, the record is dirty as before:
+// a change of the backing device does not wait for the removal of what is dirty, so after a crash a clean copy would be older.
+func TestReturnInPlaceThenChange(t *testing.T) {
+	for _, forgets := range []bool{false, true} { // what the backing device was flushed for counts as lost with the rest
+		for _, cut := range []bool{false, true} {
+			for _, mode := range []Mode{Writethrough, Writearound} {
+				t.Run(fmt.Sprintf("lost=%v,power cut=%v,%v", forgets, cut, mode), func(t *testing.T) {
+					v := newLossy(t, FormatOptions{}, Writethrough)
+					v.setLoss(LossPolicy{Hold: time.Hour})
+					v.write(0, fill(1, 1))
+					v.stuck = func(op *Op) bool { return op.Dev == SSD || op.Kind == OpFlush }
+					v.stallUntilLost()
+					v.stall()
+					v.until("the backing device's flush", func() bool { return v.b.flushed.Load() > earlierLife })
+					v.pass(2 * time.Second)
+					if r := decodeRecord(v.c.journal.mu.ring.at(1)); r.block != 0 || r.flags&recDirty != 0 {
+						t.Fatalf("in the pending ring there is %v", &r)
+					}
+					if forgets {
+						v.c.Lost(v.b.id)
+					}
+					v.stuck = nil
+					v.until("the return", func() bool { return v.c.health() == HealthOK })
+					v.mode(mode)
+					v.stuck = func(op *Op) bool { return op.Kind == OpFlush && op.Dev != SSD }
+					v.start(&Request{Op: ReqWrite, Len: BlockSize, Data: fill(2, 1)})
+					v.until("the change", func() bool { return bytes.Equal(v.back[:BlockSize], fill(2, 1)) })
+					if cut {
+						v.until("the commit", func() bool { return v.c.journal.isDurable(1) })
+						clear(v.opts.Pending[:pageSize])
+					}
+					v.stuck = nil
+					v.restart()
+					got, err := v.read(0, BlockSize)
+					if err != nil {
+						t.Fatal(err)
+					}
+					want(t, "evict", v.hint(ReqRead, 0, 1, "hint=evict"), attrs.Handled, attrs.ReasonNone)
+					v.until("writeback", func() bool { return v.slotOf(0) < 0 })
+					v.wantRead(0, got)
+				})
+			}
+		}
 	}
 }
