@@ -134,22 +134,38 @@ func TestLostOverwriteForgotten(t *testing.T) {
 
 // TestLostOverDurable: a block was dirty and flushed, and then written through, when the SSD loses what it was not flushed for.
 // The backing device has the newer version, in its volatile cache only: should it lose that, too, the flushed one must
-// not be gone for something older. So the block is an error. One that was not dirty before is read from there.
+// not be gone for something older. So the block is an error. One that was not dirty before is read from there. It is the
+// same if a failed commit has left the records in the journal.
 func TestLostOverDurable(t *testing.T) {
 	for _, sums := range []bool{true, false} {
-		v := newLossy(t, FormatOptions{NoChecksums: !sums}, Writeback)
-		v.write(0, fill(1, 1))
-		v.flush()
-		v.mode(Writethrough)
-		before := bytes.Clone(v.ssd)
-		v.write(0, fill(2, 1))
-		v.write(8*BlockSize, fill(3, 1))
-		v.vanish()
-		copy(v.ssd, before)
-		v.restart()
-		_, err := v.read(0, BlockSize)
-		v.wantError(err, ErrDirtyBad, "the block that was flushed before")
-		v.wantRead(8*BlockSize, fill(3, 1))
+		for _, commit := range []bool{false, true} {
+			v := newLossy(t, FormatOptions{NoChecksums: !sums}, Writeback)
+			v.write(0, fill(1, 1))
+			v.flush()
+			v.mode(Writethrough)
+			before := bytes.Clone(v.ssd)
+			v.write(0, fill(2, 1))
+			v.write(8*BlockSize, fill(3, 1))
+			if commit {
+				v.stuck = func(op *Op) bool { return op.Dev != SSD }
+				v.fail = func(op *Op) error {
+					if op.Dev == SSD && op.FUA && !v.gone {
+						copy(before[op.Off:], op.Mem)
+						v.gone = true
+					}
+					return v.outcome(op)
+				}
+				v.start(&Request{Op: ReqFlush})
+				v.until("the commit", func() bool { return v.gone })
+			}
+			v.vanish()
+			copy(v.ssd, before)
+			v.stuck = nil
+			v.restart()
+			_, err := v.read(0, BlockSize)
+			v.wantError(err, ErrDirtyBad, "the block that was flushed before")
+			v.wantRead(8*BlockSize, fill(3, 1))
+		}
 	}
 }
 

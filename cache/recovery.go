@@ -65,6 +65,7 @@ func (r *recovery) run() error {
 	}
 	r.loadSummaries()
 	r.loadJournal()
+	r.loadRing()
 	if err := r.replay(); err != nil {
 		return err
 	}

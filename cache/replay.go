@@ -66,7 +66,7 @@ func (r *recovery) replayPage(p journalPage, data []byte) error {
 		if mutated(mutSkipRecord) && i == p.count-1 {
 			continue
 		}
-		if r.c.sb.doubt.has(l) {
+		if r.c.sb.doubt.has(l) || len(r.ringRecs) > 0 && l >= r.ringFirst { // the latter a failed commit has left
 			r.noteBefore(&rec)
 		}
 		r.apply(l, &rec)
@@ -215,9 +215,8 @@ func (r *recovery) noteBefore(rec *record) {
 	}
 }
 
-// replayPending applies what a killed daemon left in the pending ring, and returns the records, which
-// are to be written to the journal, so that from there on the SSD has everything.
-func (r *recovery) replayPending() ([]record, error) {
+// loadRing reads what a killed daemon left in the pending ring.
+func (r *recovery) loadRing() {
 	c := r.c
 	epoch := c.epoch
 	left, err := loadPending(c.opts.Pending, c.sb.UUID, epoch)
@@ -230,14 +229,22 @@ func (r *recovery) replayPending() ([]record, error) {
 	if err != nil {
 		r.dmg.missing = append(r.dmg.missing, "the pending ring is damaged")
 		r.dmg.problems = append(r.dmg.problems, newProblem(ProblemPending, DirtyLost, "%v", err))
-		return nil, nil
+		return
 	}
-	first, recs := left.first, left.list
 	r.doubtful = left.lost
+	if len(left.list) > 0 {
+		r.ringFirst, r.ringRecs = left.first, left.list
+	}
+}
+
+// replayPending applies what the ring has, and returns the records that the journal has not, which
+// are to be written there, so that from there on the SSD has everything.
+func (r *recovery) replayPending() ([]record, error) {
+	c := r.c
+	first, recs := r.ringFirst, r.ringRecs
 	if len(recs) == 0 {
 		return nil, nil
 	}
-	r.ringFirst, r.ringRecs = first, recs
 	for i := range recs {
 		if recs[i].kind == recMap && recs[i].flags&recDirty != 0 {
 			r.ringDirty |= 1 << ((recs[i].backing - 1) % MaxBackings)
