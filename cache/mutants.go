@@ -53,6 +53,7 @@ const (
 	mutPendingTrusted
 	mutFlushBelieved
 	mutNotWrittenAgain
+	mutFailedChangeKept
 	mutLossForgotten
 	mutLossUnreported
 	mutLossUnkept

@@ -4,10 +4,11 @@ package cache
 
 // Histories that catch a mutant sooner than others.
 const (
-	inOrdered = "ordered" // devices are ordered
-	inVanish  = "vanish"  // the SSD vanishes
-	inGone    = "gone"    // backing devices go away
-	inPins    = "pins"    // much is pinned
+	inOrdered = "ordered"   // devices are ordered
+	inVanish  = "vanish"    // the SSD vanishes
+	inGone    = "gone"      // backing devices go away
+	inPins    = "pins"      // much is pinned
+	inBoth    = "both fail" // flushes of the SSD fail, and changes of backing devices
 )
 
 // mutants says what each of them does. Some matter only together with a fault or in a race.
@@ -64,6 +65,7 @@ var mutants = [numMutants]struct{ name, what, in string }{
 	mutFlushBelieved:   {"flush-believed", "after a flush of the SSD that has failed the next one counts", ""},
 	mutNotWrittenAgain: {"not-written-again", "what a failed flush was to cover is not written again", ""},
 
+	mutFailedChangeKept:   {"failed-change-kept", "a failed change leaves the pending ring as it was", inBoth},
 	mutLossForgotten:      {"loss-forgotten", "what a backing device may have lost is not written back again", inGone},
 	mutLossUnreported:     {"loss-unreported", "no FLUSH fails for what a backing device has lost", inGone},
 	mutLossUnkept:         {"loss-unkept", "a loss that no FLUSH has told of is forgotten when the daemon is killed", inGone},

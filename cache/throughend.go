@@ -127,6 +127,9 @@ func (c *Cache) keepDirty(b *Backing, first, last Block) {
 		return
 	}
 	b.dropPending(first, last)
+	if mutated(mutFailedChangeKept) {
+		return
+	}
 	for _, k := range c.journal.dirtyPending(dirty) {
 		if c.lost() { // else settleLoss finds it
 			c.markUnsafe(b, k)

@@ -133,6 +133,10 @@ func (h *hunt) special(seed uint64) (string, error) {
 		c = NewVanishConfig(seed)
 	case "gone":
 		c.Vanish, c.Gone, c.Through, c.Faults, c.FaultRate = 0, 200, seed%2 == 0, 0, 0
+	case "both fail":
+		c.Vanish, c.Gone, c.Ordered, c.Through = 0, 0, false, true
+		c.ModeChanges, c.Attributes, c.Pinning = false, false, false
+		c.Faults, c.FaultRate = 1<<FaultSSDFlush|1<<FaultBackingWrite, 600
 	case "pins":
 		c.Vanish, c.Gone, c.Ordered = 0, 0, false
 		c.pin()
