@@ -196,8 +196,8 @@ func (c *Cache) cleanSlot(b *Backing, p pendingSlot) bool {
 	s := c.index.stripeOf(p.k.backing(), p.k.block())
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e, ok := c.index.find(p.k)
-	if !ok || e.slot != p.slot || e.st&stPending == 0 {
+	e, ok := c.findIn(p.k, p.slot, p.life)
+	if !ok || e.st&stPending == 0 {
 		return false
 	}
 	if s.locked(b.id, p.k.block(), lockThrough) {

@@ -31,6 +31,9 @@ type bucket struct {
 	emptying atomic.Bool  // eviction has chosen it: nothing in it can be pinned any more
 	state    bucketState  // guarded by allocator.mu
 	fifoNext BucketID     // guarded by allocator.mu
+	// life counts how often it became free. Whoever remembers a slot for longer than its bucket is held by a
+	// dirty block or a pin has to compare it: the slot may have been used again, and for the same block.
+	life atomic.Uint32
 
 	// Guarded by journal.mu: the first change that no summary of the bucket has, and the queue.
 	dirtyLSN  LSN
@@ -134,6 +137,7 @@ func (a *allocator) addFree(b BucketID) {
 	a.mu.Lock()
 	k := &a.c.buckets[b]
 	k.emptying.Store(false)
+	k.life.Add(1)
 	if k.failed.Load() {
 		k.state = bucketRetired
 	} else {
@@ -254,4 +258,14 @@ func (a *allocator) pushBack(b BucketID) {
 
 func (c *Cache) bucketOf(s Slot) BucketID {
 	return BucketID(int64(s) / c.geo.slotsPerBucket())
+}
+
+// lifeOf is the present life of the slot's bucket. It does not end while a block is in the slot.
+func (c *Cache) lifeOf(s Slot) uint32 { return c.buckets[c.bucketOf(s)].life.Load() }
+
+// findIn looks a block up that was in the slot in that life of its bucket, and reports whether it still is. Then
+// the slot has what it had: it is written once in a life. The stripe is locked.
+func (c *Cache) findIn(k key, s Slot, life uint32) (e entry, ok bool) {
+	e, ok = c.index.find(k)
+	return e, ok && e.slot == s && c.lifeOf(s) == life
 }

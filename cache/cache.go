@@ -174,6 +174,7 @@ type Backing struct {
 type pendingSlot struct {
 	k     key
 	slot  Slot
+	life  uint32 // of the slot's bucket
 	wrote uint64 // a flush that covers this change makes the slot clean
 }
 
@@ -269,6 +270,11 @@ func (b *Backing) relyOn(n uint64) {
 			return
 		}
 	}
+}
+
+// pend queues the slot of a block for cleaning as addPending does. The stripe is locked.
+func (c *Cache) pend(b *Backing, k key, s Slot, wrote, losses uint64) bool {
+	return b.addPending(pendingSlot{k: k, slot: s, life: c.lifeOf(s), wrote: wrote}, losses)
 }
 
 // addPending queues a slot for cleaning after the next backing flush; false if too many wait, or if

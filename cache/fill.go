@@ -66,7 +66,7 @@ func (p *readPiece) insert(l *Lane) {
 				slot := r.first + Slot(j)
 				lost := p.losses != b.losses.Load() // then a flush since does not vouch for it
 				if n := b.unflushed(blk); (n != 0 || lost) && !mutated(mutFillUnflushed) {
-					if !lost && !b.addPending(pendingSlot{k, slot, n}, p.losses) {
+					if !lost && !c.pend(b, k, slot, n, p.losses) {
 						continue
 					}
 					if st |= stDirty; !lost {

@@ -434,6 +434,9 @@ func (d *doctor) cleanLost(b *Backing, now int64, hope bool) {
 	b.mu.Lock()
 	left := b.mu.pending[:0]
 	for _, p := range b.mu.pending {
+		if p.life != c.lifeOf(p.slot) {
+			continue // the slot has been used again
+		}
 		if p.wrote > covered {
 			late = true
 		}
@@ -484,7 +487,7 @@ func (d *doctor) cleanLost(b *Backing, now int64, hope bool) {
 		case s.locked(b.id, k.block(), lockThrough):
 			// Being changed: it goes, or is clean when that has failed.
 			delete(slots, slot)
-			again = append(again, pendingSlot{k, slot, covered})
+			again = append(again, pendingSlot{k: k, slot: slot, life: c.lifeOf(slot), wrote: covered})
 		default:
 			c.setState(b, e, e.st&^(stDirty|stPending))
 		}

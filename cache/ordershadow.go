@@ -79,7 +79,7 @@ func (c *Cache) settleOne(b *Backing, v queued, wrote, losses uint64) {
 		return
 	}
 	e := entry{slot: v.slot, st: st}
-	if st&stBad == 0 && b.addPending(pendingSlot{v.k, v.slot, wrote}, losses) {
+	if st&stBad == 0 && c.pend(b, v.k, v.slot, wrote, losses) {
 		c.setState(b, e, st&^stQueued|stPending)
 		return
 	}

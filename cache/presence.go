@@ -180,8 +180,7 @@ func (c *Cache) lose(b *Backing, told bool) {
 	for _, p := range pending {
 		s := c.index.stripeOf(b.id, p.k.block())
 		s.mu.Lock()
-		e, ok := c.index.find(p.k)
-		if ok && e.slot == p.slot && e.st&stPending != 0 {
+		if e, ok := c.findIn(p.k, p.slot, p.life); ok && e.st&stPending != 0 {
 			c.setState(b, e, e.st&^stPending)
 		}
 		s.mu.Unlock()

@@ -82,7 +82,7 @@ func (t *through) mapCopy(l *Lane, s *stripe, k *rangeLock) {
 					slot: run.first + Slot(j), st: fullMask | stDirty, sum: t.sums[i],
 					owner: t.r.way.tenant,
 				}
-				if b.addPending(pendingSlot{makeKey(b.id, blk), e.slot, t.wrote}, t.losses) {
+				if l.c.pend(b, makeKey(b.id, blk), e.slot, t.wrote, t.losses) {
 					e.st |= stPending
 				} // else writeback will write it once more
 				if mutated(mutPendingIsClean) {

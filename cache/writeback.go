@@ -231,7 +231,8 @@ type batch struct {
 	// losses is Backing.losses when the writing began.
 	losses uint64
 	ents   [regionBlocks]entry
-	buf    []byte // the region, each block at its place
+	lives  [regionBlocks]uint32 // of the buckets of their slots: a slot may be used again while its block is written
+	buf    []byte               // the region, each block at its place
 	step   batchStep
 	waits  int
 	need   LSN
@@ -308,6 +309,7 @@ func (t *batch) run(l *Lane, err error) {
 		t.live[i] = ok && e.slot == d.slot && e.st&(stDirty|stPending|stBad|stQueued) == stDirty
 		t.ents[i] = e
 		if t.live[i] {
+			t.lives[i] = c.lifeOf(e.slot)
 			c.buckets[c.bucketOf(e.slot)].pins.Add(1)
 		}
 	}
@@ -431,12 +433,11 @@ func (t *batch) finish(l *Lane) {
 			continue
 		}
 		done++
-		e, ok := c.index.find(d.k)
-		if mutated(mutRewrittenClean) && ok {
-			d.slot = e.slot
+		e, ok := c.findIn(d.k, d.slot, t.lives[i])
+		if mutated(mutRewrittenClean) {
+			e, ok = c.index.find(d.k)
 		}
-		if ok && e.slot == d.slot && e.st&(stDirty|stPending) == stDirty &&
-			t.b.addPending(pendingSlot{d.k, d.slot, wrote}, t.losses) {
+		if ok && e.st&(stDirty|stPending) == stDirty && c.pend(t.b, d.k, e.slot, wrote, t.losses) {
 			st := e.st | stPending
 			if st&stBad != 0 && !mutated(mutBadKept) { // it was read just before the SSD lost it
 				st = st&^(stBad|stPinned) | stLeave // what the SSD fails loses its pin
