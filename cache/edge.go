@@ -24,6 +24,7 @@ type edge struct {
 	want  uint64 // the probe of the SSD whose outcome is waited for, 0 if none is
 	gone  bool   // it fails for lack of an SSD
 	away  bool   // what it waits for was not read because the SSD was away: that is no verdict
+	held  bool   // the slot is pinned: it must not be used again before it is judged
 	next  *edge
 }
 
@@ -134,7 +135,7 @@ func (g *edge) direct(l *Lane) {
 func (g *edge) opDone(l *Lane, _ *Op, err error) {
 	switch g.step {
 	case edgeSlot:
-		l.c.unpin(g.e.slot)
+		g.held = true
 		if err != nil {
 			l.ssdReadFailed(g.b, g.e.slot, 1, err)
 			g.away = !ofBucket(err)
@@ -143,6 +144,7 @@ func (g *edge) opDone(l *Lane, _ *Op, err error) {
 			g.untrusted(l, err != nil)
 			return
 		}
+		g.unpin(l)
 		g.haveSlot(l)
 	case edgeBacking:
 		if err != nil {
@@ -164,6 +166,13 @@ func (g *edge) opDone(l *Lane, _ *Op, err error) {
 		g.finish(l, err)
 	case edgeStore:
 		g.finish(l, err)
+	}
+}
+
+func (g *edge) unpin(l *Lane) {
+	if g.held {
+		l.c.unpin(g.e.slot)
+		g.held = false
 	}
 }
 
@@ -233,9 +242,13 @@ func (g *edge) merge(l *Lane, have state) {
 
 // untrusted goes on after the slot was not returned right, or, with failed, not at all.
 func (g *edge) untrusted(l *Lane, failed bool) {
-	switch l.distrust(g.b, g.key(), g.e.slot, failed) {
-	case distrustUnsure:
+	result := l.distrust(g.b, g.key(), g.e.slot, failed)
+	if result == distrustUnsure {
 		g.await(l)
+		return
+	}
+	g.unpin(l)
+	switch result {
 	case distrustLost:
 		g.lost(l)
 	case distrustChanged:
@@ -308,11 +321,13 @@ func (g *edge) run(l *Lane, _ error) {
 	switch {
 	case l.c.lost() || g.want == 0:
 		g.want = 0
+		g.unpin(l)
 		g.lookUp(l)
 	case l.c.ssdHealth.good.Load() < g.want:
 		g.park(l)
 	case g.away:
 		g.want, g.away = 0, false
+		g.unpin(l)
 		g.lookUp(l)
 	default:
 		g.want = 0

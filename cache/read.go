@@ -323,9 +323,10 @@ func (p *readPiece) opDone(l *Lane, op *Op, err error) {
 	p.opsDone(l)
 }
 
-// verify checks the blocks that came from the SSD and marks those to be read again.
+// verify checks the blocks that came from the SSD and marks those to be read again, which stay pinned: when they
+// are judged, their slots must not have been used again.
 func (p *readPiece) verify(l *Lane, op *Op, i, n int, err error) {
-	c := l.c
+	c, good := l.c, int32(0)
 	for j := i; j < i+n; j++ {
 		bad := err != nil
 		if !bad && c.checksums && op.Mem != nil && !mutated(mutNoVerify) {
@@ -334,6 +335,8 @@ func (p *readPiece) verify(l *Lane, op *Op, i, n int, err error) {
 		}
 		if bad {
 			p.again[j/64] |= 1 << (j % 64)
+		} else {
+			good++
 		}
 		if err != nil && n > 1 && !errors.Is(err, errStuck) && !mutated(mutGroupLost) {
 			p.group[j/64] |= 1 << (j % 64)
@@ -344,7 +347,7 @@ func (p *readPiece) verify(l *Lane, op *Op, i, n int, err error) {
 		p.away = p.away || !ofBucket(err)
 		l.ssdReadFailed(p.r.b, p.slots[i], n, err)
 	}
-	c.buckets[c.bucketOf(p.slots[i])].pins.Add(-int32(n))
+	c.buckets[c.bucketOf(p.slots[i])].pins.Add(-good)
 }
 
 // opsDone ends an operation and goes to the next step after the last.
@@ -382,17 +385,23 @@ func (p *readPiece) readAgain(l *Lane) {
 		if p.again[i/64]&(1<<(i%64)) == 0 {
 			continue
 		}
+		slot := p.slots[i]
 		if p.group[i/64]&(1<<(i%64)) != 0 {
+			l.c.unpin(slot)
 			p.waits++
 			l.startReadEdge(p, i)
 			continue
 		}
 		k := makeKey(p.r.b.id, p.first+Block(i))
-		switch l.distrust(p.r.b, k, p.slots[i], p.failed) {
+		result := l.distrust(p.r.b, k, slot, p.failed)
+		if result != distrustUnsure {
+			l.c.unpin(slot)
+		}
+		switch result {
 		case distrustUnsure:
 			p.waits++
 			g := l.newReadEdge(p, i)
-			g.away = p.away
+			g.away, g.held = p.away, true
 			g.await(l)
 		case distrustLost:
 			p.fail(fmt.Errorf("block %d of %s: %w", p.first+Block(i), p.r.b.name, ErrDirtyBad))

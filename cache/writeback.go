@@ -358,7 +358,6 @@ func (t *batch) verify(l *Lane, i, n int, err error) {
 	}
 	failed := err != nil && (!t.wb.sure(l, t.b) || !ofBucket(err))
 	for j := i; j < i+n; j++ {
-		c.unpin(t.keys[j].slot)
 		bad := err != nil
 		if !bad && c.checksums {
 			bad = dataSum(t.at(j), uint64(t.keys[j].k)) != t.ents[j].sum
@@ -367,6 +366,7 @@ func (t *batch) verify(l *Lane, i, n int, err error) {
 			t.live[j] = false
 			l.distrust(t.b, t.keys[j].k, t.keys[j].slot, failed)
 		}
+		c.unpin(t.keys[j].slot)
 	}
 }
 
