@@ -113,5 +113,6 @@ func (t *through) restart(l *Lane) {
 	l.c.journal.unreserve(t.room)
 	l.c.loading.giveBack(t.marks)
 	t.unlock(l)
+	t.anew = true
 	t.window(l, span{t.span.off, t.span.len + t.rest.len})
 }

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"ubcache/attrs"
 )
 
 // TestOrderedWritesAgainFirst: what an ordered device has lost, and the SSD has, is there again, and flushed,
@@ -144,4 +146,46 @@ func (h *orderHarness) run(n int) {
 			h.step()
 		}
 	}
+}
+
+// TestOrderedPinAfterARetreat: a write over a pinned block that has to let go of its locks, and begins anew, leaves
+// it pinned.
+func TestOrderedPinAfterARetreat(t *testing.T) {
+	h := newOrderHarness(t, nil)
+	if err := h.c.SetMode(h.b.ID(), Writethrough); err != nil {
+		t.Fatal(err)
+	}
+	var pin attrs.Set
+	pin.SetHint(attrs.HintPin)
+	if err := h.do(&Request{Op: ReqRead, Off: 5 * BlockSize, Len: BlockSize, Data: page(1), Attrs: &pin}); err != nil {
+		t.Fatal(err)
+	}
+	h.settle()
+	if n := h.b.pinned.Load(); n != 1 {
+		t.Fatalf("%d blocks are pinned", n)
+	}
+	before := bytes.Clone(h.back)
+	h.write(7*BlockSize, page(2)) // not flushed
+	if err := h.c.SetMode(h.b.ID(), Writeback); err != nil {
+		t.Fatal(err)
+	}
+	h.write(9*BlockSize, page(3))
+	h.stuck = func(op *Op) bool { return op.Dev != SSD }
+	if err := h.c.SetMode(h.b.ID(), Writethrough); err != nil {
+		t.Fatal(err)
+	}
+	r := &Request{Op: ReqWrite, Off: 5 * BlockSize, Len: BlockSize, Data: page(4), Backing: h.b.ID()}
+	h.done = false
+	h.l.Submit(r) // waits for block 9
+	h.run(20)
+	h.c.SetPresence(h.b.ID(), Holding)
+	copy(h.back, before)
+	h.c.Lost(h.b.ID())
+	h.c.SetPresence(h.b.ID(), Present)
+	h.stuck = nil
+	h.until("the write", func() bool { return h.done })
+	if n := h.b.pinned.Load(); r.Err != nil || n != 1 {
+		t.Errorf("the write: %v, %d blocks are pinned", r.Err, n)
+	}
+	h.wantRead(5*BlockSize, page(4))
 }

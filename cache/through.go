@@ -37,6 +37,7 @@ type through struct {
 	// bare says that the change is made without the SSD, see lost.go; late that it had been made
 	// when the SSD was lost.
 	bare, late bool
+	anew       bool   // the window begins anew: its pinned blocks may have left the index already
 	wrote      uint64 // the change, as Backing.wrote counts
 	// losses is the smallest Backing.losses with which an operation of the change began.
 	losses uint64
@@ -135,7 +136,10 @@ func (t *through) window(l *Lane, s span) {
 	if t.whole.from > 0 || t.whole.to <= int(t.span.last()-t.span.first()) {
 		t.r.misplaced(attrs.ReasonNotCached)
 	}
-	t.clearPins()
+	if !t.anew {
+		t.clearPins()
+	}
+	t.anew = false
 	t.room = roomPerRegion * regions
 	if t.cache {
 		t.room += t.whole.to - t.whole.from
