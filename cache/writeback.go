@@ -145,6 +145,9 @@ func (wb *writeback) startBatch(now int64) bool {
 				n++
 			}
 			id := first.backing()
+			if r := wb.bg.orders[id]; r != nil && r.busy {
+				wb.rates[id] = 0 // it has begun since the last tick
+			}
 			if wb.rates[id] == 0 || wb.tokens[id] <= 0 {
 				if wb.rates[id] != 0 {
 					return false

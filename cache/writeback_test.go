@@ -1,6 +1,9 @@
 package cache
 
-import "testing"
+import (
+	"testing"
+	"time"
+)
 
 // TestBlockFoundTwice gives writeback a block in its old slot and in its new one, as a scan beside
 // writers may find it: a batch then has no more keys than a region has blocks.
@@ -60,5 +63,74 @@ func TestWritebackInPieces(t *testing.T) {
 			}
 		}
 		g.untilAll("the rest", len(g.begun))
+	}
+}
+
+// TestWritebackBesideAnOrder: writeback begins nothing on an ordered device whose queue is being written back, though
+// it was to when it last looked, and goes on because another device has ended something.
+func TestWritebackBesideAnOrder(t *testing.T) {
+	h := newOrderHarness(t, nil)
+	ordered := h.b
+	tun := DefaultTunables()
+	tun.SequentialCutoff, tun.WritebackDelay, tun.Ordered = 0, time.Hour, true
+	b, err := h.c.Attach(AttachOptions{
+		Name: "other", Mode: Writethrough, LBS: 512, Identity: Identity{Size: int64(len(h.back))},
+		Tunables: tun, UUID: UUID{0xc},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.set(func(t *Tunables) { t.Ordered = false })
+	h.until("the orders", func() bool { return !ordered.order.on.Load() && b.order.sound.Load() })
+	first := h.b
+	h.b = b
+	h.write(5*BlockSize, page(1))
+	h.fail = func(op *Op) error {
+		if op.Dev != SSD && op.Kind == OpWrite {
+			return errMedium
+		}
+		return nil
+	}
+	if err := h.do(&Request{Op: ReqWrite, Off: 5 * BlockSize, Len: BlockSize, Data: page(2)}); err == nil {
+		t.Fatal("the change has not failed")
+	}
+	h.fail = nil
+	if err := h.c.SetMode(b.ID(), Writeback); err != nil {
+		t.Fatal(err)
+	}
+	h.stuck = func(op *Op) bool { return op.Dev != SSD && op.Kind == OpWrite }
+	h.write(9*BlockSize, page(3))
+	h.b = first
+	for i := range int64(maxBatches + 1) {
+		h.write((i+1)*regionBytes, page(4))
+	}
+	h.flush()
+	if b.loose() != 1 || !b.order.based.Load() {
+		t.Fatalf("%d blocks are dirty and not in the queue", b.loose())
+	}
+	for _, id := range []BackingID{first.ID(), b.ID()} {
+		if err := h.c.SetDrain(id, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wb, busy := &h.l.bg.wb, false
+	h.stuck = func(op *Op) bool { return op.Dev == b.ID() && op.Kind == OpWrite }
+	for i := range 200 {
+		if i%20 == 0 {
+			h.tick()
+		}
+		h.step()
+		busy = busy || h.l.bg.orders[b.ID()].busy
+		if h.l.bg.orders[b.ID()].busy && wb.flyingOf[b.ID()] > 0 {
+			t.Fatal("both are at work")
+		}
+	}
+	if !busy {
+		t.Error("the queue was not written back")
+	}
+	h.stuck, h.b = nil, b
+	h.drain()
+	if h.back[9*BlockSize] != 3 || h.back[5*BlockSize] != 1 {
+		t.Errorf("the device has %d and %d", h.back[9*BlockSize], h.back[5*BlockSize])
 	}
 }
