@@ -30,7 +30,8 @@ import (
 //
 // A backing device that loses what it was not flushed for may lack such changes. Of those that the SSD has, which
 // are dirty again, the next flush promises that they stay. So they are written there again, and flushed, before
-// anything that comes later: the base is no longer there until then.
+// anything that comes later, and not overwritten on the SSD before: the base is no longer there until then. So it is
+// at a start, which does not know what the device had been flushed for.
 type order struct {
 	on   atomic.Bool // what is written is queued
 	want atomic.Bool // the setting; the background lane makes on follow it
@@ -45,6 +46,7 @@ type order struct {
 	broken  atomic.Int64 // times that the order was given up, see giveUp
 	based   atomic.Bool  // the backing device has all that was dirty before the queue began, and has not lost it
 	sound   atomic.Bool  // it is a consistent image
+	fresh   atomic.Bool  // the order began in this life: the backing device need not be an image yet
 
 	mu struct {
 		sync.Mutex
@@ -150,6 +152,9 @@ func (o *order) basedSince(doubts uint64) bool {
 	return ok
 }
 
+// image reports whether the backing device is a consistent image, or may have been one when the start found it.
+func (o *order) image() bool { return o.sound.Load() || !o.fresh.Load() }
+
 // waitBased reports true if the backing device lacks nothing that is to be written there before anything else,
 // or is no image yet. Otherwise w's owner asks again when that may have changed.
 func (o *order) waitBased(c *Cache, w *waiter) bool {
@@ -158,7 +163,7 @@ func (o *order) waitBased(c *Cache, w *waiter) bool {
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if q := &o.mu.ring; o.based.Load() || !o.on.Load() || c.lost() || !o.sound.Load() && q.len() == 0 {
+	if q := &o.mu.ring; o.based.Load() || !o.on.Load() || c.lost() || !o.image() && q.len() == 0 {
 		return true
 	}
 	w.lsn = 0
@@ -169,7 +174,7 @@ func (o *order) waitBased(c *Cache, w *waiter) bool {
 // lacking is how many blocks an ordered device may have lost since it was an image, which are to be written
 // there again.
 func (b *Backing) lacking() int64 {
-	if o := &b.order; !o.sound.Load() || o.based.Load() {
+	if o := &b.order; !o.on.Load() || !o.image() || o.based.Load() {
 		return 0
 	}
 	return max(b.loose(), 0)

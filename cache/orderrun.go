@@ -34,7 +34,6 @@ type orderRun struct {
 	sick   error // of the SSD
 	tries  int   // in which the SSD failed a read
 
-	fresh   bool // the order began in this life: the backing device need not be an image yet
 	begun   int64
 	retry   int64  // not before then, after an error
 	last    int64  // when tokens were counted

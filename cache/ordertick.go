@@ -61,7 +61,7 @@ func (r *orderRun) tick(now int64) (soon bool) {
 		o.mu.ring.grow(uint64(o.max.Load()))
 		o.on.Store(true)
 		o.mu.Unlock()
-		r.fresh = true
+		o.fresh.Store(true)
 		c.pokeBackground()
 		return true
 	case c.closing.Load():
@@ -89,7 +89,7 @@ func (r *orderRun) base(now int64) {
 	r.doubts = o.mu.doubts // before a look at what is dirty
 	o.mu.Unlock()
 	if r.b.loose() > 0 || r.bg.wb.flyingOf[r.b.id] > 0 {
-		if r.fresh && !o.sound.Load() || now < r.bg.wb.pause[r.b.id] {
+		if !o.image() || now < r.bg.wb.pause[r.b.id] {
 			r.giveUp() // it may take long, and nothing is lost by beginning anew
 		}
 		return // writeback is at it
@@ -132,7 +132,7 @@ func (r *orderRun) giveUp() (soon bool) {
 		return false
 	}
 	if j.reserveSettled() {
-		if o.sound.Load() || !r.fresh {
+		if o.image() {
 			o.broken.Add(1)
 		}
 		r.dissolve(true)

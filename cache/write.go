@@ -12,7 +12,8 @@ import (
 // them; for that the piece excludes all other changes of its blocks.
 //
 // Where no slot is to be had, or the SSD fails the write, it goes to the backing device. On an
-// ordered device it waits at first while too much is to be written back.
+// ordered device it waits at first while too much is to be written back. A block that such a device has lost, of
+// which the SSD has the only copy, is not overwritten before it is there again: see order.
 type writePiece struct {
 	r     *Request
 	span  span
@@ -38,6 +39,7 @@ const (
 	writeReserve writeStep = iota // waits for journal room
 	writeLock                     // waits for its blocks
 	writeData                     // the slots are being written
+	writeBase                     // waits until the ordered device has again what it has lost
 )
 
 func (l *Lane) startWrite(r *Request, s span) {
@@ -56,11 +58,22 @@ func (l *Lane) startWrite(r *Request, s span) {
 
 // run goes on from what the piece waited for.
 func (p *writePiece) run(l *Lane, err error) {
-	if p.step == writeLock {
+	o := &p.r.b.order
+	switch p.step {
+	case writeLock:
 		p.write(l)
 		return
+	case writeBase:
+		if err != nil && !errors.Is(err, ErrSSDLost) {
+			p.finish(l, err)
+			return
+		}
+		if err == nil && !o.waitBased(l.c, &p.w) {
+			l.c.pokeBackground()
+			return
+		}
+		p.step = writeReserve
 	}
-	o := &p.r.b.order
 	if lost := errors.Is(err, ErrSSDLost); p.room == 0 && o.on.Load() && !lost {
 		if err != nil { // nothing can be written back
 			p.finish(l, err)
@@ -195,7 +208,8 @@ func (p *writePiece) opsDone(l *Lane, err error) {
 	if p.err == nil && l.c.lost() {
 		p.err = ErrSSDLost
 	}
-	if p.err == nil && (!mutated(mutRecordBeforeData) || l.c.checksums || p.partial()) {
+	early := p.err == nil && p.lost == nil && p.overLacking(l)
+	if !early && p.err == nil && (!mutated(mutRecordBeforeData) || l.c.checksums || p.partial()) {
 		p.insert(l, s)
 	}
 	s.release(&p.lock)
@@ -208,6 +222,11 @@ func (p *writePiece) opsDone(l *Lane, err error) {
 	case p.err != nil:
 		l.ssdWriteFailed(p.r.b, p.runs, p.err)
 		p.through(l, p.n)
+	case early: // all of it again
+		l.c.journal.unreserve(p.n)
+		l.dropRuns(p.runs)
+		p.runs, p.step = p.runs[:0], writeBase
+		p.run(l, nil)
 	default:
 		p.r.touched |= touchedSSD
 		p.r.reached |= reachedSSD
@@ -215,6 +234,22 @@ func (p *writePiece) opsDone(l *Lane, err error) {
 		l.dropRuns(p.runs)
 		p.finish(l, nil)
 	}
+}
+
+// overLacking reports whether the write would replace what an ordered device has lost. A FLUSH may have promised that
+// since, and what comes after the FLUSH may be there before the new version has its turn. The stripe is locked.
+func (p *writePiece) overLacking(l *Lane) bool {
+	b := p.r.b
+	if o := &b.order; o.based.Load() || !o.on.Load() || !o.sound.Load() {
+		return false // what is dirty at a start may be much, and the device is no image by then
+	}
+	for i := range p.n {
+		e, ok := l.c.index.find(makeKey(b.id, p.first+Block(i)))
+		if ok && e.st&(stDirty|stPending|stBad|stQueued) == stDirty {
+			return true
+		}
+	}
+	return false
 }
 
 // insert points the index to the new slots. The stripe is locked.
