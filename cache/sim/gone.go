@@ -238,6 +238,9 @@ func (m *model) loses(kept func(sector int) bool, before, after []byte) (real bo
 			continue
 		}
 		if s.flying == 0 && kept(i) {
+			if len(s.legal) == 1 {
+				m.order.there(i, s.legal[0], false)
+			}
 			continue
 		}
 		if at := i * sectorSize; s.flying == 0 && s.legal.matches(before[at:], i) && !s.legal.matches(after[at:], i) {

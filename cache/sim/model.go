@@ -259,7 +259,9 @@ func (m *model) readDone(r *modelRead, data []byte) error {
 		s.legal = s.legal.without(other)
 		if s.changed < m.cut {
 			// What a crash left and a read has shown, another crash does not change.
-			s.durable = s.durable.without(other)
+			if s.durable = s.durable.without(other); len(s.legal) == 1 {
+				m.order.there(n, s.legal[0], true)
+			}
 		}
 	}
 	return nil

@@ -24,6 +24,7 @@ type orderModel struct {
 	writes  map[uint64]*orderWrite // by version number
 	sectors [][]*orderWrite        // what was written to each
 	flushes []orderFlush           // acknowledged, in the order of that
+	again   []*orderWrite          // what is there though it may have been lost: of one sector each
 }
 
 type orderWrite struct {
@@ -32,6 +33,7 @@ type orderWrite struct {
 	ended  uint64 // 0 while it is in flight
 	acked  uint64 // 0 if it was not, or has perhaps been lost: then it makes nothing else old
 	fua    bool
+	stays  bool // no power cut takes it
 }
 
 type orderFlush struct {
@@ -127,6 +129,22 @@ func (p promise) covers(w *orderWrite) bool {
 	return w.acked != 0 && (w.acked <= p.issued || w.fua && w.acked < p.at)
 }
 
+// there notes that a sector has that version, though it may have been lost: the next flush promises it. stays says that
+// no power cut takes it any more.
+func (o *orderModel) there(sector int, v version, stays bool) {
+	if o == nil {
+		return
+	}
+	o.clock++
+	for i, w := range o.sectors[sector] {
+		if w.number == v.number && w.number != 0 {
+			n := *w // of the other sectors nobody knows
+			n.acked, n.fua, n.stays = o.clock, false, stays
+			o.sectors[sector][i], o.again = &n, append(o.again, &n)
+		}
+	}
+}
+
 // powerCut may have taken what no flush has promised.
 func (o *orderModel) powerCut() {
 	if o == nil {
@@ -141,6 +159,11 @@ func (o *orderModel) powerCut() {
 	}
 	for _, w := range o.writes {
 		if !p.covers(w) {
+			w.acked = 0
+		}
+	}
+	for _, w := range o.again {
+		if !p.covers(w) && !w.stays {
 			w.acked = 0
 		}
 	}
