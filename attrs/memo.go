@@ -31,31 +31,37 @@ func (m *remembered) is(b []byte) bool {
 	return true
 }
 
-// Short is an encoding of a few bytes as they lie in memory: in two halves, as arrays of four words are compared
-// without a call. It is not to be changed.
-type Short [2][4]uint64
+// Short is an encoding of a few bytes as they lie in memory, with zeroes behind it. It is not to be changed.
+type Short [8]uint64
 
 const shortBytes = int(unsafe.Sizeof(Short{}))
 
 // CopyTo copies it, and more than it has, to the start of b, where there must be room for all of it. To copy a number of
-// bytes that is known beforehand is faster.
+// bytes that is known beforehand is faster. The second half is mostly there already: then it is left alone, so that a
+// processor that has read it need not read it again.
 func (s *Short) CopyTo(b []byte) {
 	to := (*Short)(unsafe.Pointer((*[shortBytes]byte)(b)))
-	*to = *s
-}
-
-// isShort is is for the first n bytes of b, which has the room of a Short: it compares all of that, as what is behind
-// the n bytes is most likely the same, too. If it is not, the answer is false.
-func (m *remembered) isShort(b []byte, n int) bool {
-	x, y := (*Short)(unsafe.Pointer((*[shortBytes]byte)(b))), (*Short)(unsafe.Pointer(&m.raw))
-	return n == m.n && uint(n-1) < uint(shortBytes) && x[0] == y[0] && x[1] == y[1]
-}
-
-func (m *remembered) short() (*Short, int) {
-	if m.n > shortBytes {
-		return nil, 0
+	*(*[4]uint64)(to[:]) = [4]uint64(s[:])
+	if (s[4]^to[4])|(s[5]^to[5])|(s[6]^to[6])|(s[7]^to[7]) != 0 {
+		*(*[4]uint64)(to[4:]) = [4]uint64(s[4:])
 	}
-	return (*Short)(unsafe.Pointer(&m.raw)), m.n
+}
+
+// Other is 0 if o has the same bytes. It is one question, as mostly it has.
+func (s *Short) Other(o *Short) uint64 {
+	return (s[0] ^ o[0]) | (s[1] ^ o[1]) | (s[2] ^ o[2]) | (s[3] ^ o[3]) |
+		(s[4] ^ o[4]) | (s[5] ^ o[5]) | (s[6] ^ o[6]) | (s[7] ^ o[7])
+}
+
+// NoShort is the length of what is no Short: that it has the top bit is enough to know it by.
+const NoShort = 1 << 31
+
+func (m *remembered) short() (*Short, uint32) {
+	n := uint32(m.n)
+	if uint(m.n-1) >= uint(shortBytes) {
+		n = NoShort
+	}
+	return (*Short)(unsafe.Pointer(&m.raw)), n
 }
 
 // set remembers b, if it can.
@@ -79,8 +85,9 @@ type SetDecoder struct {
 // somebody else changes meanwhile.
 func (d *SetDecoder) Is(b []byte) bool { return d.last.is(b) }
 
-// IsShort is Is for the first n bytes of b, written by [Short.CopyTo]. It may return false even so.
-func (d *SetDecoder) IsShort(b []byte, n int) bool { return d.last.isShort(b, n) }
+// Last is what was decoded last, and its length, or NoShort. What has the same length and begins with the same is the
+// same set.
+func (d *SetDecoder) Last() (*Short, uint32) { return d.last.short() }
 
 // Again decodes that once more.
 func (d *SetDecoder) Again(s *Set) {
@@ -117,8 +124,8 @@ type ResultsDecoder struct {
 // Is is [SetDecoder.Is].
 func (d *ResultsDecoder) Is(b []byte) bool { return d.raw.is(b) }
 
-// IsShort is Is for the first n bytes of b, written by [Short.CopyTo]. It may return false even so.
-func (d *ResultsDecoder) IsShort(b []byte, n int) bool { return d.raw.isShort(b, n) }
+// Short is what Last was decoded from, and its length, or NoShort.
+func (d *ResultsDecoder) Short() (*Short, uint32) { return d.raw.short() }
 
 // Last are the results that were decoded last, not to be changed.
 func (d *ResultsDecoder) Last() *Results { return &d.last }
@@ -146,10 +153,10 @@ type ResultsEncoder struct {
 	raw    remembered
 }
 
-// Short is the encoding of results that repeat the last ones encoded, if it fits. It has n bytes; else n is 0.
-func (e *ResultsEncoder) Short(r *Results) (p *Short, n int) {
+// Short is the encoding of results that repeat the last ones encoded, and its length, or NoShort.
+func (e *ResultsEncoder) Short(r *Results) (*Short, uint32) {
 	if !e.same(r) {
-		return nil, 0
+		return nil, NoShort
 	}
 	return e.raw.short()
 }

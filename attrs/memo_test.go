@@ -296,7 +296,8 @@ func TestShort(t *testing.T) {
 		t.Fatal(err)
 	}
 	slot := bytes.Repeat([]byte{0xee}, MaxBytes)
-	words, n := set.Short()
+	words, size := set.Short()
+	n := int(size)
 	words.CopyTo(slot)
 	if !bytes.Equal(slot[:n], encoded(short)) || !bytes.Equal(slot[n:unsafe.Sizeof(*words)], make([]byte, unsafe.Sizeof(*words)-uintptr(n))) {
 		t.Errorf("a set of %d bytes goes out as % x", n, slot[:unsafe.Sizeof(*words)])
@@ -308,8 +309,12 @@ func TestShort(t *testing.T) {
 		if err := dec.Decode(&s, encoded(text)); err != nil {
 			t.Fatal(err)
 		}
-		if got := dec.IsShort(slot, n); got != (text == short) {
+		last, size := dec.Last()
+		if got := int(size) == n && last.Other(words) == 0; got != (text == short) {
 			t.Errorf("after %q it is the same: %v", text, got)
+		}
+		if text == long && size != NoShort {
+			t.Errorf("a set of %d bytes is short", size)
 		}
 		var r Results
 		r.Begin(&s, Request{Direction: Read, Bytes: BlockSize}, Device(9))
@@ -319,7 +324,7 @@ func TestShort(t *testing.T) {
 		if _, err := e.Encode(&r, make([]byte, MaxBytes)); err != nil {
 			t.Fatal(err)
 		}
-		if words, n := e.Short(&r); n != 0 {
+		if words, n := e.Short(&r); n != NoShort {
 			b := make([]byte, MaxBytes)
 			words.CopyTo(b)
 			if !bytes.Equal(b[n:], make([]byte, MaxBytes-n)) {
@@ -329,7 +334,15 @@ func TestShort(t *testing.T) {
 			t.Error("the answer is not short")
 		}
 	}
-	if dec.IsShort(slot, n+8) || dec.IsShort(slot, 0) {
-		t.Error("a set of another length is the same")
+	for i := range words {
+		if other := *words; true {
+			other[i] ^= 1 << (9 * i)
+			if words.Other(&other) == 0 {
+				t.Errorf("word %d is not compared", i)
+			}
+		}
+	}
+	if _, size := new(SetDecoder).Last(); size != NoShort {
+		t.Errorf("nothing has %d bytes", size)
 	}
 }

@@ -68,10 +68,10 @@ func (s *Set) Prepare() {
 	}
 }
 
-// Short is the encoding of a set that was prepared and is not changed since, if it fits. It has n bytes; else n is 0.
-func (s *Set) Short() (p *Short, n int) {
+// Short is the encoding of a set that was prepared and is not changed since, and its length, or NoShort.
+func (s *Set) Short() (*Short, uint32) {
 	if s.ready == nil {
-		return nil, 0
+		return nil, NoShort
 	}
 	return s.ready.short()
 }

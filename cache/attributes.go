@@ -308,13 +308,14 @@ func (r *Request) ordered() bool {
 // full reports whether the device may make no more dirty data.
 func (l *Lane) full(b *Backing) bool { return l.c.dirty.Load() >= b.dirtyMax.Load() }
 
-// admits reports whether the data of a request enters the cache. The detector sees every request.
-// What idle requests read is not worth a write beside requests of class rt, unless they insist.
+// admits reports whether the data of a request enters the cache. The detector does not see requests that it has no
+// say in, which would only take the places of streams. What idle requests read is not worth a write beside requests of
+// class rt, unless they insist.
 func (l *Lane) admits(r *Request) bool {
-	seq := l.sequential(r)
 	if r.way.admit != admitPolicy {
 		return r.way.admit == admitAlways
 	}
+	seq := l.sequential(r)
 	yields := r.Op == ReqRead && r.job.Class == policy.Idle && l.contention(r.started).RT
 	return !seq && !yields
 }

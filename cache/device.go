@@ -133,8 +133,8 @@ type Request struct {
 	// Without Data checksums are not looked at (attrs.ReasonHidden).
 	Data []byte
 	// Target, for a read with Data, is the client's memory, as long as Data; nil if there is none. Others may change
-	// it or take it away at any time. Blocks that the SSD has are read straight into it and checked there; whatever
-	// else is to be done with the data is done in Data. Placed says, at Driver.Finish, that a read which succeeded
+	// it or take it away at any time: the lane's goroutine has faults as panics ([hostile.Always]). Blocks that the SSD
+	// has are read straight into it and checked there; whatever else is to be done with the data is done in Data. Placed says, at Driver.Finish, that a read which succeeded
 	// has left its data in Target; else it is in Data.
 	Target []byte
 	Placed bool

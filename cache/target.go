@@ -2,7 +2,6 @@ package cache
 
 import (
 	"fmt"
-	"runtime/debug"
 	"syscall"
 	"unsafe"
 
@@ -48,14 +47,19 @@ func (p *readPiece) checkPlaced(l *Lane, op *Op, i, n int, err error) {
 
 // placedRight compares blocks [i, i+n), which are in mem, with their checksums.
 func (p *readPiece) placedRight(mem []byte, i, n int) (right bool, err error) {
-	defer hostile.Guard(&err, debug.SetPanicOnFault(true))
-	for j := range n {
-		k := makeKey(p.r.b.id, p.first+Block(i+j))
-		if dataSum(mem[j*BlockSize:][:BlockSize], uint64(k)) != p.sums[i+j] {
-			return false, nil
+	touching := true
+	defer func() {
+		if touching {
+			err = hostile.Fault(recover())
 		}
+	}()
+	right = true
+	for j := 0; j < n && right; j++ {
+		k := makeKey(p.r.b.id, p.first+Block(i+j))
+		right = dataSum(mem[j*BlockSize:][:BlockSize], uint64(k)) == p.sums[i+j]
 	}
-	return true, nil
+	touching = false
+	return right, nil
 }
 
 // placed ends the reads into the client's memory, or begins anew with the engine's.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"os"
+	"runtime/debug"
 	"syscall"
 	"testing"
 	"time"
@@ -204,6 +205,7 @@ func TestTargetBadSSD(t *testing.T) {
 // TestTargetGone: memory that the client takes away raises SIGBUS when it is looked at, or copied to. The read fails then,
 // and no more.
 func TestTargetGone(t *testing.T) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	f, err := os.CreateTemp(t.TempDir(), "")
 	if err != nil {
 		t.Fatal(err)

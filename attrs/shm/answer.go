@@ -74,7 +74,7 @@ func answerAgain(list []*Request, device uint32) (n int) {
 			break
 		}
 		body, size := q.Memo.results.Short(&q.Results)
-		if size == 0 {
+		if size == attrs.NoShort {
 			break
 		}
 		a := &q.view.at(q.page).answers[0]
@@ -82,7 +82,7 @@ func answerAgain(list []*Request, device uint32) (n int) {
 			break
 		}
 		body.CopyTo(a.body[:])
-		a.finish(q, 0, size)
+		a.finish(q, 0, int(size))
 		n++
 	}
 	touching = false

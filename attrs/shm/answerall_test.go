@@ -1,6 +1,7 @@
 package shm
 
 import (
+	"runtime/debug"
 	"testing"
 
 	"ubcache/attrs"
@@ -9,6 +10,7 @@ import (
 // TestAnswerAll answers requests at once of which some are answered as the ones before, and others are not: whose set
 // is another one, who said nothing, whose first slot another device has, and whose memory is gone.
 func TestAnswerAll(t *testing.T) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	r, v := pair(t, Options{Bytes: 1 << 20})
 	gone := truncated(t)
 	same, err := attrs.ParseSet("hint=cache,tenant=7")

@@ -49,7 +49,8 @@ func (r *Region) Collect(t Ticket, c *Collector) *attrs.Results {
 	if uint64(t.start)%PageBytes+uint64(t.length) <= PageBytes { // nearly all
 		p := r.at(int(uint64(t.start) / PageBytes))
 		a := &p.answers[0]
-		if p.more()|a.other(t) == 0 && c.last.IsShort(a.body[:], int(a.bytes)) {
+		last, n := c.last.Short()
+		if p.more()|a.other(t)|(a.bytes^n)|n>>31 == 0 && last.Other(a.body.short()) == 0 {
 			p.empty()
 			return c.last.Last()
 		}

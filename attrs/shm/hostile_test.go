@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ubcache/attrs"
+	"ubcache/attrs/shm/hostile"
 )
 
 // truncated is a view of memory that its owner has taken away: what seals prevent, and what access
@@ -62,6 +63,17 @@ func TestBusError(t *testing.T) {
 				t.Errorf("%s leaves faults of the goroutine as panics", name)
 			}
 		}
+	}
+}
+
+// TestBusErrorAlways: the fast way of a server's thread, which has faults as panics, survives one, too.
+func TestBusErrorAlways(t *testing.T) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(false))
+	hostile.Always()
+	v := truncated(t)
+	defer v.Close()
+	if _, err := v.Read(&Request{Memo: new(Memo)}, 0, PageBytes); !errors.Is(err, ErrFault) {
+		t.Errorf("%v, want %v", err, ErrFault)
 	}
 }
 

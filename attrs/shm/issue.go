@@ -24,13 +24,13 @@ func (r *Region) Issue(off int64, n int, s *attrs.Set) (Ticket, error) {
 	// Nearly all requests are of one page, with a set that was prepared and is short.
 	body, size := s.Short()
 	page := uint64(off) / PageBytes
-	if size == 0 || page >= uint64(r.pages) || uint64(n) > PageBytes-uint64(off)%PageBytes {
+	if size == attrs.NoShort || page >= uint64(r.pages) || uint64(n) > PageBytes-uint64(off)%PageBytes {
 		return r.issue(off, n, s)
 	}
 	p := r.at(int(page))
 	body.CopyTo(p.set.body[:])
 	t := Ticket{start: off, length: int64(n), seq: r.nextSeq()}
-	p.name(t, uint32(page), 0, uint32(size))
+	p.name(t, uint32(page), 0, size)
 	return t, nil
 }
 

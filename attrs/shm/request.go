@@ -24,8 +24,8 @@ type Request struct {
 	start, length int64 // of the piece, in the data area
 	page          int   // that it begins in
 	seq           uint32
-	body          [BodyBytes]byte // Set refers to it, if that came in one slot
-	long          *long           // nil until something does not fit one slot
+	body          slotBody // Set refers to it, if that came in one slot
+	long          *long    // nil until something does not fit one slot
 }
 
 // long has a set, to which Request.Set refers then, and an answer that take several slots. That is rare, and a server
@@ -40,7 +40,7 @@ func (q *Request) longer() *long {
 }
 
 // Memo is what a server's thread remembers from one request to the next: what clients say is mostly the same, and
-// so is what they are answered. The zero value is ready.
+// so is what they are answered. The zero value is ready. The thread's faults are panics: [hostile.Always].
 type Memo struct {
 	sets    attrs.SetDecoder
 	results attrs.ResultsEncoder
@@ -71,12 +71,14 @@ func (v *View) Read(q *Request, off, n int64) (int64, error) {
 		q.Set.Clear()
 		return 0, ErrPlace
 	}
-	switch done, err := v.readMost(q); {
-	case err != nil:
-		q.Set.Clear()
-		return 0, err
-	case done:
-		return n, nil
+	if q.Memo != nil {
+		switch done, err := v.readMost(q); {
+		case err != nil:
+			q.Set.Clear()
+			return 0, err
+		case done:
+			return n, nil
+		}
 	}
 	h, err := v.head(q, q.page)
 	if err != nil {
@@ -103,9 +105,9 @@ func (v *View) Read(q *Request, off, n int64) (int64, error) {
 // readMost reads what most requests are: without attributes and of one page, or just what was asked for with the same
 // said as of the one before. It returns false for all others.
 func (v *View) readMost(q *Request) (done bool, err error) {
-	was, touching := debug.SetPanicOnFault(true), true
+	touching := true
 	defer func() {
-		if debug.SetPanicOnFault(was); touching {
+		if touching {
 			err = hostile.Fault(recover())
 		}
 	}()
@@ -114,12 +116,11 @@ func (v *View) readMost(q *Request) (done bool, err error) {
 	// As this is mostly so, it is one question.
 	other := (atomic.LoadUint64(&s.start) ^ uint64(q.start)) | (uint64(atomic.LoadUint32(&s.length)) ^ uint64(q.length)) |
 		uint64(atomic.LoadUint32(&s.first)^uint32(q.page)) | uint64(atomic.LoadUint32(&s.number))
-	switch {
-	case seq == 0:
+	if seq == 0 {
 		if done = uint64(q.start)%PageBytes+uint64(q.length) <= PageBytes; done {
 			q.Set.Clear()
 		}
-	case q.Memo != nil && other == 0 && q.Memo.sets.IsShort(s.body[:], int(size)):
+	} else if last, n := q.Memo.sets.Last(); other|uint64(size^n|n>>31)|last.Other(s.body.short()) == 0 {
 		done, q.seq = true, seq
 		q.Memo.sets.Again(&q.Set)
 	}

@@ -3,6 +3,8 @@ package shm
 import (
 	"sync/atomic"
 	"unsafe"
+
+	"ubcache/attrs"
 )
 
 // pageSlots are the slots of a page as they lie in memory, which both sides change: little-endian, as the
@@ -19,7 +21,7 @@ type setSlot struct {
 	length, number uint32
 	setBytes       uint32
 	overflow       uint32 // answers that found no room
-	body           [BodyBytes]byte
+	body           slotBody
 }
 
 // answerSlot is an answer, or a part of one.
@@ -28,8 +30,13 @@ type answerSlot struct {
 	done, bytes   uint32
 	start         uint64
 	length, chunk uint32
-	body          [BodyBytes]byte
+	body          slotBody
 }
+
+// slotBody is a set or results, or a part of them.
+type slotBody [BodyBytes]byte
+
+func (b *slotBody) short() *attrs.Short { return (*attrs.Short)(unsafe.Pointer(b)) }
 
 // at are the slots of a page of the data area.
 func (m *memory) at(page int) *pageSlots {

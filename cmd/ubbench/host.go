@@ -45,7 +45,7 @@ func (o *options) host(ctx context.Context) error {
 	return verdict(rows)
 }
 
-// boots runs this program in the VM, once per stage.
+// boots runs this program in VMs, one or several for each stage.
 func (o *options) boots(ctx context.Context) (rows []row, err error) {
 	dir, err := os.MkdirTemp("", "ubbench-")
 	if err != nil {
@@ -63,11 +63,15 @@ func (o *options) boots(ctx context.Context) (rows []row, err error) {
 		if len(o.selected(i).rows) == 0 {
 			continue
 		}
-		r, err := o.boot(ctx, dir, i)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", plan[i].name, err)
+		var starts [][]row
+		for range max(1, plan[i].starts) {
+			r, err := o.boot(ctx, dir, i)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", plan[i].name, err)
+			}
+			starts = append(starts, r)
 		}
-		rows = append(rows, r...)
+		rows = append(rows, merge(starts)...)
 	}
 	return rows, nil
 }

@@ -16,14 +16,14 @@ type row struct {
 	Name string  `json:"name"`
 	Ours float64 `json:"ours"`
 	Peer float64 `json:"peer"` // or the limit of a figure that must not be exceeded
-	// Ratio is the median of the rounds' ratios; more is better.
+	// Ratio is the median of the rounds' ratios, or of those of several starts; more is better.
 	Ratio float64 `json:"ratio"`
 	// Bar is what Ratio must reach, 0 if it may be anything.
 	Bar float64 `json:"bar"`
 	Met bool    `json:"met"`
 
 	Unit   string    `json:"unit"`
-	Ratios []float64 `json:"ratios,omitempty"` // of the rounds
+	Ratios []float64 `json:"ratios,omitempty"` // of the rounds or starts
 	// 99th percentiles of the latency in µs.
 	OursP99 float64 `json:"ours_p99_us,omitempty"`
 	PeerP99 float64 `json:"peer_p99_us,omitempty"`
@@ -45,6 +45,28 @@ func limitRow(name, unit string, v, limit float64) row {
 		r.Ratio = 1
 	}
 	return r
+}
+
+// merge makes the rows that several starts have measured one each.
+func merge(starts [][]row) []row {
+	rows := starts[0]
+	if len(starts) == 1 {
+		return rows
+	}
+	for i := range rows {
+		r := &rows[i]
+		of := func(figure func(*row) float64) (v []float64) {
+			for _, s := range starts {
+				v = append(v, figure(&s[i]))
+			}
+			return v
+		}
+		ours, peer := of(func(r *row) float64 { return r.Ours }), of(func(r *row) float64 { return r.Peer })
+		r.Ratios = of(func(r *row) float64 { return r.Ratio })
+		r.Ours, r.Peer, r.Ratio = median(ours), median(peer), median(r.Ratios)
+		r.Met = r.Ratio >= r.Bar
+	}
+	return rows
 }
 
 func median(v []float64) float64 {

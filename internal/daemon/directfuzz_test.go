@@ -14,9 +14,9 @@ import (
 	"ubcache/attrs/shm"
 )
 
-// hostile is a client that keeps to nothing: it drives a real daemon through its socket and its
+// hostileClient is a client that keeps to nothing: it drives a real daemon through its socket and its
 // memory, of which it knows the layout.
-type hostile struct {
+type hostileClient struct {
 	t   testing.TB
 	b   *directBench
 	r   *shm.Region
@@ -25,9 +25,9 @@ type hostile struct {
 	fds []int
 }
 
-func newHostile(t testing.TB, b *directBench) *hostile {
+func newHostile(t testing.TB, b *directBench) *hostileClient {
 	t.Helper()
-	h := &hostile{t: t, b: b}
+	h := &hostileClient{t: t, b: b}
 	var err error
 	h.r, err = shm.Create(shm.Options{Bytes: 64 * shm.PageBytes, Entries: 8})
 	must(t, err)
@@ -51,7 +51,7 @@ func newHostile(t testing.TB, b *directBench) *hostile {
 	return h
 }
 
-func (h *hostile) close() {
+func (h *hostileClient) close() {
 	_ = h.c.Close()
 	shm.CloseAll(h.fds)
 	_ = unix.Munmap(h.mem)
@@ -71,7 +71,7 @@ const (
 )
 
 // play carries out a script. What the script lacks at its end is 0.
-func (h *hostile) play(script []byte) {
+func (h *hostileClient) play(script []byte) {
 	next := func(n int) []byte {
 		b := make([]byte, n)
 		script = script[copy(b, script):]
@@ -120,7 +120,7 @@ func (h *hostile) play(script []byte) {
 	_, _ = unix.Write(h.fds[0], []byte{1, 0, 0, 0, 0, 0, 0, 0})
 }
 
-func (h *hostile) slots() int { return len(h.mem) - 64*(2048+shm.PageBytes) }
+func (h *hostileClient) slots() int { return len(h.mem) - 64*(2048+shm.PageBytes) }
 
 // FuzzDirect has a hostile client do what it wants with the real socket and the real memory, while
 // a good one works on the other device. The daemon must live, and the good one notice nothing.

@@ -186,7 +186,7 @@ func TestDirectRules(t *testing.T) {
 }
 
 // ringTrip is one request of a raw client, waited for without sleeping.
-func ringTrip(h *hostile, e *shm.Entry) int64 {
+func ringTrip(h *hostileClient, e *shm.Entry) int64 {
 	g := h.r.Ring()
 	if _, wake := g.Submit(e); wake {
 		_, _ = unix.Write(h.fds[0], wakeWord)

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ubcache/attrs/shm/hostile"
 	"ubcache/cache"
 	"ubcache/internal/uring"
 )
@@ -152,6 +153,7 @@ func (l *loop) CopyIn(r *cache.Request, off int, src []byte) error {
 func (l *loop) run(c *cache.Cache, setup func(*loop) error, ready chan<- error) {
 	runtime.LockOSThread()
 	defer crashOnPanic()
+	hostile.Always()
 	// The thread's own allocations must not start writeback to a device that it serves itself.
 	_ = unix.Prctl(unix.PR_SET_IO_FLUSHER, 1, 0, 0, 0)
 	err := l.open()

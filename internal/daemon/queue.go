@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ubcache/attrs"
+	"ubcache/attrs/shm/hostile"
 	"ubcache/cache"
 	"ubcache/internal/uring"
 	"ubcache/ublk"
@@ -50,6 +51,7 @@ func known(op ublk.Op) bool {
 // Start implements ublk.Handler.
 func (h *queue) Start(q *ublk.Queue) error {
 	h.q = q
+	hostile.Always()
 	h.init(q, 4*q.Depth())
 	h.reqs = make([]cache.Request, q.Depth())
 	h.attrs.init(q.Depth())
