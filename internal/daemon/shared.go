@@ -75,7 +75,7 @@ type parts struct {
 	left []int32
 	errs []syscall.Errno
 	memo shm.Memo
-	// over are those that are over in this round of the loop, and are answered at its end.
+	// over are those that are over in this round of the loop, and are answered at its end: their answers have a stamp.
 	over []*shm.Request
 }
 
@@ -163,7 +163,8 @@ func (h *queue) startPart(r *request, p *part, n int64) syscall.Errno {
 	return 0
 }
 
-// finishPart gives out a part's data. It is answered, and ended, with all that end in the same round.
+// finishPart gives out a part's data and answers. What is answered as before is answered, and ended, with all that end
+// in the same round; other answers may refer to what is the request's only now.
 func (h *queue) finishPart(r *cache.Request) {
 	p := h.parts.of(r)
 	at, _ := p.said.Place()
@@ -176,9 +177,12 @@ func (h *queue) finishPart(r *cache.Request) {
 	}
 	answered := r.Attrs != nil && p.said.Given()
 	r.Data, r.Target, r.Attrs, r.Results = nil, nil, nil, nil
-	if answered {
+	if answered && p.said.Results.Stamp() != 0 {
 		h.parts.over = append(h.parts.over, &p.said)
 		return
+	}
+	if answered {
+		_ = p.view.Answer(&p.said, h.number) // what cannot be answered is not handled
 	}
 	h.parts.put(p)
 	h.partDone(p.tag, p.err)
@@ -190,7 +194,7 @@ func (h *queue) answerParts() {
 	if len(s.over) == 0 {
 		return
 	}
-	shm.AnswerAll(s.over, h.number) // what cannot be answered is not handled
+	shm.AnswerAll(s.over, h.number)
 	for _, said := range s.over {
 		p := s.all[said.Tag]
 		s.put(p)

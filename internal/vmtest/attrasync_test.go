@@ -3,6 +3,7 @@
 package vmtest
 
 import (
+	"bytes"
 	"errors"
 
 	"ubcache/attrs"
@@ -31,7 +32,7 @@ func checkAsync(b *attrBench) {
 		}
 		ops[i] = client.Op{Buf: buf, Off: off + int64(i)*size, Attrs: attrSet(b, text)}
 	}
-	all := func(want func(i int) error, id attrs.ID) {
+	all := func(want func(i int) error, ids ...attrs.ID) {
 		b.Helper()
 		for i := range ops {
 			if err := b.client.Submit(&ops[i]); err != nil {
@@ -40,6 +41,7 @@ func checkAsync(b *attrBench) {
 		}
 		for i := range ops {
 			err := ops[i].Wait()
+			id := ids[i%len(ids)]
 			if !errors.Is(err, want(i)) || err == nil && ops[i].Results.For(id).Status != attrs.Handled {
 				b.Errorf("request %d: %v, error %v, want %v", i, ops[i].Results.For(id), err, want(i))
 			}
@@ -84,4 +86,20 @@ func checkAsync(b *attrBench) {
 		ops[i].Kind = client.Read
 	}
 	all(fails, attrs.IDChecksum)
+	// Each gets the checksums of its own data, also beside answers that are the same for all.
+	for i := range ops {
+		ops[i].Attrs = attrSet(b, "hint=cache")
+		if i%4 != 0 {
+			ops[i].Attrs = attrSet(b, "checksum=crc32c")
+		}
+	}
+	for range 16 {
+		all(func(int) error { return nil }, attrs.IDHint, attrs.IDChecksum, attrs.IDChecksum, attrs.IDChecksum)
+		for i := range ops {
+			want := attrs.CRC32C.AppendSums(nil, ops[i].Buf)
+			if _, got := ops[i].Results.Checksums(); i%4 != 0 && !bytes.Equal(got, want) {
+				b.Errorf("request %d: checksum %x, want %x", i, got, want)
+			}
+		}
+	}
 }
