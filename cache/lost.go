@@ -459,15 +459,26 @@ func (d *doctor) cleanLost(b *Backing, now int64, hope bool) {
 		op.Kind, op.Dev = OpFlush, b.id
 		d.bg.l.issue(op, nil)
 	}
-	if hope {
-		for slot, k := range slots {
-			s := c.index.stripeOf(b.id, k.block())
-			s.mu.Lock()
-			if s.locked(b.id, k.block(), lockThrough) {
-				delete(slots, slot) // the backing device may have something newer by now, of which the SSD knows nothing
+	// Whoever gets a lock only after this makes its change without the SSD, and needs the marker first.
+	for slot, k := range slots {
+		s := c.index.stripeOf(b.id, k.block())
+		s.mu.Lock()
+		e, ok := c.index.find(k)
+		switch {
+		case !ok || e.slot != slot || e.st&stPending == 0:
+			delete(slots, slot) // a change may have failed meanwhile: see keepDirty
+		case s.locked(b.id, k.block(), lockThrough):
+			// Being changed: the backing device may have something newer by now, of which the SSD knows nothing.
+			delete(slots, slot)
+			if !hope { // it goes, or stays as it is if the change is refused, or is dirty if that fails
+				again = append(again, pendingSlot{k: k, slot: slot, life: c.lifeOf(slot), wrote: covered})
 			}
-			s.mu.Unlock()
+		case !hope:
+			c.setState(b, e, e.st&^(stDirty|stPending))
 		}
+		s.mu.Unlock()
+	}
+	if hope {
 		if d.ringed[b.id] = covered; len(slots) > 0 {
 			c.journal.cleanPending(slots)
 			if d.ringClean == nil {
@@ -476,22 +487,6 @@ func (d *doctor) cleanLost(b *Backing, now int64, hope bool) {
 			maps.Copy(d.ringClean, slots)
 		}
 		return
-	}
-	for slot, k := range slots {
-		s := c.index.stripeOf(b.id, k.block())
-		s.mu.Lock()
-		e, ok := c.index.find(k)
-		switch {
-		case !ok || e.slot != slot || e.st&stPending == 0:
-			delete(slots, slot)
-		case s.locked(b.id, k.block(), lockThrough):
-			// Being changed: it goes, or is clean when that has failed.
-			delete(slots, slot)
-			again = append(again, pendingSlot{k: k, slot: slot, life: c.lifeOf(slot), wrote: covered})
-		default:
-			c.setState(b, e, e.st&^(stDirty|stPending))
-		}
-		s.mu.Unlock()
 	}
 	if len(slots) > 0 {
 		c.journal.cleanPending(slots)

@@ -286,3 +286,64 @@ func TestReturnInPlaceThenChange(t *testing.T) {
 		}
 	}
 }
+
+// laneBeside is a second lane, whose operations end when the test says so.
+type laneBeside struct {
+	*harness
+	l   *Lane
+	ops []*Op
+}
+
+func (d *laneBeside) Submit(op *Op)   { d.ops = append(d.ops, op) }
+func (d *laneBeside) Finish(*Request) {}
+
+// atSubmit is the driver of a lane that does something before an operation is submitted.
+type atSubmit struct {
+	*harness
+	do func(op *Op)
+}
+
+func (d atSubmit) Submit(op *Op) {
+	d.do(op)
+	d.harness.Submit(op)
+}
+
+// TestChangeFailsBesideCleaning: another lane's change of a block fails while the background, the SSD being lost, is
+// about to make the block clean in the pending ring, as the backing device was flushed for it before. That has a part
+// of the change by now, so after a kill the block is written back again.
+func TestChangeFailsBesideCleaning(t *testing.T) {
+	for _, hope := range []bool{true, false} {
+		v := newLossy(t, FormatOptions{}, Writethrough)
+		v.write(0, fill(1, 1))
+		v.b.flushDone(v.b.mu.pending[0].wrote, 0)
+		v.write(64*BlockSize, fill(1, 1)) // for which a flush is due
+		v.mode(Writearound)
+		d := &laneBeside{harness: v.harness}
+		d.l = v.c.NewLane(d)
+		d.l.Submit(&Request{Op: ReqWrite, Len: BlockSize, Data: fill(2, 1), Backing: v.b.id})
+		if len(d.ops) != 1 || d.ops[0].Kind != OpWrite || d.ops[0].Dev == SSD {
+			t.Fatalf("%d operations are under way", len(d.ops))
+		}
+		failed := false
+		v.l.d = atSubmit{v.harness, func(op *Op) {
+			if op.Kind == OpFlush && op.Dev != SSD && !failed {
+				failed = true
+				copy(v.back[:512], fill(2, 1))
+				d.l.Complete(d.ops[0], syscall.EREMOTEIO)
+			}
+		}}
+		v.now += pendingAge
+		v.l.bg.doctor.cleanLost(v.b, v.now, hope)
+		if !failed {
+			t.Fatal("the background has flushed nothing")
+		}
+		if n := v.b.dirty.Load(); n != 1 {
+			t.Errorf("%d blocks are dirty after the change has failed", n)
+		}
+		v.restart()
+		v.drain()
+		if !bytes.Equal(v.back[:BlockSize], fill(1, 1)) {
+			t.Errorf("hope %v: the backing device keeps a part of what has failed", hope)
+		}
+	}
+}
