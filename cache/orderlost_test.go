@@ -189,3 +189,37 @@ func TestOrderedPinAfterARetreat(t *testing.T) {
 	}
 	h.wantRead(5*BlockSize, page(4))
 }
+
+// TestOrderedChangeFails: a change over a block that the device was not flushed for fails when a part of it is there. What
+// the SSD has of the block is there again before anything that came later; until then it is said to be lacking.
+func TestOrderedChangeFails(t *testing.T) {
+	h := newOrderHarness(t, nil)
+	if err := h.c.SetMode(h.b.ID(), Writethrough); err != nil {
+		t.Fatal(err)
+	}
+	h.settle()
+	h.stuck = func(op *Op) bool { return op.Dev != SSD && op.Kind == OpFlush }
+	h.write(5*BlockSize, page(1)) // not flushed
+	broken := errors.New("broken")
+	h.fail = func(op *Op) error {
+		if op.Dev != SSD && op.Kind == OpWrite {
+			copy(h.back[op.Off:], op.Mem[:512])
+			return broken
+		}
+		return h.note(op)
+	}
+	if err := h.do(&Request{Op: ReqWrite, Off: 5 * BlockSize, Len: BlockSize, Data: page(2)}); !errors.Is(err, broken) {
+		t.Fatal(err)
+	}
+	h.fail, h.stuck, h.log = h.note, nil, nil
+	if n := h.status().UnsettledBytes; n != BlockSize {
+		t.Errorf("%d bytes are said to be lacking, a block is", n)
+	}
+	h.write(9*BlockSize, page(3))
+	h.flush()
+	h.wantLog("write 5+1 1", "flush", "write 9+1 3", "flush")
+	if n := h.status().UnsettledBytes; n != 0 {
+		t.Errorf("%d bytes are said to be lacking at the end", n)
+	}
+	h.wantSound()
+}

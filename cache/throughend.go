@@ -108,7 +108,8 @@ func (t *through) mapCopy(l *Lane, s *stripe, k *rangeLock) {
 // keepDirty makes pending blocks dirty again after a failed change: the backing device may have
 // anything by now. They wait for no flush any more: one that covers what was there before the change
 // says nothing about what is written back after it. And the pending ring must not say either that the backing device
-// has them: should the SSD lose them, the next start would read from there. The stripe is locked.
+// has them: should the SSD lose them, the next start would read from there. An ordered device is no image before it has
+// them again. The stripe is locked.
 func (c *Cache) keepDirty(b *Backing, first, last Block) {
 	var dirty map[Slot]key
 	for blk := first; blk <= last; blk++ {
@@ -126,6 +127,7 @@ func (c *Cache) keepDirty(b *Backing, first, last Block) {
 	if dirty == nil {
 		return
 	}
+	b.order.doubt()
 	b.dropPending(first, last)
 	if mutated(mutFailedChangeKept) {
 		return
