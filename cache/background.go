@@ -18,9 +18,9 @@ type background struct {
 	evict      eviction
 	ckpt       checkpoint
 	wb         writeback
-	scrub      *scrub  // nil: none
-	loader     *loader // nil: all was loaded at the start
-	flushes    [MaxBackings + 1]*backingFlush
+	scrub      *scrub                         // nil: none
+	loader     *loader                        // nil: all was loaded at the start
+	flushes    [MaxBackings + 1]*backingFlush // nil until there is one
 	doctor     doctor
 	orders     [MaxBackings + 1]*orderRun // nil for those that have nothing to do with it
 	pressed    bool                       // eviction found only dirty buckets
@@ -48,9 +48,6 @@ func (c *Cache) StartBackground(l *Lane) {
 	bg.doctor.bg = bg
 	if c.blind {
 		c.ssdHealth.since.Store(l.d.Now())
-	}
-	for i := range bg.flushes {
-		bg.flushes[i] = &backingFlush{id: BackingID(i)}
 	}
 	l.bg = bg
 	bg.startLoader()
@@ -105,9 +102,10 @@ func (bg *background) seal(now int64) {
 	}
 }
 
-// backingFlush is a flush of a backing device for the sake of its pending slots.
+// backingFlush is a flush of a backing device for the sake of its pending slots. It may end when the device is detached,
+// and its number another's.
 type backingFlush struct {
-	id      BackingID
+	b       *Backing
 	covers  uint64
 	running bool
 	last    int64 // when the last one began
@@ -120,11 +118,21 @@ const (
 	pendingMany = 4096
 )
 
+// flushOf is the flush of the device.
+func (bg *background) flushOf(b *Backing) *backingFlush {
+	f := bg.flushes[b.id]
+	if f == nil || f.b != b {
+		f = &backingFlush{b: b}
+		bg.flushes[b.id] = f
+	}
+	return f
+}
+
 func (f *backingFlush) opDone(l *Lane, op *Op, err error) {
 	f.running = false
-	if b := l.c.backing(f.id); b != nil && err == nil {
-		b.flushDone(f.covers, op.losses)
-		l.bg.cleanBacking(b)
+	if err == nil {
+		f.b.flushDone(f.covers, op.losses)
+		l.bg.cleanBacking(f.b)
 	}
 }
 
@@ -139,7 +147,7 @@ func (bg *background) clean(now int64) (hurry bool) {
 		if b.Presence() != Present {
 			continue
 		}
-		f := bg.flushes[b.id]
+		f := bg.flushOf(b)
 		b.mu.Lock()
 		n := len(b.mu.pending)
 		b.mu.Unlock()

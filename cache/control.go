@@ -378,7 +378,7 @@ func (l *Lane) Settled() bool {
 		return false
 	}
 	for _, b := range c.backings.Load() {
-		if b != nil && (bg.flushes[b.id].running || bg.orders[b.id] != nil && bg.orders[b.id].busy) {
+		if b != nil && (bg.flushOf(b).running || bg.orders[b.id] != nil && bg.orders[b.id].busy) {
 			return false
 		}
 	}

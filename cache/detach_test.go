@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"slices"
 	"testing"
 	"time"
 )
@@ -150,5 +151,63 @@ func TestAttachRefuses(t *testing.T) {
 	o := ok
 	if _, err := h.c.Attach(o); !errors.Is(err, ErrTooMany) {
 		t.Errorf("one too many: %v", err)
+	}
+}
+
+// TestFlushOutlivesItsDevice: a flush that hangs, and ends when its device has been detached and its number is another's,
+// says nothing about that one, and does not keep it from being flushed.
+func TestFlushOutlivesItsDevice(t *testing.T) {
+	h := small(t)
+	id := h.b.ID()
+	if err := h.c.SetMode(id, Writethrough); err != nil {
+		t.Fatal(err)
+	}
+	for range 100 {
+		h.write(0, fill(1, 1))
+	}
+	h.stuck = func(op *Op) bool { return op.Kind == OpFlush && op.Dev != SSD }
+	flushes := func() (n int) {
+		for _, op := range h.ops {
+			if h.stuck(op) {
+				n++
+			}
+		}
+		return n
+	}
+	h.until("the flush", func() bool { return flushes() == 1 })
+	for n := byte(1); n == 1 || h.b.ID() != id; n++ {
+		old := h.b.ID()
+		if err := h.during(func(ctx context.Context) error { return h.c.FinishDetach(ctx, old, true) }); err != nil {
+			t.Fatal(err)
+		}
+		b, err := h.c.Attach(AttachOptions{
+			Name: "disk", Mode: Writethrough, LBS: 512, Identity: Identity{Size: int64(len(h.back))},
+			Tunables: DefaultTunables(), UUID: UUID{0xc, n},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.b = b
+	}
+	h.write(0, fill(2, 1))
+	for range 30 {
+		h.tick()
+		h.step()
+	}
+	if n := flushes(); n != 2 {
+		t.Errorf("%d flushes are under way, the new device's is to be one", n)
+	}
+	i := slices.IndexFunc(h.ops, h.stuck)
+	op := h.ops[i]
+	h.ops = slices.Delete(h.ops, i, i+1)
+	h.l.Complete(op, nil)
+	h.tick()
+	if p, ok := h.c.Locate(id, 0); !ok || !p.Pending {
+		t.Errorf("not flushed, the block is %+v", p)
+	}
+	h.stuck = nil
+	h.until("cleaning", func() bool { return len(h.b.mu.pending) == 0 })
+	if p, ok := h.c.Locate(id, 0); !ok || p.Dirty {
+		t.Errorf("flushed, the block is %+v", p)
 	}
 }

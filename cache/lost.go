@@ -426,7 +426,7 @@ func (d *doctor) comeBack(now int64) {
 // to the ring is undone when the SSD is back (dirtyAgain).
 func (d *doctor) cleanLost(b *Backing, now int64, hope bool) {
 	c := d.bg.l.c
-	f := d.bg.flushes[b.id]
+	f := d.bg.flushOf(b)
 	covered := b.flushed.Load()
 	var slots map[Slot]key
 	var again []pendingSlot
