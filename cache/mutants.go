@@ -54,6 +54,7 @@ const (
 	mutFlushBelieved
 	mutNotWrittenAgain
 	mutFailedChangeKept
+	mutLivesConfused
 	mutLossForgotten
 	mutLossUnreported
 	mutLossUnkept

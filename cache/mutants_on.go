@@ -66,6 +66,7 @@ var mutants = [numMutants]struct{ name, what, in string }{
 	mutNotWrittenAgain: {"not-written-again", "what a failed flush was to cover is not written again", ""},
 
 	mutFailedChangeKept:   {"failed-change-kept", "a failed change leaves the pending ring as it was", inBoth},
+	mutLivesConfused:      {"lives-confused", "what is known of an earlier use of a slot counts for what it has now", ""},
 	mutLossForgotten:      {"loss-forgotten", "what a backing device may have lost is not written back again", inGone},
 	mutLossUnreported:     {"loss-unreported", "no FLUSH fails for what a backing device has lost", inGone},
 	mutLossUnkept:         {"loss-unkept", "a loss that no FLUSH has told of is forgotten when the daemon is killed", inGone},

@@ -49,6 +49,8 @@ var Catalogue = []Scenario{
 		write 8 8; read 0 512; flush`, Config: func(c *Config) { c.DeviceBytes = 3 << 20 }},
 	{Name: "eviction with discard", Script: `8 times {write 0 512; write 512 512; drain on; drained; drain off}
 		flush`, Config: func(c *Config) { c.Trim = true; c.DeviceBytes = 512 << 10 }},
+	{Name: "slots used again", Alone: 4, Script: `write 0 128; hold on; drain on; pass 500; drain off; again 0 128
+		drain on; pass 500; let; flush; crash 0; hold off; evict 0 128; pass 3000; read 0 128`},
 	{Name: "checkpoint", Script: `36 times {write 0 8; flush}
 		pass 200; write 8 8; flush; read 0 16`},
 	{Name: "checkpoint beside writes", Script: `33 times {write! 0 8}

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -29,6 +30,8 @@ import (
 //	restart        stop in order and start again
 //	resume         the same, but without waiting until the index is loaded; loaded waits for that
 //	slow on|off    the index is loaded only when there is nothing else to do
+//	hold on|off    flushes of backing devices do not end; let ends the oldest one
+//	again F N      write N sectors from sector F on until the first of them is in the slot again in which it is now
 //	N times {…}    repeat; {…} may not contain another one
 type Scenario struct {
 	Name   string
@@ -170,6 +173,16 @@ func (p *player) step(step string) error {
 			return err
 		}
 		return s.restart(false)
+	case "hold":
+		s.held = rest == "on"
+	case "let":
+		i := slices.IndexFunc(s.ops, func(f *flyingOp) bool { return holds(f.op) })
+		if i < 0 {
+			return errors.New("no backing device is being flushed")
+		}
+		s.conclude(i)
+	case "again":
+		return p.again(id, rest)
 	case "slow":
 		s.slow = rest == "on"
 	case "loaded":
@@ -199,6 +212,26 @@ func (s *Sim) drained(id cache.BackingID) bool {
 	b, err := s.c.Backing(id)
 	return err != nil || b.Remaining() == 0
 }
+
+// again writes until the blocks are where they were.
+func (p *player) again(id cache.BackingID, where string) error {
+	first, _, _ := strings.Cut(where, " ")
+	n, _ := strconv.Atoi(first)
+	at := int64(n) * sectorSize
+	was, ok := p.s.c.Locate(id, at)
+	for range 1000 {
+		if err := p.step("write " + where); err != nil || p.s.err != nil {
+			return err
+		}
+		if is, _ := p.s.c.Locate(id, at); ok && is.Off == was.Off {
+			return nil
+		}
+	}
+	return errors.New("no slot is used again")
+}
+
+// holds reports whether an operation is one that does not end.
+func holds(op *cache.Op) bool { return op.Dev != cache.SSD && op.Kind == cache.OpFlush }
 
 // submit sends the request of a step.
 func (p *player) submit(step string) (*request, error) {
@@ -256,7 +289,10 @@ func (s *Sim) next() {
 	}
 	s.now += int64(time.Millisecond)
 	i := 0
-	if s.slow {
+	switch {
+	case s.held:
+		i = slices.IndexFunc(s.ops, func(f *flyingOp) bool { return !holds(f.op) })
+	case s.slow:
 		i = slices.IndexFunc(s.ops, func(f *flyingOp) bool { return !s.loads(f.op) })
 		if i < 0 {
 			if s.slowTick++; s.slowTick%slowTicks == 0 {
@@ -275,6 +311,11 @@ func (s *Sim) next() {
 		return
 	}
 	s.count++
+	s.conclude(i)
+}
+
+// conclude ends an operation of a scenario.
+func (s *Sim) conclude(i int) {
 	f := s.ops[i]
 	s.ops = slices.Delete(s.ops, i, i+1)
 	f.l.l.Complete(f.op, s.outcome(f))
