@@ -184,6 +184,9 @@ const maxPendingSlots = 64 << 10
 // ID is the number of the backing device in its cache.
 func (b *Backing) ID() BackingID { return b.id }
 
+// bit is the device's in masks of all of them.
+func (b *Backing) bit() uint64 { return 1 << (b.id - 1) }
+
 // UUID identifies the backing device.
 func (b *Backing) UUID() UUID { return b.uuid }
 
@@ -394,7 +397,7 @@ func (c *Cache) account(b *Backing, st state, n int64, s Slot) {
 	if st&stPending != 0 {
 		return
 	}
-	if bit := uint64(1) << (b.id - 1); n > 0 && c.journal.dirtied.Load()&bit == 0 {
+	if bit := b.bit(); n > 0 && c.journal.dirtied.Load()&bit == 0 {
 		c.journal.dirtied.Or(bit) // before the record that the caller appends
 	}
 	c.dirty.Add(n)

@@ -198,6 +198,7 @@ func (k *commit) pack(p []byte, l LSN, ends bool) LSN {
 	}
 	le.PutUint32(p[jpFlags:], flags)
 	le.PutUint64(p[jpDirty:], j.dirtied.Load())
+	le.PutUint64(p[jpImages:], j.images.Load())
 	for i := range n {
 		copy(p[journalHeader+i*recordBytes:], j.mu.ring.at(l+LSN(i)))
 	}

@@ -79,7 +79,8 @@ type DumpedPage struct {
 	First   LSN            `json:"first"`
 	Tail    uint64         `json:"tail"`
 	Durable uint64         `json:"durable"`
-	Dirty   string         `json:"dirty,omitempty"` // mask of the backing devices; empty: not noted
+	Dirty   string         `json:"dirty,omitempty"`  // mask of the backing devices; empty: not noted
+	Images  string         `json:"images,omitempty"` // mask of the ordered devices that are images
 	Lost    bool           `json:"lost,omitempty"`
 	Records []DumpedRecord `json:"records,omitempty"`
 }
@@ -194,6 +195,9 @@ func (c *Cache) dumpJournal(d *Dumped, loaded *recovery) error {
 			if p.noted {
 				out.Dirty = fmt.Sprintf("%#x", p.dirty)
 			}
+			if p.images != 0 {
+				out.Images = fmt.Sprintf("%#x", p.images)
+			}
 			for i := range p.count {
 				r, _ := c.pageRecord(data, i)
 				out.Records = append(out.Records, DumpedRecord{p.first + LSN(i), r.String()})
@@ -287,6 +291,9 @@ func (d *Dumped) Print(w io.Writer) {
 		p("page %d epoch=%d first=%d tail=%d durable=%d", g.Seq, g.Epoch, g.First, g.Tail, g.Durable)
 		if g.Dirty != "" {
 			p(" dirty=%s", g.Dirty)
+		}
+		if g.Images != "" {
+			p(" images=%s", g.Images)
 		}
 		p("\n")
 		for _, r := range g.Records {

@@ -107,7 +107,8 @@ func TestGoldenImage(t *testing.T) {
 	}{
 		{"v1", nil},
 		{"v1-repair", repairImage},
-		{"v2", orderedImage},
+		{"v2", nil},
+		{"v2-images", orderedImage},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			image := filepath.Join("testdata", tt.name+".image")

@@ -9,7 +9,7 @@ import (
 // cache UUID (8), epoch (8), sequence (8), own page in the ring (4), flags (4), LSN of the first
 // record (8), sequence at which replay starts (8), newest sequence known durable (8), checksum
 // (8), records; at 36 a flag (4) that the last but one word (8) says which backing devices may have
-// dirty data.
+// dirty data. The last word says which ordered devices are images.
 const (
 	journalMagic  = 0x4c4a4255 // "UBJL"
 	jpVersion     = 4
@@ -26,6 +26,7 @@ const (
 	journalHeader = 72
 	pageRecords   = (pageSize - journalHeader) / recordBytes
 	jpDirty       = journalHeader + pageRecords*recordBytes
+	jpImages      = jpDirty + 8
 
 	jpHasDirty = 1 // flag: jpDirty is there
 
@@ -59,6 +60,9 @@ type journal struct {
 	// the start, pending ones not counted. Each page says so of all records up to it: if part of the
 	// metadata is lost, that proves that nothing is lost with it but copies.
 	dirtied atomic.Uint64
+
+	// images has a bit for each ordered device that is an image, or is one as soon as that is durable. Each page has it.
+	images atomic.Uint64
 
 	mu struct {
 		sync.Mutex

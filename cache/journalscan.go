@@ -56,7 +56,7 @@ func (c *Cache) decodeJournalPage(p []byte, index int64) (jp journalPage, state 
 		durable: le.Uint64(p[jpDurable:]), first: LSN(le.Uint64(p[jpFirst:])),
 		count: int(le.Uint16(p[jpCount:])),
 		noted: le.Uint32(p[jpFlags:])&jpHasDirty != 0, dirty: le.Uint64(p[jpDirty:]),
-		ends: le.Uint32(p[jpFlags:])&pageEndsCommit != 0,
+		ends: le.Uint32(p[jpFlags:])&pageEndsCommit != 0, images: le.Uint64(p[jpImages:]),
 	}
 	if metaSum(q[:], journalOff+index*pageSize) != le.Uint64(p[jpSum:]) && !mutated(mutTornPage) ||
 		jp.count > pageRecords || int64(jp.seq%uint64(c.geo.JournalPages)) != index {

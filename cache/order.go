@@ -46,6 +46,7 @@ type order struct {
 	broken  atomic.Int64 // times that the order was given up, see giveUp
 	based   atomic.Bool  // the backing device has all that was dirty before the queue began, and has not lost it
 	sound   atomic.Bool  // it is a consistent image
+	noted   atomic.Bool  // that it is one, or was when the start found it, is on record: see orderRun.looksSound
 	fresh   atomic.Bool  // the order began in this life: the backing device need not be an image yet
 
 	mu struct {

@@ -8,9 +8,14 @@ import (
 	"time"
 )
 
-// TestGoldenQueue starts the golden image with an ordered device, whose queue it has to find.
+// TestGoldenQueue starts the golden images with an ordered device, whose queue it has to find.
 func TestGoldenQueue(t *testing.T) {
-	dev := readSparse(t, filepath.Join("testdata", "v2.image"))
+	goldenQueue(t, "v2.image", false)
+	goldenQueue(t, "v2-images.image", true)
+}
+
+func goldenQueue(t *testing.T, name string, noted bool) {
+	dev := readSparse(t, filepath.Join("testdata", name))
 	h := &harness{t: t, ssd: dev, back: make(memStorage, 2<<20), now: 1, count: map[OpKind]int{}}
 	var log []string
 	h.fail = func(op *Op) error {
@@ -21,6 +26,9 @@ func TestGoldenQueue(t *testing.T) {
 	}
 	h.open()
 	h.b, _ = h.c.Backing(1)
+	if h.b.order.noted.Load() != noted {
+		t.Errorf("%s: it is known that the device was an image: %v, want %v", name, !noted, noted)
+	}
 	h.drain()
 	want := "[flush 0 write 4 flush 0 write 3 write 9 flush 0]"
 	if fmt.Sprint(log) != want {

@@ -88,8 +88,25 @@ func (r *recovery) ordersFit() bool {
 	return true
 }
 
+// recallImages notes which devices were images by the last page, unless that is from before their order.
+func (r *recovery) recallImages() {
+	images := uint64(0)
+	for _, b := range r.c.backings.Load() {
+		if b == nil {
+			continue
+		}
+		p := &r.last
+		noted := b.order.on.Load() && p.images&b.bit() != 0 && p.first+LSN(p.count) > b.order.from
+		if b.order.noted.Store(noted); noted {
+			images |= b.bit()
+		}
+	}
+	r.c.journal.images.Store(images)
+}
+
 // forgetOrders is for a journal that cannot be trusted: what is dirty is there in its newest version.
 func (r *recovery) forgetOrders() {
+	r.last.images = 0
 	for i := range r.c.sb.Backings {
 		rec := &r.c.sb.Backings[i]
 		if b := r.c.backing(rec.ID); b != nil {

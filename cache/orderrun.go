@@ -41,6 +41,7 @@ type orderRun struct {
 	said    LSN    // the newest settled record
 	baseEnd LSN    // what was queued later did not wait for the base
 	doubts  uint64 // when the flush for the base began
+	image   LSN    // the record with which it becomes known that the device is an image, or 0
 
 	// How fast it goes, for the limit: what was settled lately and how long that took.
 	settledLately int64

@@ -59,3 +59,108 @@ func TestOrderedOverLost(t *testing.T) {
 	h.wantLog("write 5+1 2", "flush", "write 9+1 3", "flush", "write 5+1 4", "flush")
 	h.wantSound()
 }
+
+// TestOrderedOverLostAfterStart: the same if the power goes in between, and it is overwritten before the start knows
+// what the device has.
+func TestOrderedOverLostAfterStart(t *testing.T) {
+	for _, cut := range []bool{false, true} {
+		h := newOrderHarness(t, nil)
+		if err := h.c.SetMode(h.b.ID(), Writethrough); err != nil {
+			t.Fatal(err)
+		}
+		h.settle()
+		before := bytes.Clone(h.back)
+		h.write(5*BlockSize, page(2)) // not flushed
+		if err := h.c.SetMode(h.b.ID(), Writeback); err != nil {
+			t.Fatal(err)
+		}
+		h.lose(before)
+		h.flush() // the SSD has it
+		h.reopen()
+		h.reopen() // what is on record stays
+		if !h.b.order.noted.Load() {
+			t.Fatal("the start does not know that the device was an image")
+		}
+		h.stuck = func(op *Op) bool { return op.Dev != SSD && op.Kind == OpWrite }
+		h.write(9*BlockSize, page(3))
+		h.flush()
+		h.log = nil
+		r := &Request{Op: ReqWrite, Off: 5 * BlockSize, Len: BlockSize, Data: page(4), Backing: h.b.ID()}
+		h.done = false
+		h.l.Submit(r)
+		h.run(20)
+		if h.done {
+			t.Error("the write has not waited")
+		}
+		if cut { // power again, with the write under way
+			h.reopen()
+			h.stuck = nil
+			h.drain()
+			h.wantLog("write 5+1 2", "flush", "write 9+1 3", "flush")
+			continue
+		}
+		h.stuck = nil
+		h.until("the write", func() bool { return h.done })
+		h.drain()
+		h.wantLog("write 5+1 2", "flush", "write 9+1 3", "flush", "write 5+1 4", "flush")
+		h.wantRead(5*BlockSize, page(4))
+		h.wantSound()
+	}
+}
+
+// TestOrderedStartOfNoImage: what is dirty of a device that was no image yet is overwritten at once, however much it is.
+func TestOrderedStartOfNoImage(t *testing.T) {
+	h := newOrderHarness(t, nil)
+	h.set(func(t *Tunables) { t.Ordered = false })
+	h.until("no order", func() bool { return !h.b.order.on.Load() })
+	h.stuck = func(op *Op) bool { return op.Dev != SSD }
+	for _, how := range []string{"switched on again", "by the next start"} {
+		h.write(5*BlockSize, page(2))
+		h.set(func(t *Tunables) { t.Ordered = true })
+		if how == "switched on again" {
+			h.until("the queue", func() bool { return h.b.order.on.Load() })
+			h.write(7*BlockSize, page(2))
+			h.flush()
+		}
+		h.reopen()
+		if !h.b.order.on.Load() || h.b.order.noted.Load() {
+			t.Errorf("%s: the device counts as an image that it never was", how)
+		}
+		h.write(5*BlockSize, page(3)) // does not wait
+		h.set(func(t *Tunables) { t.Ordered = false })
+		h.reopen()
+	}
+}
+
+// TestOrderedImageOnRecordFirst: a device is not said to be an image before that is durable.
+func TestOrderedImageOnRecordFirst(t *testing.T) {
+	h := newOrderHarness(t, nil)
+	h.set(func(t *Tunables) { t.Ordered = false })
+	h.until("no order", func() bool { return !h.b.order.on.Load() })
+	h.flush()
+	if d := h.images(); d != "" {
+		t.Errorf("no device is ordered, and images are %s on record", d)
+	}
+	h.stuck = func(op *Op) bool { return op.Dev == SSD && op.Kind == OpWrite }
+	h.set(func(t *Tunables) { t.Ordered = true })
+	h.until("the base", func() bool { return h.b.order.based.Load() })
+	h.run(20)
+	if s := h.status().Ordered; s != "starting" {
+		t.Errorf("a start would not know that it is an image, and its order is %s", s)
+	}
+	h.stuck = nil
+	h.until("the order", func() bool { return h.status().Ordered == "on" })
+	if d := h.images(); d != "0x1" {
+		t.Errorf("the images are %q on record", d)
+	}
+}
+
+// images is what the newest page of the journal says of them.
+func (h *orderHarness) images() string {
+	h.t.Helper()
+	d, err := Dump(memStorage(bytes.Clone(h.ssd)), DumpOptions{Journal: true})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return d.Journal[len(d.Journal)-1].Images
+}

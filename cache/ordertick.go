@@ -43,6 +43,10 @@ func (bg *background) dropOrder(b *Backing) bool {
 // tick follows the setting and begins a batch if it is time.
 func (r *orderRun) tick(now int64) (soon bool) {
 	c, o := r.bg.l.c, &r.b.order
+	if o.on.Load() && o.based.Load() && !o.sound.Load() {
+		r.looksSound()
+		soon = !o.sound.Load()
+	}
 	switch {
 	case r.busy:
 		if r.step == orderSettle {
@@ -74,7 +78,7 @@ func (r *orderRun) tick(now int64) (soon bool) {
 		r.base(now)
 		return true
 	}
-	return r.begin(now)
+	return r.begin(now) || soon
 }
 
 // loose is how many dirty blocks are not in the queue: before the device was ordered, what was
@@ -100,17 +104,35 @@ func (r *orderRun) base(now int64) {
 }
 
 // looksSound notes when the backing device has become a consistent image: when it has all that was
-// written until the base was there.
+// written until the base was there. Before anybody is told it is on record, so that a start knows that
+// what is dirty and not queued is what the device has lost. The other way round nobody waits for the record:
+// a device that is said to be an image and is none makes writes wait, no more.
 func (r *orderRun) looksSound() {
-	o := &r.b.order
+	o, j := &r.b.order, &r.bg.l.c.journal
 	if o.sound.Load() {
 		return
 	}
 	o.mu.Lock()
-	defer o.mu.Unlock()
-	if q := &o.mu.ring; q.len() == 0 || q.lsn(q.head) >= r.baseEnd {
-		o.sound.Store(true)
+	q := &o.mu.ring
+	ok := q.len() == 0 || q.lsn(q.head) >= r.baseEnd
+	o.mu.Unlock()
+	switch {
+	case !ok:
+		return
+	case o.noted.Load():
+	case r.image == 0:
+		if !r.bg.l.c.closing.Load() && j.reserveSettled() {
+			j.images.Or(r.b.bit())
+			r.image = j.append(settledRecord(r.b.id, 0)) // of nothing: it makes a page be written
+			j.kick(r.bg.l)
+		}
+		return
+	case !j.isDurable(r.image):
+		j.kick(r.bg.l)
+		return
 	}
+	o.noted.Store(true)
+	o.sound.Store(true)
 }
 
 // absent is the tick while the device is gone. Who waits for it waits on, or fails, as the policy has it.
@@ -148,6 +170,9 @@ func (r *orderRun) dissolve(record bool) {
 	o.on.Store(false)
 	o.based.Store(false)
 	o.sound.Store(false)
+	o.noted.Store(false)
+	r.image = 0
+	c.journal.images.And(^r.b.bit())
 	first, end := o.mu.ring.head, o.mu.ring.tail // nothing more comes
 	o.mu.Unlock()
 	if record {

@@ -17,6 +17,7 @@ type recovery struct {
 	pages   map[uint64]journalPage
 	epoch   uint64          // of the page replayed last
 	top     journalPage     // the newest; seq 0: there is none
+	last    journalPage     // the last of those that are replayed
 	torn    map[uint64]bool // places in the ring whose pages are neither whole nor empty
 	doubt   bool            // the page behind the end is one of them, so it is not known what it said
 	pending int             // records that came from the pending ring
@@ -53,6 +54,7 @@ type journalPage struct {
 	ends                      bool   // what was durable may have ended with it
 	noted                     bool   // dirty is there
 	dirty                     uint64 // which backing devices may have dirty data
+	images                    uint64 // which ordered devices are images
 }
 
 func (r *recovery) run() error {
@@ -81,6 +83,7 @@ func (r *recovery) run() error {
 	if err := r.rebuildOrders(); err != nil {
 		return err
 	}
+	r.recallImages()
 	defer func() { r.pages = nil }()
 	if r.doubtful && len(r.ringRecs) > 0 {
 		// They include those that the journal has of them, but for what a failed commit has left there: that may be

@@ -46,7 +46,7 @@ func (r *recovery) replayPage(p journalPage, data []byte) error {
 	if p.first > r.next { // what is between them is lost
 		r.next, r.dmg.after = p.first, p.first
 	}
-	j.firstLSN[p.seq%j.pages] = p.first
+	j.firstLSN[p.seq%j.pages], r.last = p.first, p
 	if p.epoch != r.epoch {
 		r.endBatches() // a flush at the start had nothing to write
 		r.epoch = p.epoch

@@ -240,8 +240,8 @@ func (p *writePiece) opsDone(l *Lane, err error) {
 // since, and what comes after the FLUSH may be there before the new version has its turn. The stripe is locked.
 func (p *writePiece) overLacking(l *Lane) bool {
 	b := p.r.b
-	if o := &b.order; o.based.Load() || !o.on.Load() || !o.sound.Load() {
-		return false // what is dirty at a start may be much, and the device is no image by then
+	if o := &b.order; o.based.Load() || !o.on.Load() || !o.noted.Load() {
+		return false // what is dirty may be much, and the device is no image before it has that
 	}
 	for i := range p.n {
 		e, ok := l.c.index.find(makeKey(b.id, p.first+Block(i)))
