@@ -174,6 +174,36 @@ func TestBadSectorSparesItsNeighbours(t *testing.T) {
 	}
 }
 
+// TestSSDGoesAfterAGoodProbe: writeback reads a block again when a probe has succeeded. If the SSD is gone by then no
+// block is bad for it.
+func TestSSDGoesAfterAGoodProbe(t *testing.T) {
+	h := small(t)
+	h.write(0, fill(1, 8))
+	bad, gone := h.slotOf(3), false
+	h.fail = func(op *Op) error {
+		if op.Dev == SSD && (gone || op.Kind == OpRead && op.Off <= bad && bad < op.Off+op.Len) {
+			return errMedium
+		}
+		return nil
+	}
+	_ = h.c.SetDrain(h.b.ID(), true)
+	wb := &h.l.bg.wb
+	h.until("the probe", func() bool { return wb.want != 0 && h.c.ssdHealth.good.Load() >= wb.want })
+	if n := h.stats().BadBlocks; n != 0 {
+		t.Fatalf("%d blocks are bad after one try", n)
+	}
+	gone = true
+	h.until("the loss", func() bool { return h.c.lost() && len(h.ops) == 0 })
+	if n := h.stats().BadBlocks; n != 0 {
+		t.Errorf("%d blocks are bad because the SSD is gone", n)
+	}
+	for i := range h.c.buckets {
+		if n := h.c.buckets[i].pins.Load(); n != 0 {
+			t.Errorf("bucket %d: %d pins are left", i, n)
+		}
+	}
+}
+
 // TestBadBackingSectorBesideTheRead: a block that the SSD has in part is completed from the backing
 // device; a bad sector there that was not asked for is no error.
 func TestBadBackingSectorBesideTheRead(t *testing.T) {

@@ -153,6 +153,7 @@ type doctor struct {
 	number  uint64 // of the probe under way
 	covers  int64  // health.failures when it began
 	accused int    // buckets on probation then
+	suspect int    // blocks that writeback suspected then
 	looked  int64  // failures that a good probe has covered
 	next    int64  // no probe before then
 	failing int64  // since when probes fail, 0 if they do not
@@ -297,7 +298,7 @@ func (d *doctor) probe() {
 	l := d.bg.l
 	h := &l.c.ssdHealth
 	d.probing, d.covers, d.accused = true, h.failures.Load(), h.retired()
-	d.number = h.begun.Add(1)
+	d.suspect, d.number = len(d.bg.wb.suspects), h.begun.Add(1)
 	op := l.newOp(d)
 	op.Kind, op.Dev, op.Off, op.Len = OpRead, SSD, superOffA, pageSize
 	if d.second {
@@ -319,6 +320,7 @@ func (d *doctor) opDone(l *Lane, _ *Op, err error) {
 		d.second = !d.second
 		h.doubt.Store(true)
 		c.acquit()
+		d.bg.wb.acquit()
 		d.failed, d.next = now, now+probePause
 		if d.failing == 0 {
 			d.failing = now
@@ -327,6 +329,7 @@ func (d *doctor) opDone(l *Lane, _ *Op, err error) {
 		d.failing, d.looked = 0, d.covers
 		h.doubt.Store(h.gone.Load())
 		h.convict(d.accused)
+		d.bg.wb.convict(d.suspect)
 		h.good.Store(d.number)
 		h.wakeParked()
 		if c.lost() {

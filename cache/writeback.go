@@ -26,7 +26,9 @@ type writeback struct {
 	most    int                    // blocks of a batch
 	last    int64
 	pause   [MaxBackings + 1]int64 // after an error, until then
-	want    uint64                 // the probe that says whether reads that failed were of bad blocks
+	want    uint64                 // the probe that says whether it is worth while to read again what failed
+	// suspects have failed again after that. They are bad if one more probe succeeds: the SSD may have gone since.
+	suspects []suspect
 	// flyingOf counts the batches under way of each device.
 	flyingOf [MaxBackings + 1]int
 }
@@ -34,6 +36,12 @@ type writeback struct {
 type dirtyKey struct {
 	k    key
 	slot Slot
+}
+
+// suspect is a block that the SSD may have lost. Its slot is pinned until it is judged.
+type suspect struct {
+	b *Backing
+	dirtyKey
 }
 
 const (
@@ -106,7 +114,7 @@ func (wb *writeback) rate(b *Backing, now int64) int64 {
 		return 0
 	}
 	wb.only[b.id] = false
-	if now < wb.pause[b.id] || b.Presence() != Present {
+	if now < wb.pause[b.id] || b.Presence() != Present || len(wb.suspects) > 0 {
 		return 0
 	}
 	v := policy.WritebackView{
@@ -208,19 +216,47 @@ func (wb *writeback) scan() bool {
 	return true
 }
 
-// sure reports whether the SSD is there but for the blocks that it has failed to return. If that is not
-// known, writeback pauses until a probe says so; it finds the blocks again.
-func (wb *writeback) sure(l *Lane, b *Backing) bool {
+// sure reports whether the SSD has been there since a read of a block has failed. If that is not known, writeback
+// pauses until a probe says so; it finds the block again.
+func (wb *writeback) sure(l *Lane, b *Backing, err error) bool {
 	h := &l.c.ssdHealth
-	if wb.want != 0 && h.good.Load() >= wb.want {
-		return true
-	}
-	if wb.want == 0 {
-		wb.want = h.begun.Load() + 1
-		storeMax(&h.wanted, wb.want)
+	if ofBucket(err) && !l.c.lost() {
+		if wb.want == 0 {
+			wb.want = h.begun.Load() + 1
+			storeMax(&h.wanted, wb.want)
+		}
+		if h.good.Load() >= wb.want {
+			return true
+		}
 	}
 	wb.pause[b.id], wb.rates[b.id] = l.d.Now()+probePause, 0
 	return false
+}
+
+// accuse leaves a block, and the pin of its slot, to the next probe.
+func (wb *writeback) accuse(l *Lane, b *Backing, d dirtyKey) {
+	h := &l.c.ssdHealth
+	storeMax(&h.wanted, h.begun.Load()+1)
+	wb.suspects, wb.rates[b.id] = append(wb.suspects, suspect{b, d}), 0
+}
+
+// convict is for a probe that has succeeded: the first n suspects are bad.
+func (wb *writeback) convict(n int) {
+	l := wb.bg.l
+	n = min(n, len(wb.suspects))
+	for _, s := range wb.suspects[:n] {
+		l.distrust(s.b, s.k, s.slot, false)
+		l.c.unpin(s.slot)
+	}
+	wb.suspects = slices.Delete(wb.suspects, 0, n)
+}
+
+// acquit lets go of the suspects, which are tried anew: it may have been the SSD.
+func (wb *writeback) acquit() {
+	for _, s := range wb.suspects {
+		wb.bg.l.c.unpin(s.slot)
+	}
+	wb.suspects, wb.want = wb.suspects[:0], 0
 }
 
 // batch writes dirty blocks of one region.
@@ -359,7 +395,7 @@ func (t *batch) verify(l *Lane, i, n int, err error) {
 		}
 		return
 	}
-	failed := err != nil && (!t.wb.sure(l, t.b) || !ofBucket(err))
+	accused := err != nil && t.wb.sure(l, t.b, err)
 	for j := i; j < i+n; j++ {
 		bad := err != nil
 		if !bad && c.checksums {
@@ -367,7 +403,11 @@ func (t *batch) verify(l *Lane, i, n int, err error) {
 		}
 		if bad {
 			t.live[j] = false
-			l.distrust(t.b, t.keys[j].k, t.keys[j].slot, failed)
+			if accused {
+				t.wb.accuse(l, t.b, t.keys[j])
+				continue
+			}
+			l.distrust(t.b, t.keys[j].k, t.keys[j].slot, err != nil)
 		}
 		c.unpin(t.keys[j].slot)
 	}
