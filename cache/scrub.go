@@ -65,10 +65,13 @@ type scrub struct {
 
 	step   scrubStep
 	waits  int
-	first  Block // of the region under way
+	w      waiter
+	want   uint64 // the probe that says whether reads that failed were of bad blocks, 0 if none did
+	first  Block  // of the region under way
 	ents   [regionBlocks]entry
 	look   [regionBlocks]bool // the entry is there, its bucket is pinned
 	failed [regionBlocks]bool // what came is not what was stored
+	unsure [regionBlocks]bool // nothing came
 	unread [regionBlocks]bool // the backing device failed
 	ssd    []byte
 	under  []byte
@@ -254,7 +257,7 @@ func (s *scrub) take(first Block) (n int) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	for i := range Block(regionBlocks) {
-		s.look[i], s.failed[i], s.unread[i] = false, false, false
+		s.look[i], s.failed[i], s.unsure[i], s.unread[i] = false, false, false, false
 		e, ok := c.index.find(makeKey(s.b.id, s.first+i))
 		if !ok || s.first+i < first {
 			continue
@@ -291,23 +294,38 @@ func (s *scrub) read(l *Lane) {
 			for i+n < regionBlocks && s.look[i+n] && s.ents[i+n].slot == s.ents[i].slot+Slot(n) {
 				n++
 			}
-			s.waits++
-			l.move(s, OpRead, SSD, l.c.geo.slotOff(s.ents[i].slot), s.ssd[i*BlockSize:(i+n)*BlockSize],
-				uint32(i)<<16|uint32(n))
+			s.readSSD(l, i, n)
 		}
 		i += n
 	}
 	s.opsDone(l)
 }
 
+func (s *scrub) readSSD(l *Lane, i, n int) {
+	s.waits++
+	l.move(s, OpRead, SSD, l.c.geo.slotOff(s.ents[i].slot), s.ssd[i*BlockSize:(i+n)*BlockSize],
+		uint32(i)<<16|uint32(n))
+}
+
 func (s *scrub) opDone(l *Lane, op *Op, err error) {
 	i, n := int(op.arg>>16), int(op.arg&0xffff)
+	mayBeBad := err != nil && ofBucket(err) && !l.c.lost() // else it says nothing about the block
+	if s.step == scrubSSD && mayBeBad && n > 1 {
+		// One bad sector fails them all.
+		for j := i; j < i+n; j++ {
+			s.readSSD(l, j, 1)
+		}
+		s.opsDone(l)
+		return
+	}
 	for j := i; j < i+n; j++ {
 		switch {
 		case s.step == scrubBacking:
 			s.unread[j] = err != nil
 		case err != nil:
-			s.failed[j] = ofBucket(err) && !l.c.lost() // else it says nothing about the block
+			if s.failed[j], s.unsure[j] = mayBeBad, true; mayBeBad {
+				s.want = l.c.ssdHealth.begun.Load() + 1
+			}
 		case l.c.checksums:
 			k := makeKey(s.b.id, s.first+Block(j))
 			s.failed[j] = dataSum(s.ssd[j*BlockSize:][:BlockSize], uint64(k)) != s.ents[j].sum
@@ -320,6 +338,11 @@ func (s *scrub) opsDone(l *Lane) {
 	if s.waits--; s.waits > 0 {
 		return
 	}
+	if s.step == scrubSSD && s.want != 0 {
+		storeMax(&l.c.ssdHealth.wanted, s.want)
+		s.run(l, nil)
+		return
+	}
 	if s.step == scrubSSD {
 		s.judge(l)
 		s.readBacking(l)
@@ -327,6 +350,24 @@ func (s *scrub) opsDone(l *Lane) {
 	}
 	s.compare(l)
 	s.finish(l)
+}
+
+// run waits until it is known whether blocks are bad or the whole SSD, as an edge does.
+func (s *scrub) run(l *Lane, _ error) {
+	h := &l.c.ssdHealth
+	switch {
+	case l.c.lost():
+		for i := range s.failed {
+			s.failed[i] = s.failed[i] && !s.unsure[i]
+		}
+	case h.good.Load() < s.want:
+		s.w = waiter{lane: l, owner: s}
+		h.park(l.c, &s.w)
+		return
+	}
+	s.want = 0
+	s.judge(l)
+	s.readBacking(l)
 }
 
 // judge deals with what the SSD did not return right, as a read does.
@@ -347,7 +388,7 @@ func (s *scrub) judge(l *Lane) {
 
 // compared reports whether a block is one to compare with the backing device.
 func (s *scrub) compared(i int) bool {
-	return s.look[i] && !s.failed[i] && s.ents[i].st&stDirty == 0 && !s.o.NoBacking
+	return s.look[i] && !s.failed[i] && !s.unsure[i] && s.ents[i].st&stDirty == 0 && !s.o.NoBacking
 }
 
 func (s *scrub) readBacking(l *Lane) {

@@ -73,6 +73,36 @@ func TestScrubFindsExactlyWhatIsWrong(t *testing.T) {
 	}
 }
 
+// TestScrubOfWhatCannotBeRead: a bad sector is that of one block, and an SSD that is gone says nothing about any.
+func TestScrubOfWhatCannotBeRead(t *testing.T) {
+	for _, gone := range []bool{false, true} {
+		h := newSalvageHarness(t, FormatOptions{})
+		h.write(0, fill(1, 8))
+		h.flush()
+		bad := h.slotOf(3)
+		h.fail = func(op *Op) error {
+			if op.Dev == SSD && (gone || op.Kind == OpRead && op.Off <= bad && bad < op.Off+op.Len) {
+				return errMedium
+			}
+			return nil
+		}
+		s, err := h.l.bg.startScrub(h.b, ScrubOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.until("the scrub", func() bool {
+			return len(h.ops) == 0 && (h.l.bg.scrub == nil || h.c.lost() && !s.flying)
+		})
+		rep, want := s.report(), Ranges{{3 * BlockSize, BlockSize}}
+		if gone {
+			want = Ranges{}
+		}
+		if !slices.Equal(rep.Bad, want) || h.b.bad.Load() != int64(len(want)) || h.c.lost() != gone {
+			t.Errorf("gone %v: bad are %v, %d blocks; the SSD is %v", gone, rep.Bad, h.b.bad.Load(), h.c.health())
+		}
+	}
+}
+
 // TestScrubListsOnlyTheSectorsThatAreLost: the mask of a partly valid block counts.
 func TestScrubListsOnlyTheSectorsThatAreLost(t *testing.T) {
 	h := newSalvageHarness(t, FormatOptions{})
