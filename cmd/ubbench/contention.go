@@ -140,7 +140,8 @@ func (b *bench) beside(ctx context.Context, t *target, c *contention, prio bool,
 ) {
 	const alone = time.Second // the flood alone, until it is deep
 	flood := []string{
-		"--name=flood", "--filename=" + t.dev, "--ioengine=libaio", "--direct=1", "--rw=randwrite",
+		// As threads of one process: jobs that are processes outlive fio when it is killed, and flood the next round.
+		"--thread", "--name=flood", "--filename=" + t.dev, "--ioengine=libaio", "--direct=1", "--rw=randwrite",
 		"--bs=" + c.block, fmt.Sprintf("--iodepth=%d", c.depth), fmt.Sprintf("--numjobs=%d", c.jobs),
 		fmt.Sprintf("--offset=%dm", contentionHotMiB+contentionColdMiB), fmt.Sprintf("--size=%dm", contentionFloodMiB),
 		"--norandommap", "--time_based", fmt.Sprintf("--runtime=%d", int((b.seconds+5*time.Second)/time.Second)),
