@@ -103,6 +103,16 @@ func (d *Device) Lookup(queue, tag int, sector uint64, sectors uint32) (Event, b
 	return take(slots[tag*slotBytes:(tag+1)*slotBytes], sector, sectors, &d.bits)
 }
 
+// Silent is Lookup for most requests: it is true, and counts as that, if the program saw the request and no attribute
+// follows from it ([Event.Silent]). After false Lookup is to be asked.
+func (d *Device) Silent(queue, tag int, sector uint64, sectors uint32) bool {
+	if d == nil {
+		return false
+	}
+	slots := d.slots[queue]
+	return takeSilent(slots[tag*slotBytes:(tag+1)*slotBytes], sector, sectors)
+}
+
 // Close ends the tracking and frees the memory. No Lookup may be under way or follow.
 func (d *Device) Close() error {
 	d.src.mu.Lock()

@@ -25,6 +25,21 @@ const taskKernel = 0x00200000
 // opWrite is the bit that all operations to a device have, and none from it (op_is_write).
 const opWrite = 1
 
+// takeSilent empties the slot if it is that of the request and no attribute follows from what it says, as from most; else
+// it leaves it alone. It is for take's sake, and right to say no.
+func takeSilent(slot []byte, sector uint64, sectors uint32) bool {
+	_ = slot[slotBytes-1]
+	ne := binary.NativeEndian
+	filled := uint64(sectors)<<(9+32) | 1 // and the length: this is for little-endian machines
+	said := ne.Uint32(slot[slotIOPrio:]) & 0xffffff
+	if (ne.Uint64(slot)^filled)|(ne.Uint64(slot[slotSector:])^sector)|ne.Uint64(slot[slotCgroup:])&^RootCgroup != 0 ||
+		said != 0 && said != plainIOPrio {
+		return false
+	}
+	binary.NativeEndian.PutUint32(slot[slotFilled:], 0)
+	return true
+}
+
 // take reads the slot if it is that of the request, and empties it.
 //
 // Nothing here is atomic: the program wrote the slot before it gave the request to the driver,

@@ -1,7 +1,9 @@
 package blkbpf
 
 import (
+	"bytes"
 	"encoding/binary"
+	"math/rand/v2"
 	"testing"
 
 	"ubcache/attrs"
@@ -52,6 +54,41 @@ func TestTake(t *testing.T) {
 		if got, ok := take(slot, 1<<33|8, 8, &testBits); !ok || got != want {
 			t.Errorf("%s: %+v, %t; want %+v", c.name, got, ok, want)
 		}
+	}
+}
+
+// TestTakeSilent: what is said to be silent is so, and most is said to be; the rest is left alone.
+func TestTakeSilent(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	ne := binary.NativeEndian
+	one := func(v ...uint64) uint64 { return v[rng.IntN(len(v))] }
+	silent := 0
+	for range 20000 {
+		slot := make([]byte, slotBytes)
+		fill(slot, one(8, 1<<33|8), uint32(one(8, 1<<22)), uint32(one(0, 1)), 0)
+		ne.PutUint32(slot[slotFilled:], uint32(one(0, 1, 1, 1)))
+		ne.PutUint64(slot[slotCgroup:], one(0, 1, 2, 1<<40, 1<<40|1))
+		ne.PutUint16(slot[slotIOPrio:], uint16(one(0, plainIOPrio, plainIOPrio|1, 1<<13|4, 2<<13, 3<<13|4)))
+		slot[slotHint] = byte(one(0, 0, 2))
+		slot[slotHint+1] = byte(one(0, 0xff)) // not the program's
+		sector, sectors := one(8, 1<<33|8), uint32(one(8, 1<<22))
+		same, before := bytes.Clone(slot), bytes.Clone(slot)
+		got := takeSilent(slot, sector, sectors)
+		e, ok := take(same, sector, sectors, &testBits)
+		want := ok && e.Silent() && e.WriteHint == 0
+		if got != want {
+			t.Fatalf("%x: silent %t, want %t: %+v, %t", before, got, want, e, ok)
+		}
+		if got {
+			silent++
+			before = same // as take leaves it
+		}
+		if !bytes.Equal(slot, before) {
+			t.Fatalf("left as %x, want %x", slot, before)
+		}
+	}
+	if silent < 100 {
+		t.Errorf("only %d were silent", silent)
 	}
 }
 

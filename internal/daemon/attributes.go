@@ -39,7 +39,8 @@ type request struct {
 // look finds out what there is to know of a request, once for each.
 func (a *attributes) look(queue int, r *ublk.Request) (q request) {
 	q.Request, q.table = r, a.rules.Load()
-	if k := a.kernel.Load(); k != nil {
+	// Only rules look at what no attribute follows from.
+	if k := a.kernel.Load(); k != nil && (q.table != nil || !k.Silent(queue, int(r.Tag), r.Sector, r.Sectors)) {
 		q.event, q.known = k.Lookup(queue, int(r.Tag), r.Sector, r.Sectors)
 	}
 	return q
