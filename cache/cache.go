@@ -260,7 +260,7 @@ func (b *Backing) unflushed(blk Block) uint64 {
 // flushDone notes that a flush covers all changes up to n. losses is Backing.losses when it began: a
 // loss meanwhile may have taken what it was to cover.
 func (b *Backing) flushDone(n, losses uint64) {
-	if b.losses.Load() == losses || mutated(mutFlushOvertaken) {
+	if b.losses.Load() == losses {
 		storeMax(&b.flushed, n)
 	}
 }

@@ -59,7 +59,6 @@ const (
 	mutLossUnreported
 	mutLossUnkept
 	mutLossUnrepeated
-	mutFlushOvertaken
 	mutLateCopyKept
 	mutLateCopyUnrecorded
 	mutLateCopyUnseen

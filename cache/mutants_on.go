@@ -71,7 +71,6 @@ var mutants = [numMutants]struct{ name, what, in string }{
 	mutLossUnreported:     {"loss-unreported", "no FLUSH fails for what a backing device has lost", inGone},
 	mutLossUnkept:         {"loss-unkept", "a loss that no FLUSH has told of is forgotten when the daemon is killed", inGone},
 	mutLossUnrepeated:     {"loss-unrepeated", "a change that a loss has overtaken is not made again", inGone},
-	mutFlushOvertaken:     {"flush-overtaken", "a flush that a loss has overtaken counts", inGone},
 	mutLateCopyKept:       {"late-copy-kept", "a copy that is loaded late is taken though the block was changed meanwhile", ""},
 	mutLateCopyUnrecorded: {"late-copy-unrecorded", "the removal of copies that are not loaded yet is not recorded", ""},
 	mutLateCopyUnseen:     {"late-copy-volatile", "writeback does not wait until such a copy is replaced on record", ""},
