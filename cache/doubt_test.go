@@ -22,6 +22,27 @@ func (s shortLived) WriteAt(p []byte, off int64) (int, error) {
 	return s.memStorage.WriteAt(p, off)
 }
 
+// startsDie ends the daemon and lets the next start die after each of its writes in turn, until one has all of them, of
+// which there are as many as least. After each, next sees what the start after that makes of it.
+func (v *lossy) startsDie(least int, next func(writes int)) {
+	v.t.Helper()
+	ssd, ring := slices.Clone(v.ssd), slices.Clone(v.opts.Pending)
+	v.c.Abandon()
+	for writes := 0; ; writes++ {
+		copy(v.ssd, ssd)
+		copy(v.opts.Pending, ring)
+		left := writes
+		if c, err := Open(shortLived{v.ssd, &left}, v.opts); err == nil {
+			c.Abandon()
+			if writes < least {
+				v.t.Fatalf("a start with %d writes", writes)
+			}
+			return
+		}
+		next(writes)
+	}
+}
+
 // TestLostStaysLostIfTheStartDies: the start after a loss of the SSD, which had written data in its volatile cache,
 // dies after each of its writes in turn, by a kill or by a power cut. What is lost is never read as
 // something else.
@@ -43,20 +64,7 @@ func TestLostStaysLostIfTheStartDies(t *testing.T) {
 					}
 					v.vanish()
 					copy(v.ssd, before)
-					ssd, ring := slices.Clone(v.ssd), slices.Clone(v.opts.Pending)
-					v.c.Abandon()
-					for writes := 0; ; writes++ {
-						copy(v.ssd, ssd)
-						copy(v.opts.Pending, ring)
-						left := writes
-						c, err := Open(shortLived{v.ssd, &left}, v.opts)
-						if err == nil {
-							c.Abandon()
-							if writes < 4 {
-								t.Fatalf("a start with %d writes", writes)
-							}
-							return
-						}
+					v.startsDie(4, func(writes int) {
 						if cut {
 							clear(v.opts.Pending[:pageSize])
 						}
@@ -72,7 +80,7 @@ func TestLostStaysLostIfTheStartDies(t *testing.T) {
 								t.Errorf("died after %d writes: block %d reads as %x, %v", writes, block, got[:2], err)
 							}
 						}
-					}
+					})
 				})
 			}
 		}
@@ -107,22 +115,9 @@ func TestFailedCommitLeavesOlderRecords(t *testing.T) {
 	v.stuck = nil
 	v.until("the failed change", func() bool { return v.b.dirty.Load() == 1 })
 	v.fail = v.outcome
-	ssd, ring := slices.Clone(v.ssd), slices.Clone(v.opts.Pending)
-	v.c.Abandon()
-	for writes := 0; ; writes++ {
-		copy(v.ssd, ssd)
-		copy(v.opts.Pending, ring)
-		left := writes
-		c, err := Open(shortLived{v.ssd, &left}, v.opts)
-		if err == nil {
-			c.Abandon()
-			if writes < 6 {
-				t.Fatalf("a start with %d writes", writes)
-			}
-			return
-		}
+	v.startsDie(6, func(writes int) {
 		v.restart()
-		_, err = v.read(block*BlockSize, BlockSize)
+		_, err := v.read(block*BlockSize, BlockSize)
 		v.wantError(err, ErrDirtyBad, fmt.Sprintf("the block, if the start dies after %d writes", writes))
-	}
+	})
 }

@@ -36,8 +36,8 @@ func TestOrderedStartWritesAgainFirst(t *testing.T) {
 	h.wantSound()
 }
 
-// TestOrderedOverLost: the same if it is overwritten before it is there again.
-func TestOrderedOverLost(t *testing.T) {
+// lackingHarness has an ordered device that has lost block 5, which is 2; a FLUSH has promised it since.
+func lackingHarness(t *testing.T) *orderHarness {
 	h := newOrderHarness(t, nil)
 	if err := h.c.SetMode(h.b.ID(), Writethrough); err != nil {
 		t.Fatal(err)
@@ -50,6 +50,12 @@ func TestOrderedOverLost(t *testing.T) {
 	}
 	h.lose(before)
 	h.flush() // the SSD has it
+	return h
+}
+
+// TestOrderedOverLost: the same if it is overwritten before it is there again.
+func TestOrderedOverLost(t *testing.T) {
+	h := lackingHarness(t)
 	h.write(9*BlockSize, page(3))
 	h.flush()
 	h.log = nil
@@ -64,18 +70,7 @@ func TestOrderedOverLost(t *testing.T) {
 // what the device has.
 func TestOrderedOverLostAfterStart(t *testing.T) {
 	for _, cut := range []bool{false, true} {
-		h := newOrderHarness(t, nil)
-		if err := h.c.SetMode(h.b.ID(), Writethrough); err != nil {
-			t.Fatal(err)
-		}
-		h.settle()
-		before := bytes.Clone(h.back)
-		h.write(5*BlockSize, page(2)) // not flushed
-		if err := h.c.SetMode(h.b.ID(), Writeback); err != nil {
-			t.Fatal(err)
-		}
-		h.lose(before)
-		h.flush() // the SSD has it
+		h := lackingHarness(t)
 		h.reopen()
 		h.reopen() // what is on record stays
 		if !h.b.order.noted.Load() {
