@@ -94,23 +94,29 @@ func (d *Device) addQueue(k key, depth int) error {
 // once for each request, and by one thread at a time for each queue: it empties the slot. It does not
 // allocate and makes no system call.
 //
-// It is false if the program did not see the request, and always of a nil device: there is no program.
+// It is false if the program did not see the request or did not write it down ([Device.ShowAll]), and always of a nil
+// device: there is no program.
 func (d *Device) Lookup(queue, tag int, sector uint64, sectors uint32) (Event, bool) {
-	if d == nil {
+	if !d.Any(queue, tag) {
 		return Event{}, false
 	}
-	slots := d.slots[queue]
-	return take(slots[tag*slotBytes:(tag+1)*slotBytes], sector, sectors, &d.bits)
+	return take(d.slots[queue][tag*slotBytes:], sector, sectors, &d.bits)
 }
 
-// Silent is Lookup for most requests: it is true, and counts as that, if the program saw the request and no attribute
-// follows from it ([Event.Silent]). After false Lookup is to be asked.
-func (d *Device) Silent(queue, tag int, sector uint64, sectors uint32) bool {
-	if d == nil {
-		return false
+// Any is Lookup at a glance: false says that Lookup would find nothing, as for most requests.
+func (d *Device) Any(queue, tag int) bool { return d != nil && d.slots[queue][tag*slotBytes] != 0 }
+
+// ShowAll says whether requests are written down from which no attribute follows ([Event.Silent]), as from most. They are
+// not at first: nobody needs to look at them but rules.
+func (d *Device) ShowAll(all bool) {
+	d.src.mu.Lock()
+	defer d.src.mu.Unlock()
+	if d.closed || d.src.mu.closed {
+		return
 	}
-	slots := d.slots[queue]
-	return takeSilent(slots[tag*slotBytes:(tag+1)*slotBytes], sector, sectors)
+	for _, place := range d.places {
+		d.src.disks.setAll(place, all)
+	}
 }
 
 // Close ends the tracking and frees the memory. No Lookup may be under way or follow.

@@ -21,11 +21,13 @@ const (
 	directoryTries = 16 // how far from its home an entry may be
 	directorySize  = 1<<directoryBits + directoryTries - 1
 
-	// An entry: the disk's name in two words, padded with zeroes, the number of the queue, and nothing.
+	// An entry: the disk's name in two words, padded with zeroes, the number of the queue, and whether all its
+	// requests are to be written down.
 	entryBytes = 32
 	entryName  = 0
 	entryRest  = 8
 	entryQueue = 16
+	entryAll   = 24
 	// Instead of a name: no entry has been here since the places before it were taken, or one has.
 	emptyName   = 0
 	removedName = ^uint64(0)
@@ -62,7 +64,7 @@ type directory struct {
 	n   int // entries
 }
 
-type entry struct{ name, rest, queue, _ uint64 }
+type entry struct{ name, rest, queue, all uint64 }
 
 func newDirectory() (d directory, err error) {
 	d.m, err = ebpf.NewMap(&ebpf.MapSpec{
@@ -113,9 +115,18 @@ func (d *directory) find(k key) (place, free int) {
 // put makes a free place that of a key. The program sees it when it is whole.
 func (d *directory) put(place int, k key) {
 	e := d.at(place)
-	e.rest, e.queue = k.rest, k.queue
+	e.rest, e.queue, e.all = k.rest, k.queue, 0
 	atomic.StoreUint64(&e.name, k.name)
 	d.n++
+}
+
+// setAll says whether all requests of the queue at a place are to be written down.
+func (d *directory) setAll(place int, all bool) {
+	var v uint64
+	if all {
+		v = 1
+	}
+	atomic.StoreUint64(&d.at(place).all, v)
 }
 
 // remove frees a place. Nothing behind it may get lost for those who look for it from their home on.

@@ -100,6 +100,7 @@ func (d *ramDisk) track(t *testing.T, src *Source) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	events.ShowAll(true)
 	d.events.Store(events)
 }
 

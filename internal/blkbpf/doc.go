@@ -6,8 +6,9 @@
 // A BPF program on the kernel's tracepoint block_rq_issue, which a request passes before its driver
 // sees it, writes them to a slot of memory that this process has mapped: one for each tag of each
 // queue of the tracked disks. So the queue's thread finds the slot filled when the request
-// arrives, and reads it without a system call. For all other disks the program ends after a look
-// into a hash table, of a few instructions (directory.go).
+// arrives, and reads it without a system call. Nothing is written of a request from which no attribute follows, as
+// from most, unless somebody asks for all (Device.ShowAll), as rules do. For all other disks the program ends after a
+// look into a hash table, of a few instructions (directory.go).
 //
 //	src, err := blkbpf.Open()      // an error says what is missing; one can do without
 //	dev, err := src.Track("ublkb0", queues, depth)
@@ -23,8 +24,8 @@
 //
 // # What a slot says
 //
-// A slot is read once and empty afterwards. Where the program did not see a request there is no
-// slot or an old one, whose position and length differ: Lookup finds nothing then, never another
+// A slot is read once and empty afterwards. Where the program did not see a request the slot is empty
+// or an old one, whose position and length differ: Lookup finds nothing then, never another
 // request's values. That happens to requests that were issued before Track, and in rare cases when
 // the kernel does not run the program because it interrupted itself. What a dead server left
 // unanswered is issued again to its successor, and is seen if Track came before the device was started.

@@ -95,6 +95,7 @@ func setWriteHint(t *testing.T, fd int, hint uint64) {
 	}
 }
 
+// track has all requests of a disk written down.
 func track(t *testing.T, s *Source, disk string) *Device {
 	t.Helper()
 	queues, err := filepath.Glob("/sys/block/" + disk + "/mq/*")
@@ -105,6 +106,7 @@ func track(t *testing.T, s *Source, disk string) *Device {
 	if err != nil {
 		t.Fatal(err)
 	}
+	d.ShowAll(true)
 	t.Cleanup(func() {
 		if err := d.Close(); err != nil {
 			t.Error(err)
@@ -222,6 +224,54 @@ func TestPriority(t *testing.T) {
 		if got != want {
 			t.Errorf("saw  %+v\nwant %+v", got, want)
 		}
+	}
+}
+
+// TestSilent: requests from which nothing follows are not written down, unless somebody wants them; and they empty the
+// slots of others.
+func TestSilent(t *testing.T) {
+	s, disk := openSource(t), loopDisk(t)
+	d := track(t, s, disk)
+	const plain = 2<<13 | 4
+	read := func(prio uint16) { withPriority(t, prio, func() { directIO(t, disk, false, 8192, nil) }) }
+	for _, all := range []bool{false, true, false} {
+		d.ShowAll(all)
+		for _, prio := range []uint16{plain, 2<<13 | 5, 1 << 13, 2<<13 | 770<<3 | 4} {
+			read(prio)
+			got := d.drain()
+			switch want := all || prio != plain; {
+			case len(got) > 1 || (len(got) == 1) != want:
+				t.Fatalf("all %t, priority %#x: saw %+v", all, prio, got)
+			case want && got[0].IOPrio != prio:
+				t.Errorf("all %t, priority %#x: saw %+v", all, prio, got)
+			}
+		}
+	}
+	directIO(t, disk, true, 8192, func(fd int) { setWriteHint(t, fd, uint64(attrs.LifetimeShort)) })
+	if got := d.only(t); got.WriteHint != uint8(attrs.LifetimeShort) {
+		t.Errorf("saw %+v", got)
+	}
+	setHint := func(hint uint64) { directIO(t, disk, false, 8192, func(fd int) { setWriteHint(t, fd, hint) }) }
+	setHint(0)
+	d.drain()
+
+	slots := 0
+	for _, queue := range d.slots {
+		for at := 0; at < len(queue); at += slotBytes {
+			fill(queue[at:], 16, 8, 0, 0)
+			slots++
+		}
+	}
+	read(plain)
+	for q := range d.slots {
+		for tag := range 256 {
+			if _, ok := d.Lookup(q, tag, 16, 8); ok {
+				slots--
+			}
+		}
+	}
+	if slots != 1 {
+		t.Errorf("%d slots were emptied, want one", slots)
 	}
 }
 

@@ -7,7 +7,7 @@ import "encoding/binary"
 const (
 	slotBytes = 64
 
-	slotFilled = 0 // 4 bytes: 1 from the program until Lookup
+	slotFilled = 0 // 1 byte: 1 from the program until Lookup, else 0
 	slotBlkLen = 4 // 4 bytes: the request's length in bytes
 	slotSector = 8
 	slotCgroup = 16
@@ -25,32 +25,14 @@ const taskKernel = 0x00200000
 // opWrite is the bit that all operations to a device have, and none from it (op_is_write).
 const opWrite = 1
 
-// takeSilent empties the slot if it is that of the request and no attribute follows from what it says, as from most; else
-// it leaves it alone. It is for take's sake, and right to say no.
-func takeSilent(slot []byte, sector uint64, sectors uint32) bool {
-	_ = slot[slotBytes-1]
-	ne := binary.NativeEndian
-	filled := uint64(sectors)<<(9+32) | 1 // and the length: this is for little-endian machines
-	said := ne.Uint32(slot[slotIOPrio:]) & 0xffffff
-	if (ne.Uint64(slot)^filled)|(ne.Uint64(slot[slotSector:])^sector)|ne.Uint64(slot[slotCgroup:])&^RootCgroup != 0 ||
-		said != 0 && said != plainIOPrio {
-		return false
-	}
-	binary.NativeEndian.PutUint32(slot[slotFilled:], 0)
-	return true
-}
-
-// take reads the slot if it is that of the request, and empties it.
+// take reads a slot that is filled if it is that of the request, and empties it.
 //
 // Nothing here is atomic: the program wrote the slot before it gave the request to the driver,
 // and writes it again only after the request was completed and its tag given to another one.
 // Both ways lead through the kernel and the ring, which order memory accesses.
 func take(slot []byte, sector uint64, sectors uint32, bits *flagBits) (e Event, ok bool) {
 	_ = slot[slotBytes-1]
-	if binary.NativeEndian.Uint32(slot[slotFilled:]) == 0 {
-		return e, false
-	}
-	binary.NativeEndian.PutUint32(slot[slotFilled:], 0)
+	slot[slotFilled] = 0
 	if binary.NativeEndian.Uint64(slot[slotSector:]) != sector ||
 		binary.NativeEndian.Uint32(slot[slotBlkLen:])>>9 != sectors {
 		return e, false

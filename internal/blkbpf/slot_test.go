@@ -1,9 +1,7 @@
 package blkbpf
 
 import (
-	"bytes"
 	"encoding/binary"
-	"math/rand/v2"
 	"testing"
 
 	"ubcache/attrs"
@@ -16,7 +14,7 @@ var testBits = flagBits{
 // fill writes a slot as the program does.
 func fill(slot []byte, sector uint64, sectors uint32, flags, task uint32) {
 	ne := binary.NativeEndian
-	ne.PutUint32(slot[slotFilled:], 1)
+	slot[slotFilled] = 1
 	ne.PutUint32(slot[slotBlkLen:], sectors<<9)
 	ne.PutUint64(slot[slotSector:], sector)
 	ne.PutUint64(slot[slotCgroup:], 1<<40|7)
@@ -57,49 +55,18 @@ func TestTake(t *testing.T) {
 	}
 }
 
-// TestTakeSilent: what is said to be silent is so, and most is said to be; the rest is left alone.
-func TestTakeSilent(t *testing.T) {
-	rng := rand.New(rand.NewPCG(1, 2))
-	ne := binary.NativeEndian
-	one := func(v ...uint64) uint64 { return v[rng.IntN(len(v))] }
-	silent := 0
-	for range 20000 {
-		slot := make([]byte, slotBytes)
-		fill(slot, one(8, 1<<33|8), uint32(one(8, 1<<22)), uint32(one(0, 1)), 0)
-		ne.PutUint32(slot[slotFilled:], uint32(one(0, 1, 1, 1)))
-		ne.PutUint64(slot[slotCgroup:], one(0, 1, 2, 1<<40, 1<<40|1))
-		ne.PutUint16(slot[slotIOPrio:], uint16(one(0, plainIOPrio, plainIOPrio|1, 1<<13|4, 2<<13, 3<<13|4)))
-		slot[slotHint] = byte(one(0, 0, 2))
-		slot[slotHint+1] = byte(one(0, 0xff)) // not the program's
-		sector, sectors := one(8, 1<<33|8), uint32(one(8, 1<<22))
-		same, before := bytes.Clone(slot), bytes.Clone(slot)
-		got := takeSilent(slot, sector, sectors)
-		e, ok := take(same, sector, sectors, &testBits)
-		want := ok && e.Silent() && e.WriteHint == 0
-		if got != want {
-			t.Fatalf("%x: silent %t, want %t: %+v, %t", before, got, want, e, ok)
-		}
-		if got {
-			silent++
-			before = same // as take leaves it
-		}
-		if !bytes.Equal(slot, before) {
-			t.Fatalf("left as %x, want %x", slot, before)
-		}
-	}
-	if silent < 100 {
-		t.Errorf("only %d were silent", silent)
-	}
-}
-
 // TestStale: what another request left is not taken, and not later either.
 func TestStale(t *testing.T) {
 	slot := make([]byte, slotBytes)
+	d := &Device{bits: testBits, slots: [][]byte{slot}}
 	look := func(what string, sector uint64, sectors uint32, want bool) {
 		t.Helper()
-		e, ok := take(slot, sector, sectors, &testBits)
+		e, ok := d.Lookup(0, 0, sector, sectors)
 		if ok != want {
 			t.Errorf("%s: %+v, %t", what, e, ok)
+		}
+		if d.Any(0, 0) {
+			t.Errorf("%s: there still", what)
 		}
 		if !ok && e != (Event{}) {
 			t.Errorf("%s: not found, but %+v", what, e)
@@ -163,6 +130,9 @@ func TestLookup(t *testing.T) {
 	if e, ok := (*Device)(nil).Lookup(3, 4, 80, 8); ok || e != (Event{}) {
 		t.Errorf("without a program: %+v, %t", e, ok)
 	}
+	if (*Device)(nil).Any(3, 4) {
+		t.Error("without a program: any")
+	}
 	d := &Device{bits: testBits}
 	for range 3 {
 		d.slots = append(d.slots, make([]byte, 16*slotBytes))
@@ -170,6 +140,9 @@ func TestLookup(t *testing.T) {
 	fill(d.slots[2][5*slotBytes:], 80, 8, 0, 0)
 	for q := range 3 {
 		for tag := range 16 {
+			if d.Any(q, tag) != (q == 2 && tag == 5) {
+				t.Errorf("queue %d, tag %d: any %t", q, tag, d.Any(q, tag))
+			}
 			if _, ok := d.Lookup(q, tag, 80, 8); ok != (q == 2 && tag == 5) {
 				t.Errorf("queue %d, tag %d: %t", q, tag, ok)
 			}
@@ -217,7 +190,7 @@ func BenchmarkLookup(b *testing.B) {
 	var n int
 	for b.Loop() {
 		slot := d.slots[0][n*slotBytes:]
-		binary.NativeEndian.PutUint32(slot, 1)
+		slot[slotFilled] = 1
 		if _, ok := d.Lookup(0, n, 0, 0); !ok {
 			b.Fatal("not found")
 		}

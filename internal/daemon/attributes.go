@@ -32,17 +32,19 @@ func (a *attributes) init(depth int) {
 type request struct {
 	*ublk.Request
 	event blkbpf.Event
-	known bool // event is there
+	known bool // event is there; with rules, without them only if something follows from it
 	table *rules.Table
+}
+
+// any is look at a glance: false says that it would find nothing, as for most requests.
+func (a *attributes) any(queue int, r *ublk.Request) bool {
+	return a.rules.Load() != nil || a.kernel.Load().Any(queue, int(r.Tag))
 }
 
 // look finds out what there is to know of a request, once for each.
 func (a *attributes) look(queue int, r *ublk.Request) (q request) {
 	q.Request, q.table = r, a.rules.Load()
-	// Only rules look at what no attribute follows from.
-	if k := a.kernel.Load(); k != nil && (q.table != nil || !k.Silent(queue, int(r.Tag), r.Sector, r.Sectors)) {
-		q.event, q.known = k.Lookup(queue, int(r.Tag), r.Sector, r.Sectors)
-	}
+	q.event, q.known = a.kernel.Load().Lookup(queue, int(r.Tag), r.Sector, r.Sectors)
 	return q
 }
 
@@ -95,7 +97,7 @@ func (q *request) query(off, n int64) rules.Query {
 // write's tuple, if it has any.
 func (h *queue) attach(r *ublk.Request, c *cache.Request, opaque []byte) {
 	c.Attrs, c.Results = nil, nil
-	if r.Op == ublk.OpFlush {
+	if r.Op == ublk.OpFlush || h.pi == nil && !h.attrs.any(h.q.ID(), r) {
 		return
 	}
 	q := h.attrs.look(h.q.ID(), r)

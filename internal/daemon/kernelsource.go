@@ -73,12 +73,14 @@ func (in *Instance) trackKernel(s *served) {
 			"error", err)
 		return
 	}
+	in.rules.setKernel(&s.rules, d)
 	s.kernel.Store(d)
 }
 
 // untrackKernel ends that for a device whose queues have ended.
 func (in *Instance) untrackKernel(s *served) {
 	if d := s.kernel.Swap(nil); d != nil {
+		in.rules.setKernel(&s.rules, nil)
 		if err := d.Close(); err != nil {
 			in.log.Warn("stop reading attributes of requests", "name", s.name, "error", err)
 		}

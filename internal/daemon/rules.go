@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ubcache/attrs/rules"
+	"ubcache/internal/blkbpf"
 	"ubcache/internal/config"
 	"ubcache/internal/control"
 	"ubcache/internal/extents"
@@ -40,8 +41,10 @@ type ruleSet struct {
 // deviceRules are the rules of one device. The zero value has none.
 type deviceRules struct {
 	table ruleTable
-	list  []*rule // under ruleSet.mu
-	size  int64   // of the device, in bytes
+	// kernel knows of the device's requests what rules ask for; nil without BPF. Under ruleSet.mu.
+	kernel *blkbpf.Device
+	list   []*rule // under ruleSet.mu
+	size   int64   // of the device, in bytes
 	// target is the block device that the extents of files are on; the zero value if there is none.
 	target extents.Device
 	// problem is why there is no table that fits the list.
@@ -180,7 +183,27 @@ func (s *ruleSet) compile(d *deviceRules) {
 	if err != nil {
 		d.problem = err.Error()
 	}
-	d.table.Store(t) // nil after an error: no rule is better than one for other data
+	d.setTable(t) // nil after an error: no rule is better than one for other data
+}
+
+// setTable gives queues another table. Only rules look at requests from which no attribute follows by itself; those that
+// come after the table are known. ruleSet.mu is held.
+func (d *deviceRules) setTable(t *rules.Table) {
+	if d.kernel != nil && t != nil {
+		d.kernel.ShowAll(true)
+	}
+	d.table.Store(t)
+	if d.kernel != nil && t == nil {
+		d.kernel.ShowAll(false)
+	}
+}
+
+// setKernel tells who knows of a device's requests from now on, nil for nobody.
+func (s *ruleSet) setKernel(d *deviceRules, k *blkbpf.Device) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d.kernel = k
+	d.setTable(d.table.Load())
 }
 
 // serve tells on which block device the extents of files are to be found, or that there is none any
