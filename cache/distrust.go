@@ -6,7 +6,8 @@ type distrustResult uint8
 const (
 	distrustDropped distrustResult = iota // was clean: it is not cached any more
 	distrustLost                          // is dirty
-	distrustLeft                          // is pending: the backing device has it
+	distrustClean                         // is clean, but perhaps it is not the block that is bad
+	distrustLeft                          // is pending: the backing device has it, but may still lose it
 	distrustUnsure                        // is dirty, but perhaps it is not the block that is bad
 	distrustChanged                       // is in another slot by now, or gone
 )
@@ -27,8 +28,9 @@ func (l *Lane) distrust(b *Backing, k key, slot Slot, failed bool) distrustResul
 	case e.st.onBacking() && (e.st&stPending != 0 || away):
 		// The backing device has the only copy now, so a FLUSH is to it.
 		b.relyOn(b.wrote.Load())
-		result = distrustLeft
-		if e.st&stPending != 0 && e.st&stLeave == 0 && !away {
+		if result = distrustLeft; e.st&stPending == 0 {
+			result = distrustClean
+		} else if e.st&stLeave == 0 && !away {
 			c.setState(b, e, e.st&^stPinned|stLeave) // what the SSD fails loses its pin
 			l.io[b.id].HealedBlocks.Add(1)
 		}

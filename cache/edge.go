@@ -26,6 +26,8 @@ type edge struct {
 	away  bool   // what it waits for was not read because the SSD was away: that is no verdict
 	held  bool   // the slot is pinned: it must not be used again before it is judged
 	next  *edge
+
+	losses uint64 // Backing.losses before the block was found pending, noLosses if it was not: see Cache.lose
 }
 
 type edgeStep uint8
@@ -44,7 +46,7 @@ func (l *Lane) newEdge(r *Request, s span, blk Block) *edge {
 	} else {
 		l.freeEdges = g.next
 	}
-	*g = edge{r: r, b: r.b, span: s, blk: blk}
+	*g = edge{r: r, b: r.b, span: s, blk: blk, losses: noLosses}
 	return g
 }
 
@@ -89,6 +91,7 @@ func (g *edge) lookUp(l *Lane) {
 		}
 	}
 	lost := c.lost()
+	g.losses = g.b.losses.Load()
 	s := c.index.stripeOf(g.b.id, g.blk)
 	s.mu.Lock()
 	e, ok := c.index.find(g.key())
@@ -96,7 +99,9 @@ func (g *edge) lookUp(l *Lane) {
 		c.buckets[c.bucketOf(e.slot)].pins.Add(1)
 	}
 	s.mu.Unlock()
-	g.e = e
+	if g.e = e; e.st&stPending == 0 {
+		g.losses = noLosses
+	}
 	switch {
 	case lost:
 		g.withoutSSD(l, ok)
@@ -132,7 +137,11 @@ func (g *edge) direct(l *Lane) {
 	l.transfer(g, OpRead, g.b.id, g.b.dataOff+int64(g.blk)*BlockSize+int64(from), g.r, reqOff, n, 0)
 }
 
-func (g *edge) opDone(l *Lane, _ *Op, err error) {
+func (g *edge) opDone(l *Lane, op *Op, err error) {
+	if err == nil && op.Dev != SSD && g.losses != noLosses && g.losses != g.b.losses.Load() {
+		g.lookUp(l) // it may be older than the block
+		return
+	}
 	switch g.step {
 	case edgeSlot:
 		g.held = true
@@ -189,7 +198,10 @@ func (g *edge) haveSlot(l *Lane) {
 		g.copyIn(l, g.page)
 		return
 	}
-	if g.under = l.page(); g.under == nil {
+	if g.under == nil {
+		g.under = l.page()
+	}
+	if g.under == nil {
 		g.finish(l, errNoMemory)
 		return
 	}
@@ -242,6 +254,7 @@ func (g *edge) merge(l *Lane, have state) {
 
 // untrusted goes on after the slot was not returned right, or, with failed, not at all.
 func (g *edge) untrusted(l *Lane, failed bool) {
+	losses := g.b.losses.Load()
 	result := l.distrust(g.b, g.key(), g.e.slot, failed)
 	if result == distrustUnsure {
 		g.await(l)
@@ -253,19 +266,15 @@ func (g *edge) untrusted(l *Lane, failed bool) {
 		g.lost(l)
 	case distrustChanged:
 		g.lookUp(l)
-	case distrustDropped:
+	case distrustDropped, distrustClean:
 		if g.write != nil {
-			clear(g.page)
-			g.merge(l, 0)
-			return
-		}
-		g.direct(l)
-	case distrustLeft:
-		if g.write != nil && g.e.st&stDirty == 0 {
 			clear(g.page)
 			g.merge(l, 0) // the backing device keeps its promises
 			return
 		}
+		g.direct(l)
+	case distrustLeft:
+		g.losses = losses
 		if g.write != nil && l.c.lost() {
 			g.withoutSSD(l, true) // there is no new slot
 			return

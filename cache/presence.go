@@ -161,6 +161,9 @@ const noLosses = math.MaxUint64
 
 // lose is Lost, and what follows from a failed flush: nobody knows what a device still has of the
 // writes for which its flush failed. told says that a client learns of it anyhow, from a flush that has begun to tell.
+//
+// Whoever reads a pending block from the device compares Backing.losses, as it was before the index was asked, with what
+// it is when the read has ended. If it differs, what came may be older than the block, and the index is asked again.
 func (c *Cache) lose(b *Backing, told bool) {
 	b.mu.Lock()
 	n := b.losses.Add(1)
@@ -184,6 +187,9 @@ func (c *Cache) lose(b *Backing, told bool) {
 			c.setState(b, e, e.st&^stPending)
 		}
 		s.mu.Unlock()
+	}
+	if len(pending) > 0 {
+		b.losses.Add(1) // who has read the count in between may still have found one of them pending
 	}
 	if b.loose() > 0 {
 		b.order.doubt()

@@ -19,11 +19,13 @@ type goneHarness struct {
 	refused  int // operations that reached the device while it was gone
 }
 
-func newGone(t *testing.T) *goneHarness {
-	h := &goneHarness{harness: small(t)}
+func newGone(t *testing.T) *goneHarness { return newGoneOn(small(t)) }
+
+func newGoneOn(on *harness) *goneHarness {
+	h := &goneHarness{harness: on}
 	h.c.opts.Suspect = func(id BackingID) {
 		if id != h.b.ID() {
-			t.Errorf("device %d is suspected", id)
+			h.t.Errorf("device %d is suspected", id)
 		}
 		h.suspects++
 	}

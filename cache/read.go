@@ -32,9 +32,9 @@ type readPiece struct {
 	n       int // blocks
 	waits   int // operations under way
 	err     error
-	losses  uint64 // Backing.losses before it read the backing device
+	losses  uint64 // Backing.losses before it asked the index
 
-	slots [regionBlocks]Slot // where each block was found, noSlot if it was not
+	slots [regionBlocks]Slot // where each block was found, noSlot if it was not, leftSlot, or slowSlot
 	sums  [regionBlocks]uint32
 	masks [regionBlocks]uint8       // sectors that the slot had then
 	again [regionBlocks / 64]uint64 // blocks that the SSD did not return right
@@ -94,8 +94,11 @@ func blockPart(s span, r *Request, blk Block) (from, n, reqOff int) {
 	return int(lo - at), int(hi - lo), int(lo - r.Off)
 }
 
-// slow marks in slots a block that needs an edge.
-const slowSlot = noSlot - 1
+// slowSlot marks in slots a block that needs an edge, leftSlot a pending one that is read from the backing device.
+const (
+	slowSlot = noSlot - 1
+	leftSlot = noSlot - 2
+)
 
 // lookUp finds out where each block is, pins what is on the SSD and starts the reads.
 func (p *readPiece) lookUp(l *Lane) {
@@ -137,8 +140,11 @@ func (p *readPiece) lookUp(l *Lane) {
 				miss.to = i + 1
 			}
 			continue
-		case avoid && e.st&stDirty == 0 || around && e.st.onBacking():
+		case avoid && e.st&stDirty == 0:
 			p.slots[i] = noSlot
+			continue
+		case around && e.st.onBacking():
+			p.slots[i] = leftSlot
 			continue
 		case lost:
 			if from, n, _ := p.part(i); sectors(from, n)&e.st == 0 {
@@ -239,7 +245,7 @@ func (p *readPiece) fillLock(l *Lane, s *stripe, miss blockRange) bool {
 
 func (p *readPiece) unpinAll(c *Cache) {
 	for i := range p.n {
-		if p.slots[i] < slowSlot {
+		if p.slots[i] < leftSlot {
 			c.unpin(p.slots[i])
 		}
 	}
@@ -262,8 +268,8 @@ func (p *readPiece) submit(l *Lane) {
 		case slowSlot:
 			p.waits++
 			l.startReadEdge(p, i)
-		case noSlot:
-			for i+n < p.n && p.slots[i+n] == noSlot {
+		case noSlot, leftSlot:
+			for i+n < p.n && p.slots[i+n] == slot {
 				n++
 			}
 			p.read(l, b.id, b.dataOff+int64(p.first)*BlockSize+int64(i)*BlockSize, i, n)
@@ -314,6 +320,11 @@ func (p *readPiece) opDone(l *Lane, op *Op, err error) {
 		p.verify(l, op, i, n, err)
 	case err != nil:
 		p.fail(err)
+	case p.slots[i] == leftSlot && p.losses != p.r.b.losses.Load():
+		for j := i; j < i+n; j++ { // where it is now is for edges to find out
+			p.waits++
+			l.startReadEdge(p, j)
+		}
 	case p.buf != nil:
 		_, _, reqOff := p.part(i)
 		if err := l.d.CopyIn(p.r, reqOff, op.Mem); err != nil {
@@ -409,9 +420,12 @@ func (p *readPiece) readAgain(l *Lane) {
 			// Overwritten meanwhile: where it is now is for an edge to find out.
 			p.waits++
 			l.startReadEdge(p, i)
-		case distrustDropped, distrustLeft:
+		case distrustDropped, distrustClean, distrustLeft:
 			b := p.r.b
 			p.r.reached |= reachedBacking
+			if result == distrustLeft {
+				p.slots[i] = leftSlot
+			}
 			p.read(l, b.id, b.dataOff+int64(p.first+Block(i))*BlockSize, i, 1)
 		}
 	}

@@ -117,9 +117,10 @@ func (p *readPiece) mismatch(t *track, i int) {
 	p.fail(ErrMismatch)
 }
 
-// elsewhere reports whether a block that the SSD returned is on the backing device too.
+// elsewhere reports whether a block that the SSD returned is on the backing device too. One that may still be lost there
+// is marked.
 func (p *readPiece) elsewhere(c *Cache, i int) bool {
-	if p.slots[i] == noSlot {
+	if p.slots[i] == noSlot || p.slots[i] == leftSlot {
 		return false
 	}
 	k := makeKey(p.r.b.id, p.first+Block(i))
@@ -127,7 +128,10 @@ func (p *readPiece) elsewhere(c *Cache, i int) bool {
 	s.mu.Lock()
 	e, ok := c.index.find(k)
 	s.mu.Unlock()
-	return !ok || e.st&(stDirty|stPending) != stDirty
+	if e.st&stPending != 0 {
+		p.slots[i] = leftSlot
+	}
+	return !ok || e.st.onBacking()
 }
 
 // retry reads the blocks marked in again from the backing device: what the SSD returned for them is
@@ -153,6 +157,8 @@ func (p *readPiece) retried(l *Lane) {
 	for i := range p.n {
 		switch {
 		case p.again[i/64]&(1<<(i%64)) == 0:
+		case p.slots[i] == leftSlot && p.losses != p.r.b.losses.Load():
+			p.mismatch(t, i) // what came is perhaps older than what the SSD has, which does not match
 		case t.look(p.r, p.inRequest(i)):
 			// Of a copy of some sectors the others may be what has changed.
 			if p.slotSum(i) != p.sums[i] {
