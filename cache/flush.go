@@ -136,10 +136,6 @@ func (f *flush) withoutSSD(l *Lane) {
 		l.c.ssdHealth.park(l.c, &f.w)
 		return
 	}
-	if f.overtaken() {
-		f.done(l, ErrLost)
-		return
-	}
 	f.flushBacking(l)
 	f.done(l, nil)
 }
@@ -148,6 +144,10 @@ func (f *flush) withoutSSD(l *Lane) {
 func (f *flush) flushBacking(l *Lane) {
 	b := f.r.b
 	if f.later = b.wrote.Load(); f.later <= b.flushed.Load() {
+		// The flush of somebody else has covered that, perhaps when it was lost already.
+		if f.r.losses != noLosses && f.r.losses != b.losses.Load() || f.overtaken() {
+			f.err = ErrLost
+		}
 		return
 	}
 	f.pending++

@@ -60,6 +60,40 @@ func TestFlushThatWaitsIsOvertaken(t *testing.T) {
 	}
 }
 
+// TestFUAThatWaitsIsOvertaken: a write with FUA has gone past the cache when the SSD is lost, and waits for the marker. Meanwhile
+// the backing device loses it. The flush that the marker needs comes too late for it, so it fails.
+func TestFUAThatWaitsIsOvertaken(t *testing.T) {
+	for _, forgets := range []bool{false, true} {
+		v := newLossy(t, FormatOptions{}, Writeback)
+		v.setLoss(LossPolicy{})
+		v.write(8*BlockSize, fill(1, 1)) // so that the SSD may lack a record
+		v.stuck = func(op *Op) bool { return op.Dev != SSD }
+		r, ended := asked(writeOf(0, fill(2, 1)), attrs.Writearound), false
+		v.finish = func(f *Request) { ended = ended || f == r }
+		r.FUA = true
+		v.start(r)
+		v.until("the write", func() bool { return len(v.ops) == 1 && v.stuck(v.ops[0]) })
+		v.vanish()
+		v.stuck = nil
+		v.step()
+		if ended || len(v.ops) > 0 || v.b.marker.Load() != markerAsked {
+			t.Fatal("it does not wait for the marker")
+		}
+		var want error
+		if forgets {
+			clear(v.back)
+			v.c.Lost(v.b.id)
+			want = ErrLost
+		}
+		if v.until("its end", func() bool { return ended }); !errors.Is(r.Err, want) {
+			t.Errorf("forgets %v: the write ended with %v, expected %v", forgets, r.Err, want)
+		}
+		if len(v.markers) != 1 {
+			t.Error("there is no marker")
+		}
+	}
+}
+
 // TestLostOverwriteForgotten: what was dirty on the lost SSD and is overwritten on the backing device, which then loses what
 // it was not flushed for, is not what it was before both.
 func TestLostOverwriteForgotten(t *testing.T) {
