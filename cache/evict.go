@@ -38,7 +38,7 @@ func (v *eviction) start() {
 		v.release(l)
 	}
 	free := int(c.alloc.freeCount.Load()) + len(v.freeing)
-	if free >= c.reserve {
+	if free >= c.reserve || c.closing.Load() { // the next start needs no reserve, and has the failed buckets back
 		return
 	}
 	now := l.d.Now()
@@ -175,7 +175,7 @@ func (v *eviction) lastResort(dirty int) BucketID {
 	v.bg.pressed = dirty > 0 || !v.move.busy
 	v.putAside()
 	b := v.stuck
-	if b == noBucket || dirty > 0 || v.move.busy || len(v.freeing) > 0 || !c.alloc.take(b) {
+	if b == noBucket || dirty > 0 || v.move.busy || len(v.freeing)+v.trims > 0 || !c.alloc.take(b) {
 		return noBucket
 	}
 	c.buckets[b].emptying.Store(true)
@@ -266,6 +266,9 @@ func (v *eviction) empty(b BucketID) LSN {
 		c.unmapEntry(c.backing(k.backing()), k, e)
 		st.lastUnmap = max(st.lastUnmap, lsn)
 		l.stats.EvictedBlocks.Add(1)
+		if e.st&stPinned != 0 { // only for lack of anything else
+			l.stats.PinsGivenUp.Add(1)
+		}
 	})
 	c.alloc.mu.Lock()
 	c.buckets[b].state = bucketFreeing

@@ -8,7 +8,7 @@ import (
 // pins counts what eviction keeps. A pin is a bit of the block's entry, its journal record and its
 // summary, so it outlives a restart. A write that leaves a copy in the cache takes it along. What
 // takes the block out of the cache ends it: a discard, a write in mode none, a detach, a copy that
-// the SSD fails.
+// the SSD fails, and eviction.lastResort.
 type pins struct {
 	all atomic.Int64 // blocks, of all backing devices
 	// mu makes looking at the quota and pinning one step. Whoever holds it has a stripe locked.

@@ -2,6 +2,7 @@ package cache
 
 import (
 	"bytes"
+	"syscall"
 	"testing"
 
 	"ubcache/attrs"
@@ -542,11 +543,78 @@ func TestLastResortIsTheLast(t *testing.T) {
 	if v.lastResort(1) != noBucket {
 		t.Error("a bucket goes though another is dirty")
 	}
+	v.trims++
+	if v.lastResort(0) != noBucket {
+		t.Error("a bucket goes though another is being discarded")
+	}
+	v.trims--
 	at := v.lastResort(0)
 	if at != v.stuck {
 		t.Fatal("no bucket goes")
 	}
 	v.spare(at)
+}
+
+// lastBucket is a cache of which the SSD has failed all buckets but one. In that are 8 pinned blocks and 8 others, for
+// which the backing device has not been flushed yet.
+func lastBucket(t *testing.T) *harness {
+	h := pressed(t)
+	last := BucketID(h.c.geo.Buckets - 1)
+	h.fail = func(op *Op) error {
+		if op.Dev == SSD && op.Kind == OpWrite && op.Off >= h.c.geo.DataOff &&
+			h.c.bucketOf(Slot((op.Off-h.c.geo.DataOff)/BlockSize)) != last {
+			return syscall.ENOSPC
+		}
+		return nil
+	}
+	for i := 0; h.c.alloc.freeCount.Load() > 1; i++ {
+		if i > int(last) {
+			t.Fatal("failed buckets are used again")
+		}
+		h.write(1000*BlockSize, fill(1, 1))
+	}
+	h.until("the end of what has failed", func() bool { return len(h.ops) == 0 && h.c.buckets[last-1].state == bucketRetired })
+	h.stuck = func(op *Op) bool { return op.Dev != SSD && op.Kind == OpFlush }
+	if err := h.c.SetMode(h.b.ID(), Writethrough); err != nil {
+		t.Fatal(err)
+	}
+	want(t, "pin", h.hint(ReqWrite, 0, 8, "hint=pin"), attrs.Handled, attrs.ReasonNone)
+	h.write(64*BlockSize, fill(2, 8))
+	if r := h.resident(0, 72); r.Pinned != 8 || r.Dirty != 16 || h.c.buckets[last].state != bucketClosed {
+		t.Fatalf("%+v", r)
+	}
+	return h
+}
+
+// Eviction may have nothing left but pinned blocks and no place to move them to. It gives them up so that the cache
+// can go on, and counts them.
+func TestPinsGivenUp(t *testing.T) {
+	h := lastBucket(t)
+	h.stuck = nil
+	h.until("the last resort", func() bool { return h.c.alloc.freeCount.Load() == 1 })
+	if n, r := h.c.Stats().PinsGivenUp, h.resident(0, 8); n != 8 || r.Cached != 0 {
+		t.Errorf("%d pins were given up, %+v", n, r)
+	}
+	want(t, "another pin", h.hint(ReqWrite, 0, 8, "hint=pin"), attrs.Handled, attrs.ReasonNone)
+}
+
+// A cache that stops gives no pin up for room that nobody will ask for: the next start tries the failed buckets again.
+func TestStopGivesNoPinUp(t *testing.T) {
+	h := lastBucket(t)
+	h.stuck = nil
+	h.settle()
+	if n, r := h.c.Stats().PinsGivenUp, h.resident(0, 8); n != 0 || r.Pinned != 8 || r.Dirty != 0 {
+		t.Errorf("%d pins were given up by the stop, %+v", n, r)
+	}
+	h.c.closing.Store(true)
+	if err := h.c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	h.fail = nil
+	h.open()
+	if r := h.resident(0, 8); r.Pinned != 8 {
+		t.Errorf("after the next start: %+v", r)
+	}
 }
 
 // TestPinOfAFailedCopy: a copy that the SSD fails has lost its pin, also while it stays on record because the

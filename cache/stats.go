@@ -27,6 +27,7 @@ type laneStats struct {
 	JournalFlushes, JournalErrors       counter
 	EvictedBuckets, EvictedBlocks       counter
 	MovedBlocks                         counter // pinned ones, out of the way of eviction
+	PinsGivenUp                         counter
 	Checkpoints                         counter
 	Abandoned                           counter // operations on the SSD that took too long
 }
@@ -96,6 +97,7 @@ type Stats struct {
 	EvictedBuckets    int64 `json:"evicted_buckets"`
 	EvictedBlocks     int64 `json:"evicted_blocks"`
 	MovedBlocks       int64 `json:"moved_blocks"`
+	PinsGivenUp       int64 `json:"pins_given_up"` // since the SSD has failed nearly all buckets
 	Checkpoints       int64 `json:"checkpoints"`
 	// How often the SSD became slow, was lost, and came back in place.
 	SSDSlows   int64 `json:"ssd_slows"`
@@ -136,6 +138,7 @@ func (s *Stats) addLane(l *Lane, backings [MaxBackings + 1]*Backing) {
 	s.EvictedBuckets += o.EvictedBuckets.Load()
 	s.EvictedBlocks += o.EvictedBlocks.Load()
 	s.MovedBlocks += o.MovedBlocks.Load()
+	s.PinsGivenUp += o.PinsGivenUp.Load()
 	s.Checkpoints += o.Checkpoints.Load()
 	s.Abandoned += o.Abandoned.Load()
 	s.Attributes.addCounters(&l.attrs)

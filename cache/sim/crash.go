@@ -348,6 +348,7 @@ func (b *buffers) give(r *request) {
 }
 
 func (s *Sim) countStats() {
+	s.lookAtGivenUp()
 	st := s.c.Stats()
 	if load := s.c.Status().Loading; load.Took != 0 {
 		s.res.Loaded++

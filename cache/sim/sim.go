@@ -210,7 +210,7 @@ func (s *Sim) open() error {
 	if err != nil {
 		return err
 	}
-	s.c, s.lanes, s.van.health = c, nil, cache.HealthOK
+	s.c, s.lanes, s.van.health, s.wishes.given = c, nil, cache.HealthOK, 0
 	for range s.cfg.Lanes + 1 {
 		l := &lane{s: s}
 		l.l = c.NewLane(l)

@@ -12,6 +12,7 @@ import (
 type wishes struct {
 	clock  uint64
 	forgot uint64 // clock of when all pins may have been lost
+	given  int64  // how many pins the process had given up at the last look
 	blocks map[wishBlock]*wishState
 	latest []wishBlock // that were pinned lately
 }
@@ -155,6 +156,7 @@ func (s *Sim) checkWishes(when string) {
 	if !s.cfg.Attributes || s.err != nil {
 		return
 	}
+	s.lookAtGivenUp()
 	for _, t := range s.c.Tenants() {
 		if t.Quota.Blocks != 0 && t.CachedBlocks > t.Quota.Blocks {
 			s.fail(fmt.Errorf("%s: tenant %v has %d blocks, quota %d", when, t.Tenant, t.CachedBlocks, t.Quota.Blocks))
@@ -176,6 +178,21 @@ func (s *Sim) checkWishes(when string) {
 			return
 		}
 	}
+}
+
+// lookAtGivenUp excuses pins that eviction has given up, which it may once the SSD has failed buckets: there may be
+// none left to move pinned blocks to.
+func (s *Sim) lookAtGivenUp() {
+	n, was := s.c.Stats().PinsGivenUp, s.wishes.given
+	if s.wishes.given = n; n == was {
+		return
+	}
+	f := &s.res.Faults
+	if f[FaultSSDFull]+f[FaultSSDWrite]+f[FaultSSDRead]+f[FaultSSDSector] == 0 {
+		s.fail(fmt.Errorf("%d pins were given up, and the SSD has failed nothing", n-was))
+	}
+	s.trace("%d pins were given up", n-was)
+	s.wishes.forget()
 }
 
 // note remembers where blocks were pinned.
