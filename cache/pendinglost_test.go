@@ -108,6 +108,23 @@ func TestPendingMismatchAcrossALoss(t *testing.T) {
 	h.wantDone("the read", r, ErrMismatch)
 }
 
+// TestPendingMatchAcrossALoss: the same, where the SSD returned something else at first, and has what is expected when the
+// backing device may have lost it.
+func TestPendingMatchAcrossALoss(t *testing.T) {
+	h := newPending(t, FormatOptions{NoChecksums: true})
+	slot := h.slotOf(0)
+	h.ssd[slot] ^= 1
+	h.leave(Holding)
+	r := readOf(0, BlockSize)
+	r.Attrs, r.Results = &attrs.Set{}, &attrs.Results{}
+	r.Attrs.SetChecksum(attrs.Checksum{Algorithm: attrs.XXH64, Sums: attrs.XXH64.AppendSums(nil, fill(1, 1))})
+	h.begin(r)
+	h.wantWaiting("the read")
+	h.ssd[slot] ^= 1
+	h.forget()
+	h.wantDone("the read", r, nil)
+}
+
 // TestLossIsNews: who sees a block pending while a loss is being noted, and reads it from the backing device, learns of
 // the loss.
 func TestLossIsNews(t *testing.T) {

@@ -309,6 +309,11 @@ func (p *readPiece) opDone(l *Lane, op *Op, err error) {
 	i, n := int(op.arg>>16), int(op.arg&0xffff)
 	switch {
 	case p.step == readRetry: // what came is looked at
+		if err == nil && p.overtaken(i) {
+			p.slots[i] = noSlot
+			p.waits++
+			l.startReadEdge(p, i)
+		}
 	case p.step == readFilled:
 		if err != nil {
 			p.unfilled = true
@@ -320,7 +325,7 @@ func (p *readPiece) opDone(l *Lane, op *Op, err error) {
 		p.verify(l, op, i, n, err)
 	case err != nil:
 		p.fail(err)
-	case p.slots[i] == leftSlot && p.losses != p.r.b.losses.Load():
+	case p.overtaken(i):
 		for j := i; j < i+n; j++ { // where it is now is for edges to find out
 			p.waits++
 			l.startReadEdge(p, j)
@@ -332,6 +337,12 @@ func (p *readPiece) opDone(l *Lane, op *Op, err error) {
 		}
 	}
 	p.opsDone(l)
+}
+
+// overtaken says whether what the backing device returned of block i may be older than the block: it was pending, and
+// the device may have lost it meanwhile.
+func (p *readPiece) overtaken(i int) bool {
+	return p.slots[i] == leftSlot && p.losses != p.r.b.losses.Load()
 }
 
 // verify checks the blocks that came from the SSD and marks those to be read again, which stay pinned: when they

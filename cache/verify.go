@@ -157,8 +157,6 @@ func (p *readPiece) retried(l *Lane) {
 	for i := range p.n {
 		switch {
 		case p.again[i/64]&(1<<(i%64)) == 0:
-		case p.slots[i] == leftSlot && p.losses != p.r.b.losses.Load():
-			p.mismatch(t, i) // what came is perhaps older than what the SSD has, which does not match
 		case t.look(p.r, p.inRequest(i)):
 			// Of a copy of some sectors the others may be what has changed.
 			if p.slotSum(i) != p.sums[i] {
