@@ -308,12 +308,12 @@ func (p *readPiece) read(l *Lane, dev BackingID, devOff int64, i, n int) {
 func (p *readPiece) opDone(l *Lane, op *Op, err error) {
 	i, n := int(op.arg>>16), int(op.arg&0xffff)
 	switch {
-	case p.step == readRetry: // what came is looked at
-		if err == nil && p.overtaken(i) {
-			p.slots[i] = noSlot
+	case err == nil && op.Dev != SSD && p.slots[i] == leftSlot && p.losses != p.r.b.losses.Load():
+		for j := i; j < i+n; j++ { // it may be older than the blocks: where they are now is for edges to find out
 			p.waits++
-			l.startReadEdge(p, i)
+			l.startReadEdge(p, j)
 		}
+	case p.step == readRetry: // what came is looked at
 	case p.step == readFilled:
 		if err != nil {
 			p.unfilled = true
@@ -325,11 +325,6 @@ func (p *readPiece) opDone(l *Lane, op *Op, err error) {
 		p.verify(l, op, i, n, err)
 	case err != nil:
 		p.fail(err)
-	case p.overtaken(i):
-		for j := i; j < i+n; j++ { // where it is now is for edges to find out
-			p.waits++
-			l.startReadEdge(p, j)
-		}
 	case p.buf != nil:
 		_, _, reqOff := p.part(i)
 		if err := l.d.CopyIn(p.r, reqOff, op.Mem); err != nil {
@@ -337,12 +332,6 @@ func (p *readPiece) opDone(l *Lane, op *Op, err error) {
 		}
 	}
 	p.opsDone(l)
-}
-
-// overtaken says whether what the backing device returned of block i may be older than the block: it was pending, and
-// the device may have lost it meanwhile.
-func (p *readPiece) overtaken(i int) bool {
-	return p.slots[i] == leftSlot && p.losses != p.r.b.losses.Load()
 }
 
 // verify checks the blocks that came from the SSD and marks those to be read again, which stay pinned: when they
