@@ -162,6 +162,7 @@ type Request struct {
 	started int64
 	flying  int32      // operations that write to Data
 	losses  uint64     // the smallest Backing.losses of its changes that have no copy; noLosses: there are none
+	copied  uint64     // of those that have one
 	job     policy.Job // of the scheduler
 	serving bool       // the scheduler counts it
 	noticed bool       // busy counts it

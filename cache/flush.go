@@ -127,6 +127,7 @@ func (f *flush) withoutSSD(l *Lane) {
 		f.done(l, nil)
 		return
 	}
+	r.losses = min(r.losses, r.copied) // the SSD makes no copy durable any more
 	if pass, err := l.mayFlush(b, r.Op == ReqFlush); pass != passGo {
 		if pass == passFail {
 			f.done(l, err)
@@ -174,7 +175,7 @@ func (f *flush) done(l *Lane, err error) {
 	f.r, f.next = nil, l.freeFlushes
 	l.freeFlushes = f
 	if again {
-		r.touched = 0
+		r.touched, r.losses, r.copied = 0, noLosses, noLosses
 		l.startThrough(r, span{r.Off, r.Len}, false)
 		return
 	}

@@ -94,6 +94,36 @@ func TestFUAThatWaitsIsOvertaken(t *testing.T) {
 	}
 }
 
+// TestFUACopyLostByBoth: a write with FUA has gone to both devices. The backing device loses it before it is flushed, and the
+// SSD is lost before a record of the copy is there. It is not acknowledged.
+func TestFUACopyLostByBoth(t *testing.T) {
+	for _, forgets := range []bool{false, true} {
+		v := newLossy(t, FormatOptions{}, Writethrough)
+		v.setLoss(LossPolicy{})
+		r, ended := writeOf(0, fill(2, 1)), false
+		v.finish = func(f *Request) { ended = ended || f == r }
+		r.FUA = true
+		v.stuck = func(op *Op) bool { return op.Dev == SSD && op.Kind == OpWrite }
+		v.start(r)
+		v.until("the change", func() bool { return v.runnable() < 0 })
+		v.c.SetPresence(v.b.id, Holding) // the flush waits
+		v.stuck = func(op *Op) bool { return op.Dev == SSD && op.Kind == OpFlush }
+		v.until("the copy", func() bool { return v.slotOf(0) >= 0 })
+		var want error
+		if forgets {
+			clear(v.back)
+			v.c.Lost(v.b.id)
+			want = ErrLost
+		}
+		v.c.SetPresence(v.b.id, Present)
+		v.vanish()
+		v.stuck = nil
+		if v.until("its end", func() bool { return ended }); !errors.Is(r.Err, want) {
+			t.Errorf("forgets %v: the write ended with %v, expected %v", forgets, r.Err, want)
+		}
+	}
+}
+
 // TestLostOverwriteForgotten: what was dirty on the lost SSD and is overwritten on the backing device, which then loses what
 // it was not flushed for, is not what it was before both.
 func TestLostOverwriteForgotten(t *testing.T) {

@@ -23,7 +23,7 @@ func (s span) cut() (part, rest span) {
 // Submit takes a request. Driver.Finish answers it, perhaps before Submit returns.
 func (l *Lane) Submit(r *Request) {
 	r.Err, r.pending, r.touched, r.reached, r.next, r.flying = nil, 0, 0, 0, nil, 0
-	r.res, r.track, r.hits, r.losses, r.Placed = nil, nil, 0, noLosses, false
+	r.res, r.track, r.hits, r.losses, r.copied, r.Placed = nil, nil, 0, noLosses, noLosses, false
 	r.serving, r.noticed, r.way = false, false, way{}
 	b := l.c.backing(r.Backing)
 	if b == nil {

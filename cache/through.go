@@ -484,7 +484,11 @@ func (t *through) opsDone(l *Lane) {
 		t.withoutSSD(l)
 		return
 	}
-	if t.err == nil && !covered && t.step == throughChange {
+	switch {
+	case t.err != nil || t.step != throughChange:
+	case covered:
+		t.r.copied = min(t.r.copied, t.losses)
+	default:
 		t.r.losses = min(t.r.losses, t.losses)
 	}
 	t.settle(l)
