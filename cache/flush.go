@@ -67,8 +67,8 @@ func (f *flush) opDone(l *Lane, op *Op, err error) {
 	r := f.r
 	switch {
 	case err != nil:
-	case r.losses != noLosses && r.losses != op.losses:
-		err = ErrLost // a part of the write was gone before the rest was there
+	case r.losses != noLosses && r.losses != r.b.losses.Load():
+		err = ErrLost // a part of the write was gone before the rest was there, or is since the flush of somebody else failed
 	case f.overtaken():
 		err = ErrLost
 	case op.arg == flushLater:
@@ -128,17 +128,19 @@ func (f *flush) withoutSSD(l *Lane) {
 		return
 	}
 	r.losses = min(r.losses, r.copied) // the SSD makes no copy durable any more
-	if pass, err := l.mayFlush(b, r.Op == ReqFlush); pass != passGo {
-		if pass == passFail {
-			f.done(l, err)
-			return
-		}
+	switch pass, err := l.mayFlush(b, r.Op == ReqFlush); {
+	case pass == passFail:
+		f.done(l, err)
+	case pass == passWait:
 		f.parked = true
 		l.c.ssdHealth.park(l.c, &f.w)
-		return
+	case !l.c.lost(): // it came back this moment, and that is why it may
+		f.parked = true
+		f.run(l, nil)
+	default:
+		f.flushBacking(l)
+		f.done(l, nil)
 	}
-	f.flushBacking(l)
-	f.done(l, nil)
 }
 
 // flushBacking flushes the backing device for what was written there since this began, the SSD being lost.

@@ -60,6 +60,47 @@ func TestFlushThatWaitsIsOvertaken(t *testing.T) {
 	}
 }
 
+// TestFlushesThatDisagree: of two flushes at the same time one fails, and nobody knows of what the device has dropped. What
+// the other one was for is not durable either, be it a FLUSH or a write with FUA.
+func TestFlushesThatDisagree(t *testing.T) {
+	for _, fua := range []bool{false, true} {
+		v := newLossy(t, FormatOptions{}, Writearound)
+		ended := map[*Request]bool{}
+		v.finish = func(f *Request) { ended[f] = true }
+		v.stuck = func(op *Op) bool { return op.Dev != SSD && op.Kind == OpFlush }
+		flushes := func(n int) {
+			t.Helper()
+			v.until("the flush", func() bool { return len(v.ops) == n && v.runnable() < 0 })
+		}
+		r := writeOf(0, fill(2, 1))
+		if r.FUA = fua; !fua {
+			v.write(0, fill(2, 1))
+			r = &Request{Op: ReqFlush}
+		}
+		v.start(r)
+		flushes(1)
+		mine := v.ops[0]
+		other := v.start(&Request{Op: ReqFlush})
+		flushes(2)
+		fail := v.fail
+		v.fail = func(op *Op) error {
+			if op != mine && op.Dev != SSD && op.Kind == OpFlush {
+				return errMedium
+			}
+			return fail(op)
+		}
+		v.stuck = func(op *Op) bool { return op == mine }
+		v.until("the other one's end", func() bool { return ended[other] })
+		if ended[r] || other.Err == nil {
+			t.Fatalf("ended %v; the other one with %v", ended[r], other.Err)
+		}
+		v.stuck = nil
+		if v.until("its end", func() bool { return ended[r] }); !errors.Is(r.Err, ErrLost) {
+			t.Errorf("FUA %v: ended with %v", fua, r.Err)
+		}
+	}
+}
+
 // TestFUAThatWaitsIsOvertaken: a write with FUA has gone past the cache when the SSD is lost, and waits for the marker. Meanwhile
 // the backing device loses it. The flush that the marker needs comes too late for it, so it fails.
 func TestFUAThatWaitsIsOvertaken(t *testing.T) {

@@ -80,6 +80,31 @@ func TestReturnInPlaceThenCrash(t *testing.T) {
 	}
 }
 
+// TestFlushAsTheSSDReturns: a FLUSH has found the SSD lost, and when it asks what is to be done then, the SSD is back. It
+// waits for the commit.
+func TestFlushAsTheSSDReturns(t *testing.T) {
+	v := newLossy(t, FormatOptions{}, Writeback)
+	v.stuck = func(op *Op) bool { return op.Dev == SSD && op.Kind == OpFlush }
+	v.write(0, fill(1, 1))
+	r, ended := &Request{Op: ReqFlush, Backing: v.b.id, b: v.b, losses: noLosses, copied: noLosses}, false
+	v.finish = func(f *Request) { ended = ended || f == r }
+	v.c.ssdHealth.settled.Store(true) // as after a loss
+	f := &flush{r: r, pending: 1}
+	f.w = waiter{lane: v.l, owner: f}
+	f.withoutSSD(v.l)
+	v.until("the commit", func() bool { return v.runnable() < 0 })
+	if ended {
+		t.Error("it does not wait")
+	}
+	v.stuck = nil
+	if v.until("its end", func() bool { return ended }); r.Err != nil {
+		t.Error(r.Err)
+	}
+	if n, _ := v.c.journal.pendingRecords(); n != 0 {
+		t.Errorf("%d records are not durable", n)
+	}
+}
+
 // newLossyOrdered has an ordered device.
 func newLossyOrdered(t *testing.T) *lossy {
 	t.Helper()
