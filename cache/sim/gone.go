@@ -251,6 +251,25 @@ func (m *model) loses(kept func(sector int) bool, before, after []byte) (real bo
 	return real
 }
 
+// keep notes what the cache has when a read is issued.
+func (s *Sim) keep(r *request) {
+	if s.cfg.Gone == 0 {
+		return
+	}
+	r.read.kept = make([]bool, r.n)
+	for i := range r.n {
+		sector := r.first + i
+		p, ok := s.c.Locate(r.Backing, int64(sector)*sectorSize)
+		r.read.kept[i] = ok && p.Sectors>>(sector%blockSectors)&1 != 0
+	}
+}
+
+// certain reports whether the cache has had the sector, and nothing has been written there, for as long as the read
+// is in flight. Then it does not matter what the device has lost.
+func (r *modelRead) certain(i int, s *sector) bool {
+	return r.kept != nil && r.kept[i] && s.flying == 0 && s.changed < r.issued
+}
+
 // showLoss lets reads in flight return what the device has after the loss: they may have been sent to it before what
 // the cache keeps was written, were it durable by now.
 func (m *model) showLoss(before, after []byte) {
@@ -258,6 +277,9 @@ func (m *model) showLoss(before, after []byte) {
 	mayGo := func(v version) bool { return v.stamp == 0 && m.acked[v.number] == 0 }
 	for _, r := range m.reads {
 		for i := range r.allowed {
+			if r.certain(i, &m.sectors[r.first+i]) {
+				continue
+			}
 			at := (r.first + i) * sectorSize
 			is, was := after[at:at+sectorSize], before[at:at+sectorSize]
 			if !bytes.Equal(is, was) && !r.allowed[i].without(mayGo).matches(is, r.first+i) {

@@ -82,6 +82,7 @@ type modelRead struct {
 	first   int
 	allowed []versions
 	issued  uint64
+	kept    []bool // sectors that the cache had then, if a loss is possible
 }
 
 // open reports whether the read may return different contents.

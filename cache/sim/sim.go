@@ -453,6 +453,7 @@ func (s *Sim) issue() {
 		switch {
 		case r.Op == cache.ReqRead:
 			r.read = m.read(r.first, r.n)
+			s.keep(r)
 		case r.asked.fails():
 			s.fillData(r, neverLegal)
 		default:
