@@ -40,7 +40,7 @@ func (l *layout) program(queues, disks, self int) asm.Instructions {
 	var p asm.Instructions
 	p = append(p, l.findQueue(disks)...)
 	p = append(p, l.lookAtBio()...)
-	p = append(p, l.lookAtTask()...)
+	p = append(p, l.lookAtTask(self)...)
 	p = append(p, judge()...)
 	p = append(p, l.findSlot(queues)...)
 	p = append(p, l.fillSlot(self)...)
@@ -130,8 +130,9 @@ func (l *layout) lookAtBio() asm.Instructions {
 }
 
 // lookAtTask takes the cgroup of the running task, which is the issuer or works for it, if the bio's is nobody's in
-// particular. A kernel thread's says nothing.
-func (l *layout) lookAtTask() asm.Instructions {
+// particular. A kernel thread's says nothing, nor does the server's: what it issues are the kernel's reads for partitions
+// when a device starts (so on 6.12; on 7.3 a kernel thread does that).
+func (l *layout) lookAtTask(self int) asm.Instructions {
 	if !l.hasCgroups {
 		return nil
 	}
@@ -140,6 +141,8 @@ func (l *layout) lookAtTask() asm.Instructions {
 		asm.FnGetCurrentTaskBtf.Call(),
 		asm.LoadMem(asm.R3, asm.R0, l.taskFlags, asm.Word),
 		asm.JSet.Imm(asm.R3, taskKernel, "looked"),
+		asm.LoadMem(asm.R3, asm.R0, l.taskPID, asm.Word),
+		asm.JEq.Imm(asm.R3, int32(self), "looked"),
 	}, follow(regCgroup, asm.R0, l.taskCgroups, l.cssSetGroup, l.groupNode, l.nodeID)...)
 }
 
@@ -182,9 +185,7 @@ func (l *layout) findSlot(queues int) asm.Instructions {
 	}
 }
 
-// fillSlot writes the request down, with what there is to know of the running task. The server counts as a kernel thread:
-// what it issues are the kernel's reads for partitions when a device starts (so on 6.12; on 7.3 a kernel thread does
-// that).
+// fillSlot writes the request down, with what there is to know of the running task. The server counts as a kernel thread.
 func (l *layout) fillSlot(self int) asm.Instructions {
 	return asm.Instructions{
 		asm.LoadMem(asm.R2, regRequest, l.rqSector, asm.DWord),
@@ -193,7 +194,7 @@ func (l *layout) fillSlot(self int) asm.Instructions {
 		asm.StoreMem(regSlot, slotBlkLen, asm.R2, asm.Word),
 		asm.LoadMem(asm.R2, regRequest, l.rqFlags, asm.Word),
 		asm.StoreMem(regSlot, slotFlags, asm.R2, asm.Word),
-		asm.StoreMem(regSlot, slotIOPrio, regSaid, asm.Word),
+		asm.StoreMem(regSlot, slotSaid, regSaid, asm.Word),
 		asm.StoreMem(regSlot, slotCgroup, regCgroup, asm.DWord),
 		asm.FnGetCurrentTaskBtf.Call(),
 		asm.LoadMem(asm.R3, asm.R0, l.taskFlags, asm.Word),

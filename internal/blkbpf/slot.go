@@ -15,8 +15,7 @@ const (
 	slotPID    = 28 // 4 bytes
 	slotUID    = 32 // 4 bytes
 	slotTask   = 36 // 4 bytes: flags of the issuing task
-	slotIOPrio = 40 // 2 bytes
-	slotHint   = 42 // 1 byte
+	slotSaid   = 40 // 4 bytes: the priority, and the write hint from bit 16 on
 )
 
 // taskKernel is the bit of a kernel thread in a task's flags (PF_KTHREAD).
@@ -37,10 +36,11 @@ func take(slot []byte, sector uint64, sectors uint32, bits *flagBits) (e Event, 
 		binary.NativeEndian.Uint32(slot[slotBlkLen:])>>9 != sectors {
 		return e, false
 	}
+	said := binary.NativeEndian.Uint32(slot[slotSaid:])
 	flags := binary.NativeEndian.Uint32(slot[slotFlags:])
 	return Event{
-		IOPrio:     binary.NativeEndian.Uint16(slot[slotIOPrio:]),
-		WriteHint:  slot[slotHint],
+		IOPrio:     uint16(said),
+		WriteHint:  uint8(said >> 16),
 		Write:      flags&opWrite != 0,
 		Readahead:  flags&bits.readahead != 0,
 		Meta:       flags&bits.meta != 0,

@@ -22,8 +22,7 @@ func fill(slot []byte, sector uint64, sectors uint32, flags, task uint32) {
 	ne.PutUint32(slot[slotPID:], 1234)
 	ne.PutUint32(slot[slotUID:], 1000)
 	ne.PutUint32(slot[slotTask:], task)
-	ne.PutUint16(slot[slotIOPrio:], 0x2963)
-	slot[slotHint] = 2
+	ne.PutUint32(slot[slotSaid:], 2<<16|0x2963)
 }
 
 func TestTake(t *testing.T) {
