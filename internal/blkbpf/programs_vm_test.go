@@ -254,3 +254,38 @@ func TestTooLate(t *testing.T) {
 	}
 	expect(t, d.during(ublk.OpRead, read), 1, tagged)
 }
+
+// TestSelfInCgroup: what a process issues in a cgroup is on its account, but not what the serving process issues.
+func TestSelfInCgroup(t *testing.T) {
+	const group = "/sys/fs/cgroup/self.slice"
+	vmtest.Sh(t, `mountpoint -q /sys/fs/cgroup || mount -t cgroup2 none /sys/fs/cgroup
+		mkdir -p `+group)
+	move := func(to string) {
+		t.Helper()
+		if err := os.WriteFile(to+"/cgroup.procs", []byte("0"), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	move(group)
+	t.Cleanup(func() {
+		move("/sys/fs/cgroup")
+		if err := os.Remove(group); err != nil {
+			t.Error(err)
+		}
+	})
+	disk := loopDisk(t)
+	for _, self := range []int{0, os.Getpid()} {
+		s, err := open(options{MaxQueues, self})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := track(t, s, disk)
+		directIO(t, disk, false, 8192, nil)
+		if got := d.only(t); (got.Cgroup > RootCgroup) != (self == 0) || got.Kernel != (self != 0) {
+			t.Errorf("the server is %d: saw %+v", self, got)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
