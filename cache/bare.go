@@ -58,7 +58,8 @@ func (t *through) missed(l *Lane) bool {
 	return false
 }
 
-// forgetClean takes the copies out of the index that the backing device has, without a record.
+// forgetClean takes the clean copies out of the index, without a record. A pending one stays until the change has been
+// flushed, as a dirty one does: the backing device may lose it yet, and has something older then.
 func (t *through) forgetClean(l *Lane, k *rangeLock) {
 	c, b := l.c, t.r.b
 	s := c.index.stripeOf(b.id, k.first)
@@ -69,7 +70,7 @@ func (t *through) forgetClean(l *Lane, k *rangeLock) {
 		e, ok := c.index.find(key)
 		switch {
 		case !ok:
-		case e.st.onBacking():
+		case e.st&stDirty == 0:
 			c.unmapEntry(b, key, e)
 		default:
 			t.stale = true
@@ -77,7 +78,8 @@ func (t *through) forgetClean(l *Lane, k *rangeLock) {
 	}
 }
 
-// dropBare takes the changed sectors out of dirty copies, without a record. The stripe is locked.
+// dropBare takes the changed sectors out of dirty copies, and pending ones as a whole, for the flush of the change has
+// covered the rest, without a record. The stripe is locked.
 func (t *through) dropBare(l *Lane, k *rangeLock) {
 	c, b := l.c, t.r.b
 	if !t.stale && !t.late {
@@ -90,7 +92,7 @@ func (t *through) dropBare(l *Lane, k *rangeLock) {
 			continue
 		}
 		from, n, _ := blockPart(t.span, t.r, blk)
-		if left := e.st &^ sectors(from, n); left&stMask != 0 {
+		if left := e.st &^ sectors(from, n); left&stMask != 0 && !e.st.onBacking() {
 			c.setState(b, e, left)
 			continue
 		}

@@ -17,8 +17,8 @@ import (
 // first one of a backing device Options.Missed puts a marker in a durable place that is not the SSD, and
 // the next start drops what the SSD has of that device, or refuses if that includes dirty data.
 // A change of blocks of which the SSD, as it would be found, knows nothing is none that it misses.
-// One that makes dirty sectors obsolete is flushed before they are forgotten: the backing device has something older
-// should it lose the change.
+// One that makes dirty or pending sectors obsolete is flushed before they are forgotten: the backing device has something
+// older should it lose the change.
 //
 // A FLUSH in this state answers for the backing device only. It fails as long as acknowledged data is
 // nowhere but on the SSD without a record of it there (health.unsafe).
@@ -266,14 +266,11 @@ func (d *doctor) mark(b *Backing, now int64) {
 // opDone takes the flush of the backing device and asks for the marker.
 func (m *marker) opDone(l *Lane, op *Op, err error) {
 	c, b := l.c, m.b
-	dirty := b.dirty.Load()
 	if err == nil {
 		b.flushDone(m.covers, op.losses)
-	} else {
-		b.mu.Lock()
-		dirty += int64(len(b.mu.pending))
-		b.mu.Unlock()
 	}
+	dirty := b.uncovered() // also what was written back during the flush
+	dirty += b.dirty.Load()
 	done := func(err error) {
 		if err != nil {
 			b.mu.Lock()
@@ -296,6 +293,19 @@ func (m *marker) opDone(l *Lane, op *Op, err error) {
 	c.opts.Missed(Missed{
 		Cache: c.sb.UUID, Epoch: c.epoch, Backing: b.uuid, ID: b.id, Name: b.name, Dirty: dirty,
 	}, done)
+}
+
+// uncovered is how many pending blocks wait for a flush that has not ended yet.
+func (b *Backing) uncovered() (n int64) {
+	covered := b.flushed.Load()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, p := range b.mu.pending {
+		if p.wrote > covered {
+			n++
+		}
+	}
+	return n
 }
 
 // passage says whether something may be done without the SSD.

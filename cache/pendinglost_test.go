@@ -3,7 +3,9 @@ package cache
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"runtime"
+	"slices"
 	"testing"
 
 	"ubcache/attrs"
@@ -148,4 +150,143 @@ func TestLossIsNews(t *testing.T) {
 		t.Error("the loss cannot be told from an older one")
 	}
 	h.stuck = nil
+}
+
+// newPendingWithout has a block that is 7 and durable on the backing device, and 1 and durable on an SSD that is lost; this
+// has been written back since the marker was made, and no flush of the background covers it. forget makes the backing
+// device lose what it was not flushed for.
+func newPendingWithout(t *testing.T) (v *lossy, forget func()) {
+	t.Helper()
+	v = newLossy(t, FormatOptions{}, Writeback)
+	v.setLoss(LossPolicy{})
+	copy(v.back, fill(7, 1))
+	durable := bytes.Clone(v.back)
+	v.then = func(op *Op) {
+		if op.Dev != SSD && op.Kind == OpFlush {
+			copy(durable, v.back)
+		}
+	}
+	v.write(8*BlockSize, fill(1, 1))
+	v.drain()
+	v.write(0, fill(1, 1))
+	v.flush()
+	v.stuck = func(op *Op) bool { return op.Dev != SSD && op.Kind == OpWrite && op.Off == v.b.dataOff }
+	_ = v.c.SetDrain(v.b.id, true)
+	v.until("writeback", func() bool { return len(v.ops) == 1 && v.stuck(v.ops[0]) })
+	v.vanish()
+	v.write(8*BlockSize, fill(2, 1))
+	v.stuck = func(op *Op) bool { return op.Kind == OpFlush && op.owner == nil }
+	v.until("its end", func() bool { return v.b.dirty.Load() == 0 })
+	if v.back[0] != 1 || v.c.Status().Backings[0].PendingBytes != BlockSize {
+		t.Fatal("the block is not pending")
+	}
+	return v, func() {
+		copy(v.back, durable)
+		v.c.Lost(v.b.id)
+	}
+}
+
+// TestPendingChangedWithout: a pending block is changed when the SSD is lost, and the backing device loses what it was not
+// flushed for. No sector is what it was before the SSD had it, whether the loss comes before the change is flushed or after.
+func TestPendingChangedWithout(t *testing.T) {
+	for name, r := range map[string]func() *Request{
+		"part of it":  func() *Request { return writeOf(512, fill(2, 1)[:512]) },
+		"all of it":   func() *Request { return writeOf(0, fill(2, 1)) },
+		"more":        func() *Request { return writeOf(512, fill(2, 2)[:BlockSize]) },
+		"zeroes":      func() *Request { return &Request{Op: ReqWriteZeroes, Off: 512, Len: 1024} },
+		"discard":     func() *Request { return &Request{Op: ReqDiscard, Off: 512, Len: 512} },
+		"all zeroes":  func() *Request { return &Request{Op: ReqWriteZeroes, Len: 2 * BlockSize} },
+		"all discard": func() *Request { return &Request{Op: ReqDiscard, Len: BlockSize} },
+	} {
+		for _, early := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, early=%v", name, early), func(t *testing.T) {
+				v, forget := newPendingWithout(t)
+				r, ended := r(), false
+				v.finish = func(f *Request) { ended = ended || f == r }
+				if stuck := v.stuck; early {
+					v.stuck = func(op *Op) bool { return op.Dev != SSD && op.Kind == OpFlush }
+					v.start(r)
+					v.until("the change", func() bool {
+						return ended || slices.ContainsFunc(v.ops, func(op *Op) bool { return op.Kind == OpFlush && op.owner == r })
+					})
+					v.c.SetPresence(v.b.id, Holding)
+					forget()
+					v.c.SetPresence(v.b.id, Present)
+					v.stuck = stuck
+				} else {
+					v.start(r)
+				}
+				if v.until("its end", func() bool { return ended }); r.Err != nil {
+					t.Fatal(r.Err)
+				}
+				if !early {
+					forget()
+				}
+				for off := int64(0); off < BlockSize; off += SectorSize {
+					got, err := v.read(off, SectorSize)
+					switch changed := off >= r.Off && off < r.Off+r.Len; {
+					case changed && err != nil:
+						t.Errorf("the changed sector at %d: %v", off, err)
+					case changed && (r.Op == ReqWrite) != (got[0] == 2):
+						t.Errorf("the changed sector at %d is %d", off, got[0])
+					case !changed && early:
+						v.wantError(err, ErrSSDLost, fmt.Sprintf("the sector at %d, that nobody has", off))
+					case !changed && (err != nil || got[0] != 1):
+						t.Errorf("the other sector at %d is %d, %v", off, got[0], err)
+					}
+				}
+			})
+		}
+	}
+}
+
+// TestPendingIdleDiscardWithout: the same, where the backing device cannot discard, and keeps the block as it is.
+func TestPendingIdleDiscardWithout(t *testing.T) {
+	v, forget := newPendingWithout(t)
+	v.b.SetAbilities(false, true)
+	if err := v.do(&Request{Op: ReqDiscard, Len: BlockSize}); err != nil {
+		t.Fatal(err)
+	}
+	v.wantRead(0, fill(1, 1))
+	forget()
+	_, err := v.read(0, BlockSize)
+	v.wantError(err, ErrSSDLost, "the block that nobody has")
+}
+
+// TestPendingMarked: a block is written back while the marker's flush is under way. That does not cover it, so it is one
+// that only the lost SSD has for sure.
+func TestPendingMarked(t *testing.T) {
+	for _, during := range []bool{false, true} {
+		v := newLossy(t, FormatOptions{}, Writeback)
+		v.setLoss(LossPolicy{})
+		v.write(8*BlockSize, fill(1, 1))
+		v.drain()
+		v.write(0, fill(1, 1))
+		v.flush()
+		write := func(op *Op) bool { return op.Dev != SSD && op.Kind == OpWrite && op.Off == v.b.dataOff }
+		flush := func(op *Op) bool { return op.Dev != SSD && op.Kind == OpFlush }
+		v.stuck = write
+		_ = v.c.SetDrain(v.b.id, true)
+		v.until("writeback", func() bool { return len(v.ops) == 1 && write(v.ops[0]) })
+		v.vanish()
+		if during {
+			v.stuck = func(op *Op) bool { return write(op) || flush(op) }
+		} else {
+			v.stuck = flush
+			v.until("the write", func() bool { return v.b.dirty.Load() == 0 })
+		}
+		v.start(writeOf(8*BlockSize, fill(2, 1)))
+		v.until("the marker's flush", func() bool { return v.b.marker.Load() == markerMaking })
+		v.stuck = flush
+		v.until("the write", func() bool { return v.b.dirty.Load() == 0 })
+		v.stuck = nil
+		v.until("the marker", func() bool { return len(v.markers) == 1 })
+		want := int64(0)
+		if during {
+			want = 1
+		}
+		if n := v.markers[v.b.uuid].Dirty; n != want {
+			t.Errorf("during=%v: the marker tells of %d dirty blocks", during, n)
+		}
+	}
 }
