@@ -433,6 +433,27 @@ func TestOrderedSSDCannotBeRead(t *testing.T) {
 	h.wantSound()
 }
 
+// TestOrderedBadSectorSparesItsNeighbours: of versions that are read at once only the one with the bad sector is lost.
+func TestOrderedBadSectorSparesItsNeighbours(t *testing.T) {
+	h := newOrderHarness(t, nil)
+	h.write(0, fill(1, 8))
+	h.flush()
+	bad := h.slotOf(3)
+	h.fail = func(op *Op) error {
+		if op.Dev == SSD && op.Kind == OpRead && op.Off <= bad && bad < op.Off+op.Len {
+			return errMedium
+		}
+		return h.note(op)
+	}
+	h.b.draining.Store(true)
+	h.until("the end", func() bool { return h.status().UnsettledBytes == 0 && len(h.ops) == 0 })
+	h.wantLog("write 0+3 1", "write 4+4 1", "flush")
+	if s := h.status(); s.OrderedLost != 1 || s.BadBytes != BlockSize {
+		t.Errorf("%d blocks are missing on the disk, %d bytes are bad", s.OrderedLost, s.BadBytes)
+	}
+	h.wantSound()
+}
+
 // TestOrderedDoesNotStopOthers: a device whose disk fails keeps its queue as long as the journal has
 // room, and no longer; when the disk is back, all is written and the order begins anew.
 func TestOrderedDoesNotStopOthers(t *testing.T) {

@@ -42,7 +42,6 @@ func (p *orderPiece) block(i int) int { return int(p.list[i].k.block() & (region
 // load reads the versions, those that lie side by side on both devices at once. Their slots are not
 // reused before they are settled.
 func (p *orderPiece) load() {
-	l := p.r.bg.l
 	p.read, p.waits = false, 1
 	clear(p.bad[:len(p.list)])
 	for i := 0; i < len(p.list); {
@@ -51,13 +50,17 @@ func (p *orderPiece) load() {
 			p.list[i+n].slot == p.list[i].slot+Slot(n) {
 			n++
 		}
-		at := p.block(i) * BlockSize
-		p.waits++
-		l.move(p, OpRead, SSD, l.c.geo.slotOff(p.list[i].slot), p.buf[at:at+n*BlockSize:at+n*BlockSize],
-			uint32(i)<<16|uint32(n))
+		p.readSSD(i, n)
 		i += n
 	}
 	p.opsDone()
+}
+
+func (p *orderPiece) readSSD(i, n int) {
+	l, at := p.r.bg.l, p.block(i)*BlockSize
+	p.waits++
+	l.move(p, OpRead, SSD, l.c.geo.slotOff(p.list[i].slot), p.buf[at:at+n*BlockSize:at+n*BlockSize],
+		uint32(i)<<16|uint32(n))
 }
 
 func (p *orderPiece) opDone(_ *Lane, op *Op, err error) {
@@ -80,6 +83,12 @@ func (p *orderPiece) verify(i, n int, err error) {
 		if r.tries+1 < sickTries || l.c.lost() || l.c.ssdHealth.gone.Load() || !ofBucket(err) {
 			r.tries = min(r.tries, sickTries-2)
 			return // nothing of this try counts
+		}
+		if n > 1 { // one bad sector fails them all
+			for j := i; j < i+n; j++ {
+				p.readSSD(j, 1)
+			}
+			return
 		}
 	}
 	for ; n > 0; i, n = i+1, n-1 {
