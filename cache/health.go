@@ -320,7 +320,7 @@ func (d *doctor) opDone(l *Lane, _ *Op, err error) {
 		d.second = !d.second
 		h.doubt.Store(true)
 		c.acquit()
-		d.bg.wb.acquit()
+		d.bg.acquit()
 		d.failed, d.next = now, now+probePause
 		if d.failing == 0 {
 			d.failing = now
@@ -329,11 +329,32 @@ func (d *doctor) opDone(l *Lane, _ *Op, err error) {
 		d.failing, d.looked = 0, d.covers
 		h.doubt.Store(h.gone.Load())
 		h.convict(d.accused)
-		d.bg.wb.convict(d.suspect)
+		d.bg.convict(d.suspect, d.number)
 		h.good.Store(d.number)
 		h.wakeParked()
 		if c.lost() {
 			d.comeBack(now)
+		}
+	}
+}
+
+// convict is for a probe that has succeeded: what the SSD failed to read before it is bad, of writeback's suspects the
+// first n.
+func (bg *background) convict(n int, probe uint64) {
+	bg.wb.convict(n)
+	for _, r := range bg.orders {
+		if r != nil {
+			r.convict(probe)
+		}
+	}
+}
+
+// acquit is for a probe that has failed, and for the loss of the SSD: nothing is bad for what has failed so far.
+func (bg *background) acquit() {
+	bg.wb.acquit()
+	for _, r := range bg.orders {
+		if r != nil {
+			r.acquit()
 		}
 	}
 }

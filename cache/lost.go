@@ -106,7 +106,7 @@ func (d *doctor) lose(now int64, why string, stalled bool) {
 	h.mu.Unlock()
 	h.settled.Store(false)
 	c.acquit()
-	d.bg.wb.acquit()
+	d.bg.acquit()
 	c.journal.mu.ring.distrust()
 	d.next = now + lostPause
 	d.turn(now, HealthLost, why)

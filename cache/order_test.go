@@ -400,37 +400,92 @@ func TestOrderedDetach(t *testing.T) {
 	h.wantSound()
 }
 
-// TestOrderedSSDCannotBeRead: an SSD that is gone for a while costs nothing; only what it cannot read
-// although it is there is given up.
+// TestOrderedSSDCannotBeRead: an SSD that is gone for a moment costs nothing, whenever that is; only what it cannot
+// read although it is there is given up.
 func TestOrderedSSDCannotBeRead(t *testing.T) {
-	h := newOrderHarness(t, nil)
-	h.write(5*BlockSize, page(1))
-	h.write(60*BlockSize, page(1))
-	h.flush()
-	bad := h.slotOf(5)
-	gone := true
-	h.fail = func(op *Op) error {
-		if op.Dev == SSD && op.Kind == OpRead && !op.probe && (gone || op.Off == bad) {
-			return errors.New("unreadable")
+	for blip := range sickTries {
+		h := newOrderHarness(t, nil)
+		h.write(5*BlockSize, page(1))
+		h.write(60*BlockSize, page(1))
+		h.flush()
+		bad, r := h.slotOf(5), h.l.bg.orderOf(h.b)
+		gone, was := false, false
+		h.fail = func(op *Op) error {
+			if op.Dev != SSD {
+				return h.note(op)
+			}
+			if !was && r.busy && r.step == orderCopy && r.tries == blip {
+				gone, was = true, true
+			}
+			switch {
+			case gone && op.probe:
+				gone = false // it is back after this one
+				return errMedium
+			case gone, op.Kind == OpRead && op.Off == bad:
+				return errMedium
+			}
+			return nil
 		}
-		return h.note(op)
+		h.b.draining.Store(true)
+		h.until("the blip", func() bool { return was && !gone && !r.busy })
+		if s := h.status(); s.OrderedLost != 0 || s.BadBytes != 0 {
+			t.Errorf("gone at try %d: %d blocks were given up", blip, s.OrderedLost)
+		}
+		h.until("the end", func() bool { return h.status().UnsettledBytes == 0 && len(h.ops) == 0 })
+		h.wantLog("write 60+1 1", "flush")
+		if s := h.status(); s.OrderedLost != 1 || s.BadBytes != BlockSize {
+			t.Errorf("gone at try %d: %d blocks are missing on the disk, %d bytes are bad", blip, s.OrderedLost, s.BadBytes)
+		}
+		h.wantSound()
 	}
-	h.b.draining.Store(true)
-	for range 200 {
-		h.tick()
-		h.step()
+}
+
+// TestOrderedSSDGoes: the same if it does not come back. Reads that say nothing about their blocks are no tries.
+func TestOrderedSSDGoes(t *testing.T) {
+	for _, how := range []string{"at the last try", "with a probe under way", "after errors that are no verdict"} {
+		h := newOrderHarness(t, nil)
+		h.write(5*BlockSize, page(1))
+		h.write(60*BlockSize, page(1))
+		h.flush()
+		bad, r := h.slotOf(5), h.l.bg.orderOf(h.b)
+		gone, fails := false, 0
+		h.fail = func(op *Op) error {
+			if op.Dev != SSD {
+				return h.note(op)
+			}
+			gone = gone || how == "at the last try" && r.busy && r.step == orderCopy && r.tries == sickTries-1
+			switch at := op.Kind == OpRead && op.Off == bad; {
+			case gone, at && how != "after errors that are no verdict":
+				return errMedium
+			case op.probe && how == "with a probe under way":
+				gone = r.tries > 0 // the last good one
+			case at && fails < sickTries:
+				if fails++; fails < sickTries {
+					return errStuck
+				}
+				return errMedium
+			}
+			return nil
+		}
+		h.stuck = func(op *Op) bool {
+			return how == "with a probe under way" && op.probe && r.tries > 0 && !(r.busy && r.step == orderProbe)
+		}
+		h.b.draining.Store(true)
+		h.until("the end", func() bool {
+			return (h.c.lost() || h.status().UnsettledBytes == 0) && len(h.ops) == 0
+		})
+		if s := h.status(); h.c.lost() != gone || s.OrderedLost != 0 || s.BadBytes != 0 {
+			t.Errorf("%s: lost %v, %d blocks were given up", how, h.c.lost(), s.OrderedLost)
+		}
+		if how == "at the last try" {
+			h.wantLog()
+		} else if gone {
+			h.wantLog("write 60+1 1")
+		} else {
+			h.wantLog("write 5+1 1", "write 60+1 1", "flush")
+			h.wantSound()
+		}
 	}
-	h.wantLog()
-	if n := h.status().OrderedLost; n != 0 {
-		t.Fatalf("%d blocks were given up", n)
-	}
-	gone = false
-	h.until("the end", func() bool { return h.status().UnsettledBytes == 0 && len(h.ops) == 0 })
-	h.wantLog("write 60+1 1", "flush")
-	if s := h.status(); s.OrderedLost != 1 || s.BadBytes != BlockSize {
-		t.Errorf("%+v", s)
-	}
-	h.wantSound()
 }
 
 // TestOrderedBadSectorSparesItsNeighbours: of versions that are read at once only the one with the bad sector is lost.

@@ -73,15 +73,17 @@ func (p *orderPiece) opDone(_ *Lane, op *Op, err error) {
 	p.opsDone()
 }
 
-// verify looks at versions that were read. What the SSD fails to read may come at the next try;
-// what it returns wrongly is lost, and the image goes on without.
+// verify looks at versions that were read. What the SSD fails to read may come at the next try; after the last
+// one a probe has to say that it is there at all. What it returns wrongly is lost, and the image goes on without.
 func (p *orderPiece) verify(i, n int, err error) {
 	r := p.r
 	l := r.bg.l
 	if err != nil {
 		r.sick = err
-		if r.tries+1 < sickTries || l.c.lost() || l.c.ssdHealth.gone.Load() || !ofBucket(err) {
-			r.tries = min(r.tries, sickTries-2)
+		if l.c.lost() || l.c.ssdHealth.gone.Load() || !ofBucket(err) {
+			r.away = true
+		}
+		if !r.lastTry() {
 			return // nothing of this try counts
 		}
 		if n > 1 { // one bad sector fails them all
@@ -90,17 +92,15 @@ func (p *orderPiece) verify(i, n int, err error) {
 			}
 			return
 		}
-	}
-	for ; n > 0; i, n = i+1, n-1 {
-		v := p.list[i]
-		at := p.block(i) * BlockSize
-		if err == nil && (!l.c.checksums || dataSum(p.buf[at:at+BlockSize], uint64(v.k)) == v.sum) {
-			continue
-		}
 		p.bad[i] = true
-		r.b.order.lost.Add(1)
-		if l.distrust(r.b, v.k, v.slot, false) == distrustChanged {
-			l.io[r.b.id].BadBlocks.Add(1) // a shadow
+		r.suspects = append(r.suspects, p.list[i])
+		return
+	}
+	for ; n > 0 && l.c.checksums; i, n = i+1, n-1 {
+		v, at := p.list[i], p.block(i)*BlockSize
+		if dataSum(p.buf[at:at+BlockSize], uint64(v.k)) != v.sum {
+			p.bad[i] = true
+			r.condemn(v)
 		}
 	}
 }
@@ -111,7 +111,7 @@ func (p *orderPiece) opsDone() {
 	}
 	if !p.read {
 		p.read = true
-		if p.r.sick == nil || p.r.tries+1 >= sickTries {
+		if p.r.sick == nil || p.r.lastTry() {
 			p.write()
 			return
 		}

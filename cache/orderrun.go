@@ -32,7 +32,12 @@ type orderRun struct {
 	// ticket is the first probe that counts since tries have failed as they do if the device is gone, or 0.
 	ticket uint64
 	sick   error // of the SSD
+	away   bool  // that is no verdict on any version: it may have been all of the SSD
 	tries  int   // in which the SSD failed a read
+	// suspects are what it failed to read at the last try. They are bad if a probe succeeds that begins afterwards,
+	// number want: the SSD may be gone.
+	suspects []queued
+	want     uint64
 
 	begun   int64
 	retry   int64  // not before then, after an error
@@ -61,8 +66,8 @@ type orderStep uint8
 const (
 	orderBase    orderStep = iota // the base is being flushed
 	orderDurable                  // waits for the record of the last batch
-	orderProbe                    // looks whether the SSD can be read at all
 	orderCopy                     // the pieces are on their way
+	orderProbe                    // waits for a probe of the SSD
 	orderFlush                    // the backing device is being flushed
 	orderSettle                   // there was no room for the record
 )
@@ -71,7 +76,7 @@ const (
 	// orderBatch bounds a batch, and with it the memory for sorting it, in versions.
 	orderBatch  = 32 << 10
 	orderPieces = 4
-	// sickTries is how often the SSD may fail to read a version before that is given up.
+	// sickTries is how often the SSD may fail to read versions before those that it fails are given up.
 	sickTries = 3
 	// minAllowed is what may be queued however slow the backing device is.
 	minAllowed = 256
@@ -115,7 +120,7 @@ func (r *orderRun) begin(now int64) (soon bool) {
 	r.tokens -= int64(r.count)
 	r.busy, r.step, r.begun = true, orderDurable, now
 	if l.c.journal.waitDurable(r.said, &r.w, true) {
-		r.ready()
+		r.copy()
 	}
 	return true
 }
@@ -124,7 +129,8 @@ func (r *orderRun) begin(now int64) (soon bool) {
 func (r *orderRun) gather() bool {
 	o := &r.b.order
 	durable := LSN(r.bg.l.c.journal.durableLSN.Load())
-	r.list, r.next, r.count, r.err, r.sick = r.list[:0], 0, 0, nil, nil
+	r.list, r.next, r.count, r.err = r.list[:0], 0, 0, nil
+	r.sick, r.away, r.suspects = nil, false, r.suspects[:0]
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	q := &o.mu.ring
@@ -165,19 +171,7 @@ func (r *orderRun) run(_ *Lane, err error) {
 		r.fail(err)
 		return
 	}
-	r.ready()
-}
-
-// ready goes on to copy. Before versions are given up that the SSD fails to read, it has to show that
-// it is there at all.
-func (r *orderRun) ready() {
-	if r.tries < sickTries-1 {
-		r.copy()
-		return
-	}
-	l := r.bg.l
-	r.step, r.waits = orderProbe, 1
-	l.move(r, OpRead, SSD, superOffA, l.page(), 0)
+	r.copy()
 }
 
 // copy starts the pieces.
@@ -200,12 +194,56 @@ func (r *orderRun) pieceDone() {
 	case r.err != nil:
 		r.fail(r.err)
 		return
-	case r.sick != nil:
-		if r.tries++; r.tries < sickTries {
-			r.later()
-			return
-		}
+	case r.sick != nil && r.away:
+		r.tries = 0
+		r.later()
+		return
+	case r.sick != nil && !r.lastTry():
+		r.tries++
+		r.later()
+		return
+	case len(r.suspects) > 0:
+		h := &r.bg.l.c.ssdHealth
+		r.step, r.want = orderProbe, h.begun.Load()+1
+		storeMax(&h.wanted, r.want)
+		return
 	}
+	r.copied()
+}
+
+// lastTry reports whether what the SSD fails to read now is not tried again, unless it turns out to be away.
+func (r *orderRun) lastTry() bool { return r.tries == sickTries-1 && !r.away }
+
+// convict is background.convict for the suspects.
+func (r *orderRun) convict(probe uint64) {
+	if !r.busy || r.step != orderProbe || probe < r.want {
+		return
+	}
+	for _, v := range r.suspects {
+		r.condemn(v)
+	}
+	r.copied()
+}
+
+// acquit is background.acquit: the tries begin anew.
+func (r *orderRun) acquit() {
+	r.tries, r.away = 0, true
+	if r.busy && r.step == orderProbe {
+		r.later()
+	}
+}
+
+// condemn gives up a version that the SSD has lost.
+func (r *orderRun) condemn(v queued) {
+	l := r.bg.l
+	r.b.order.lost.Add(1)
+	if l.distrust(r.b, v.k, v.slot, false) == distrustChanged {
+		l.io[r.b.id].BadBlocks.Add(1) // a shadow
+	}
+}
+
+// copied flushes the backing device, which has all of the batch.
+func (r *orderRun) copied() {
 	r.b.wrote.Add(1)
 	if mutated(mutOrderUnflushed) {
 		r.tries, r.wrote, r.step = 0, r.b.wrote.Load(), orderSettle
@@ -218,19 +256,8 @@ func (r *orderRun) pieceDone() {
 
 func (r *orderRun) opDone(l *Lane, op *Op, err error) {
 	r.waits--
-	if r.step == orderProbe {
-		l.freePage(op.Mem)
-	}
-	switch {
-	case err != nil && r.step == orderProbe:
-		r.later()
-		return
-	case err != nil:
+	if err != nil {
 		r.fail(err)
-		return
-	}
-	if r.step == orderProbe {
-		r.copy()
 		return
 	}
 	if r.step == orderFlush && r.losses != r.b.losses.Load() {
