@@ -305,6 +305,19 @@ func (j *journal) kick(l *Lane) {
 	}
 }
 
+// urge lets a commit that has stopped for lack of space use the slack, as for a checkpoint.
+func (j *journal) urge() {
+	j.mu.Lock()
+	resume := j.mu.stalled
+	if resume {
+		j.mu.stalled, j.mu.urgent = false, j.mu.next-1
+	}
+	j.mu.Unlock()
+	if resume {
+		j.commit.resume.wake(nil)
+	}
+}
+
 // pendingRecords is how many records are not durable, and how many there may be.
 func (j *journal) pendingRecords() (n, limit uint64) {
 	j.mu.Lock()

@@ -223,3 +223,52 @@ func TestOrderedChangeFails(t *testing.T) {
 	}
 	h.wantSound()
 }
+
+// TestOrderedFullJournalAfterALoss: what the device has lost is written there again also if the journal is full until
+// that is done, and the removal of a clean copy beside it is not on record yet.
+func TestOrderedFullJournalAfterALoss(t *testing.T) {
+	h := newOrderHarness(t, func(t *Tunables) { t.OrderedAge = time.Hour })
+	if err := h.c.SetMode(h.b.ID(), Writethrough); err != nil {
+		t.Fatal(err)
+	}
+	last := int64(maxBatches * regionBlocks)
+	for i := range int64(150) { // clean blocks
+		h.write((last+1+i)*BlockSize, page(1))
+	}
+	h.flush()
+	h.settle()
+	before := bytes.Clone(h.back)
+	for i := range int64(maxBatches + 1) {
+		h.write(i*regionBlocks*BlockSize, page(2)) // not flushed
+	}
+	if err := h.c.SetMode(h.b.ID(), Writeback); err != nil {
+		t.Fatal(err)
+	}
+	h.stuck = func(op *Op) bool { return op.Dev != SSD && op.Kind == OpWrite }
+	h.lose(before)
+	h.fail = nil
+	full := false
+	for i := int64(0); !full && i < 150; i++ {
+		for _, r := range []*Request{
+			{Op: ReqWrite, Off: (last + 1 + i) * BlockSize, Len: BlockSize, Data: page(3), Backing: h.b.ID()},
+			{Op: ReqFlush, Backing: h.b.ID()},
+		} {
+			h.done = false
+			h.l.Submit(r)
+			h.run(10)
+			if full = !h.done; full {
+				break
+			}
+		}
+	}
+	if !full || !h.c.journal.hasNoRoom() {
+		t.Fatal("the journal is not full, so this shows nothing")
+	}
+	h.stuck = nil
+	h.until("the end of the request", func() bool { return h.done })
+	h.drain()
+	if n := h.status().OrderedBroken; n != 0 {
+		t.Errorf("the order was given up %d times", n)
+	}
+	h.wantSound()
+}

@@ -93,8 +93,11 @@ func (r *orderRun) base(now int64) {
 	r.doubts = o.mu.doubts // before a look at what is dirty
 	o.mu.Unlock()
 	if r.b.loose() > 0 || r.bg.wb.flyingOf[r.b.id] > 0 {
-		if !o.image() || now < r.bg.wb.pause[r.b.id] {
+		switch j := &r.bg.l.c.journal; {
+		case !o.image() || now < r.bg.wb.pause[r.b.id]:
 			r.giveUp() // it may take long, and nothing is lost by beginning anew
+		case j.heldBy(o):
+			j.urge() // writeback may wait for a record, or for who does and has the lock
 		}
 		return // writeback is at it
 	}
