@@ -2,6 +2,7 @@ package cache
 
 import (
 	"bytes"
+	"errors"
 	"testing"
 )
 
@@ -100,6 +101,37 @@ func TestOrderedOverLostAfterStart(t *testing.T) {
 		h.wantLog("write 5+1 2", "flush", "write 9+1 3", "flush", "write 5+1 4", "flush")
 		h.wantRead(5*BlockSize, page(4))
 		h.wantSound()
+	}
+}
+
+// TestOrderedOverLostEnds: a write that waits for what the device has lost to be there again ends also if the device,
+// the SSD or the order goes. One of another block does not wait.
+func TestOrderedOverLostEnds(t *testing.T) {
+	for what, goes := range map[string]func(h *orderHarness){
+		"device": func(h *orderHarness) { h.c.SetPresence(h.b.ID(), Failing) },
+		"SSD":    func(h *orderHarness) { h.fail = func(op *Op) error { return errMedium } },
+		"order":  func(h *orderHarness) { h.set(func(t *Tunables) { t.Ordered = false }) },
+	} {
+		h := lackingHarness(t)
+		h.stuck = func(op *Op) bool { return op.Dev != SSD }
+		r := &Request{Op: ReqWrite, Off: 5 * BlockSize, Len: BlockSize, Data: page(4), Backing: h.b.ID()}
+		h.done = false
+		h.l.Submit(r)
+		h.run(20)
+		if h.done {
+			t.Fatal("the write has not waited")
+		}
+		h.write(6*BlockSize, page(4))
+		h.done = false
+		goes(h)
+		if what == "SSD" {
+			h.until("the loss", func() bool { return h.c.lost() })
+			h.stuck = nil // it fails over to the device
+		}
+		h.until("the end of the write, without the "+what, func() bool { return h.done })
+		if want := map[string]error{"device": ErrAbsent, "SSD": ErrSSDLost}[what]; !errors.Is(r.Err, want) {
+			t.Errorf("without the %s: %v", what, r.Err)
+		}
 	}
 }
 
