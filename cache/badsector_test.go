@@ -204,6 +204,40 @@ func TestSSDGoesAfterAGoodProbe(t *testing.T) {
 	}
 }
 
+// TestBlipCondemnsNothing: the SSD fails everything until a probe has failed, too, and answers again. What it failed before
+// is read once more, and is not bad.
+func TestBlipCondemnsNothing(t *testing.T) {
+	for name, r := range map[string]func() *Request{
+		"read":         func() *Request { return readOf(0, BlockSize) },
+		"partial read": func() *Request { return readOf(512, 512) },
+		"write":        func() *Request { return writeOf(512, fill(2, 1)[:512]) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := small(t)
+			h.write(0, fill(1, 1))
+			h.flush()
+			away, answered := true, false
+			h.fail = func(op *Op) error {
+				if op.Dev == SSD && away {
+					away = !op.probe
+					return errMedium
+				}
+				return nil
+			}
+			r := r()
+			r.Backing, h.done = h.b.ID(), false
+			h.finish = func(f *Request) { answered = answered || f == r }
+			h.l.Submit(r)
+			h.until("the answer", func() bool { return answered })
+			if n := h.stats().BadBlocks; r.Err != nil || n != 0 || away || h.c.lost() {
+				t.Errorf("ended with %v; %d blocks are bad, away %v, lost %v", r.Err, n, away, h.c.lost())
+			}
+			h.finish = nil
+			h.wantRead(1024, fill(1, 1)[1024:])
+		})
+	}
+}
+
 // TestBadBackingSectorBesideTheRead: a block that the SSD has in part is completed from the backing
 // device; a bad sector there that was not asked for is no error.
 func TestBadBackingSectorBesideTheRead(t *testing.T) {

@@ -334,7 +334,7 @@ func (g *edge) run(l *Lane, _ error) {
 		g.lookUp(l)
 	case l.c.ssdHealth.good.Load() < g.want:
 		g.park(l)
-	case g.away:
+	case g.away || l.c.ssdHealth.bad.Load() >= g.want: // perhaps it was the whole SSD
 		g.want, g.away = 0, false
 		g.unpin(l)
 		g.lookUp(l)

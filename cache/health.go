@@ -67,9 +67,9 @@ type health struct {
 	// commitFailing is since when commits of the journal fail, 0 if they do not, and commitFailed when the
 	// last one did.
 	commitFailing, commitFailed atomic.Int64
-	// begun is the number of the newest probe, good of the newest that succeeded.
+	// begun is the number of the newest probe, good of the newest that succeeded, bad of the newest that failed.
 	// wanted is the newest that somebody waits for.
-	begun, good, wanted atomic.Uint64
+	begun, good, bad, wanted atomic.Uint64
 
 	// settled is set some time after the loss: every lane acts by it, and what the journal lacks has
 	// been looked through. Until then changes wait.
@@ -319,6 +319,7 @@ func (d *doctor) opDone(l *Lane, _ *Op, err error) {
 	case err != nil:
 		d.second = !d.second
 		h.doubt.Store(true)
+		h.bad.Store(d.number)
 		c.acquit()
 		d.bg.acquit()
 		d.failed, d.next = now, now+probePause

@@ -110,7 +110,7 @@ func (k *loadChunk) goOn(l *Lane) {
 		if c.ssdHealth.good.Load() < k.want {
 			return
 		}
-		if k.loss == c.ssdHealth.losses.Load() {
+		if k.loss == c.ssdHealth.losses.Load() && c.ssdHealth.bad.Load() < k.want {
 			k.install(l)
 			return
 		}

@@ -356,7 +356,7 @@ func (s *scrub) opsDone(l *Lane) {
 func (s *scrub) run(l *Lane, _ error) {
 	h := &l.c.ssdHealth
 	switch {
-	case l.c.lost():
+	case l.c.lost() || h.bad.Load() >= s.want:
 		for i := range s.failed {
 			s.failed[i] = s.failed[i] && !s.unsure[i]
 		}
