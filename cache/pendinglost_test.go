@@ -96,14 +96,20 @@ func TestPendingReadAcrossALoss(t *testing.T) {
 	}
 }
 
+// readExpecting reads the first block for a client that expects it to be v.
+func readExpecting(v byte) *Request {
+	r := readOf(0, BlockSize)
+	r.Attrs, r.Results = &attrs.Set{}, &attrs.Results{}
+	r.Attrs.SetChecksum(attrs.Checksum{Algorithm: attrs.XXH64, Sums: attrs.XXH64.AppendSums(nil, fill(v, 1))})
+	return r
+}
+
 // TestPendingMismatchAcrossALoss: what the SSD has of a pending block is not what the client expects, which is what the
 // backing device has again when it is asked.
 func TestPendingMismatchAcrossALoss(t *testing.T) {
 	h := newPending(t, FormatOptions{NoChecksums: true})
 	h.leave(Holding)
-	r := readOf(0, BlockSize)
-	r.Attrs, r.Results = &attrs.Set{}, &attrs.Results{}
-	r.Attrs.SetChecksum(attrs.Checksum{Algorithm: attrs.XXH64, Sums: attrs.XXH64.AppendSums(nil, fill(7, 1))})
+	r := readExpecting(7)
 	h.begin(r)
 	h.wantWaiting("the read")
 	h.forget()
@@ -117,9 +123,7 @@ func TestPendingMatchAcrossALoss(t *testing.T) {
 	slot := h.slotOf(0)
 	h.ssd[slot] ^= 1
 	h.leave(Holding)
-	r := readOf(0, BlockSize)
-	r.Attrs, r.Results = &attrs.Set{}, &attrs.Results{}
-	r.Attrs.SetChecksum(attrs.Checksum{Algorithm: attrs.XXH64, Sums: attrs.XXH64.AppendSums(nil, fill(1, 1))})
+	r := readExpecting(1)
 	h.begin(r)
 	h.wantWaiting("the read")
 	h.ssd[slot] ^= 1
