@@ -101,6 +101,17 @@ func (t *through) dropBare(l *Lane, k *rangeLock) {
 	}
 }
 
+// leaveBare is for a change that has failed: pending copies leave when a flush has covered them, for the backing device may
+// have something else by then. The stripe is locked.
+func (t *through) leaveBare(l *Lane, k *rangeLock) {
+	c, b := l.c, t.r.b
+	for blk := k.first; blk <= k.last && t.stale; blk++ {
+		if e, ok := c.index.find(makeKey(b.id, blk)); ok && e.st&stPending != 0 {
+			c.setState(b, e, e.st&^stPinned|stLeave)
+		}
+	}
+}
+
 // restart begins the window anew, for the SSD has come back while the change waited, or its locks are in the
 // way of what has to come before.
 func (t *through) restart(l *Lane) {

@@ -484,6 +484,8 @@ func (d *doctor) cleanLost(b *Backing, now int64, hope bool) {
 			if !hope { // it goes, or stays as it is if the change is refused, or is dirty if that fails
 				again = append(again, pendingSlot{k: k, slot: slot, life: c.lifeOf(slot), wrote: covered})
 			}
+		case !hope && e.st&stLeave != 0:
+			c.unmapEntry(b, k, e)
 		case !hope:
 			c.setState(b, e, e.st&^(stDirty|stPending))
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
+	"syscall"
 	"testing"
 
 	"ubcache/attrs"
@@ -255,6 +256,31 @@ func TestPendingIdleDiscardWithout(t *testing.T) {
 	forget()
 	_, err := v.read(0, BlockSize)
 	v.wantError(err, ErrSSDLost, "the block that nobody has")
+}
+
+// TestPendingChangeFailsWithout: the backing device fails a change of a pending block, of which it has made a part. What the SSD
+// has is no likeness of the device then by which it could be recognised.
+func TestPendingChangeFailsWithout(t *testing.T) {
+	v, _ := newPendingWithout(t)
+	fail := v.fail
+	v.fail = func(op *Op) error {
+		if op.Dev != SSD && op.Kind == OpWrite {
+			copy(v.back, fill(2, 1)[:SectorSize])
+			return syscall.EIO
+		}
+		return fail(op)
+	}
+	v.wantError(v.do(writeOf(0, fill(2, 1))), syscall.EIO, "the write")
+	v.fail, v.stuck = fail, nil
+	v.until("a flush", func() bool { return v.c.Status().Backings[0].PendingBytes == 0 })
+	if n, err := v.c.Recognise(v.b.id, v.back, 100); err != nil {
+		t.Errorf("the device is not recognised by one of %d blocks: %v", n, err)
+	}
+	for off, want := range []byte{2, 1} {
+		if got, err := v.read(int64(off)*SectorSize, SectorSize); err != nil || got[0] != want {
+			t.Errorf("sector %d is %d, %v", off, got[0], err)
+		}
+	}
 }
 
 // TestPendingMarked: a block is written back while the marker's flush is under way. That does not cover it, so it is one

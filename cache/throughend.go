@@ -8,10 +8,10 @@ func (t *through) settle(l *Lane) {
 		s := c.index.stripeOf(b.id, k.first)
 		s.mu.Lock()
 		switch {
+		case t.bare && t.err == nil:
+			t.dropBare(l, k)
 		case t.bare:
-			if t.err == nil {
-				t.dropBare(l, k)
-			}
+			t.leaveBare(l, k)
 		case t.err != nil:
 			c.keepDirty(b, k.first, k.last)
 		default:

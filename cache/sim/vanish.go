@@ -49,6 +49,9 @@ func NewVanishConfig(seed uint64) Config {
 func (c *Config) vanish(rng *rand.Rand) {
 	c.Vanish, c.Attributes, c.Pinning, c.Crashes = 20+rng.IntN(60), false, false, rng.IntN(8)
 	c.Faults, c.FaultRate, c.Gone = 0, 0, 0
+	if both := rand.New(rand.NewPCG(c.Seed, 6)); both.IntN(3) == 0 {
+		c.Gone = 10 + both.IntN(60) // and then the backing devices go away, too
+	}
 	c.LossHold = time.Duration(rng.IntN(1500)) * time.Millisecond
 	c.Ordered = rng.IntN(4) == 0
 	c.StallLimit = time.Duration(50+rng.IntN(200)) * time.Millisecond
