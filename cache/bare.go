@@ -101,8 +101,8 @@ func (t *through) dropBare(l *Lane, k *rangeLock) {
 	}
 }
 
-// leaveBare is for a change that has failed: pending copies leave when a flush has covered them, for the backing device may
-// have something else by then. The stripe is locked.
+// leaveBare is for a change that has failed: the backing device may have something else now than pending copies, which are
+// no likeness of it once a flush has covered them. The stripe is locked.
 func (t *through) leaveBare(l *Lane, k *rangeLock) {
 	c, b := l.c, t.r.b
 	for blk := k.first; blk <= k.last && t.stale; blk++ {

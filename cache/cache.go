@@ -142,8 +142,8 @@ type Backing struct {
 	// presence says whether the device is there; probes counts the probes of whether it is, and
 	// judged is the newest that has found it there. losses counts when it may have lost what it was
 	// not flushed for, bareLoss is the newest count that took bare changes, and unreported says that
-	// no client knows of that; telling counts the FLUSHes that are about to say it. See presence.go and
-	// untold.go.
+	// no client knows of that; telling counts the FLUSHes that are about to say it, and losing the losses that are
+	// being noted. See presence.go and untold.go.
 	presence   atomic.Uint32
 	hold       atomic.Int64 // nanoseconds
 	probes     atomic.Uint64
@@ -152,6 +152,7 @@ type Backing struct {
 	bareLoss   atomic.Uint64
 	unreported atomic.Bool
 	telling    atomic.Int32
+	losing     atomic.Int32
 
 	// What becomes of it without the SSD: see lost.go.
 	lossKind atomic.Uint32

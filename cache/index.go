@@ -24,7 +24,7 @@ const (
 	stRefOne  state = 1 << 11 // hits since the policy looked, 0 to 3
 	stRefMax  state = 3 << 11
 	stPinned  state = 1 << 13 // eviction keeps it
-	stLeave   state = 1 << 14 // dirty, and leaves the cache as soon as it is clean
+	stLeave   state = 1 << 14 // dirty, and leaves the cache as soon as it is clean; stays without the SSD, see leaveBare
 	stQueued  state = 1 << 15 // the order of its device says when it is written back
 
 	// stStored is what summaries keep.

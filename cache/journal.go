@@ -281,7 +281,7 @@ func (j *journal) waitDurable(l LSN, w *waiter, urgent bool) bool {
 	w.lsn = l
 	j.mu.waiting.push(w)
 	if urgent {
-		j.mu.urgent = l
+		j.mu.urgent = max(j.mu.urgent, l)
 	}
 	start := !j.mu.running
 	resume := j.mu.stalled && urgent

@@ -269,8 +269,13 @@ func (m *marker) opDone(l *Lane, op *Op, err error) {
 	if err == nil {
 		b.flushDone(m.covers, op.losses)
 	}
+	losses := b.losses.Load()
 	dirty := b.uncovered() // also what was written back during the flush
 	dirty += b.dirty.Load()
+	if b.losing.Load() > 0 || b.losses.Load() != losses {
+		b.marker.Store(markerAsked) // what is being lost was perhaps counted nowhere
+		return
+	}
 	done := func(err error) {
 		if err != nil {
 			b.mu.Lock()
@@ -484,8 +489,6 @@ func (d *doctor) cleanLost(b *Backing, now int64, hope bool) {
 			if !hope { // it goes, or stays as it is if the change is refused, or is dirty if that fails
 				again = append(again, pendingSlot{k: k, slot: slot, life: c.lifeOf(slot), wrote: covered})
 			}
-		case !hope && e.st&stLeave != 0:
-			c.unmapEntry(b, k, e)
 		case !hope:
 			c.setState(b, e, e.st&^(stDirty|stPending))
 		}

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"syscall"
 	"testing"
+	"time"
 
 	"ubcache/attrs"
 )
@@ -318,5 +319,68 @@ func TestPendingMarked(t *testing.T) {
 		if n := v.markers[v.b.uuid].Dirty; n != want {
 			t.Errorf("during=%v: the marker tells of %d dirty blocks", during, n)
 		}
+	}
+}
+
+// TestPendingMarkedDuringALoss: the marker counts while a loss is being noted, which has taken the block from those that are
+// pending and not made it dirty yet.
+func TestPendingMarkedDuringALoss(t *testing.T) {
+	const other = 2 << 20 // in another stripe
+	v := newLossy(t, FormatOptions{}, Writeback)
+	v.setLoss(LossPolicy{})
+	v.write(other, fill(1, 1))
+	v.drain()
+	v.write(0, fill(1, 1))
+	v.flush()
+	write := func(op *Op) bool { return op.Dev != SSD && op.Kind == OpWrite && op.Off == v.b.dataOff }
+	flush := func(op *Op) bool { return op.Dev != SSD && op.Kind == OpFlush }
+	v.stuck = write
+	_ = v.c.SetDrain(v.b.id, true)
+	v.until("writeback", func() bool { return len(v.ops) == 1 && write(v.ops[0]) })
+	v.vanish()
+	v.stuck = func(op *Op) bool { return write(op) || flush(op) }
+	v.start(writeOf(other, fill(2, 1)))
+	v.until("the marker's flush", func() bool { return v.b.marker.Load() == markerMaking })
+	v.stuck = flush
+	v.until("the write", func() bool { return v.b.dirty.Load() == 0 })
+
+	s := v.c.index.stripeOf(v.b.id, 0)
+	s.mu.Lock()
+	began, done := v.b.losses.Load(), make(chan struct{})
+	go func() {
+		v.c.Lost(v.b.id)
+		close(done)
+	}()
+	for v.b.losses.Load() == began {
+		runtime.Gosched()
+	}
+	v.stuck = nil
+	v.until("the end of the flush", func() bool { return v.b.marker.Load() != markerMaking })
+	s.mu.Unlock()
+	<-done
+	v.until("the marker", func() bool { return len(v.markers) == 1 })
+	if n := v.markers[v.b.uuid].Dirty; n != 1 {
+		t.Errorf("the marker tells of %d dirty blocks", n)
+	}
+}
+
+// TestCoveredIsNotLost: a pending block that a flush has covered stays pending while an SSD that stalls may be taken back.
+// What the backing device loses then does not include it.
+func TestCoveredIsNotLost(t *testing.T) {
+	v := newLossy(t, FormatOptions{}, Writethrough)
+	v.setLoss(LossPolicy{})
+	v.write(0, fill(1, 1))
+	v.stuck = func(op *Op) bool { return op.Dev == SSD || op.Kind == OpFlush }
+	v.start(readOf(0, BlockSize))
+	v.until("the loss", func() bool { v.now += int64(time.Second); return v.c.lost() })
+	v.stall()
+	v.pass(time.Duration(2 * pendingAge))
+	if v.b.uncovered() > 0 || v.c.Status().Backings[0].PendingBytes != BlockSize {
+		t.Fatal("the block is not pending, and covered")
+	}
+	v.c.Lost(v.b.id)
+	v.wantRead(0, fill(1, 1))
+	if n := v.b.dirty.Load(); n != 0 {
+		t.Errorf("%d blocks are dirty", n)
 	}
 }

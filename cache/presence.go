@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -165,13 +166,19 @@ const noLosses = math.MaxUint64
 // Whoever reads a pending block from the device compares Backing.losses, as it was before the index was asked, with what
 // it is when the read has ended. If it differs, what came may be older than the block, and the index is asked again.
 func (c *Cache) lose(b *Backing, told bool) {
+	b.losing.Add(1)
+	defer b.losing.Add(-1)
 	b.mu.Lock()
 	n := b.losses.Add(1)
-	pending := b.mu.pending
-	if mutated(mutLossForgotten) {
-		pending = nil
-	} else {
-		b.mu.pending = nil
+	var pending []pendingSlot
+	if covered := b.flushed.Load(); !mutated(mutLossForgotten) {
+		b.mu.pending = slices.DeleteFunc(b.mu.pending, func(p pendingSlot) bool {
+			if p.wrote <= covered {
+				return false
+			}
+			pending = append(pending, p)
+			return true
+		})
 	}
 	b.mu.Unlock()
 	if b.bare.Load() > b.flushed.Load() {

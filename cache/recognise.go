@@ -50,7 +50,7 @@ func (c *Cache) samples(b *Backing, id BucketID, limit int) (list []sample) {
 	limit = min(limit, perBucket)
 	c.locked(id, func(_ *stripe, k key, e entry) {
 		whole := e.st.full() && b.blockBytes(k.block()) == BlockSize
-		if k.backing() != b.id || !whole || e.st&(stDirty|stBad) != 0 || len(list) == limit {
+		if k.backing() != b.id || !whole || e.st&(stDirty|stBad|stLeave) != 0 || len(list) == limit {
 			return
 		}
 		c.buckets[id].pins.Add(1)

@@ -59,8 +59,8 @@ func (s *Sim) excuse(op *cache.Op, err error) {
 	s.unkept(op)
 	for _, r := range s.reqs {
 		over := r.Off < op.Off+op.Len && op.Off < r.Off+r.Len
-		if r.Backing == op.Dev && op.Kind == cache.OpRead && over && s.van.health != cache.HealthOK && s.restoring(r, nil) {
-			r.excuse |= restores // it does not wait for an SSD that stalls
+		if r.Backing == op.Dev && op.Kind == cache.OpRead && over && !s.well() && s.restoring(r, nil) {
+			r.excuse |= restores // it does not wait for an SSD that stalls, or is gone
 		}
 		if r.Backing == op.Dev && (op.Kind == cache.OpFlush && r.Op != cache.ReqRead ||
 			over && (op.Kind == cache.OpRead) == (r.Op == cache.ReqRead) ||

@@ -111,6 +111,10 @@ func (s faultSet) has(f Fault) bool { return s>>f&1 != 0 }
 // silent are the faults that only data checksums can find.
 const silent = faultSet(1<<FaultCorrupt | 1<<FaultLost | 1<<FaultMisdirected)
 
+// ofBackings are those of backing devices.
+const ofBackings = faultSet(1<<FaultBackingSector | 1<<FaultBackingRead | 1<<FaultBackingWrite | 1<<FaultBackingFlush |
+	1<<FaultBackingFull | 1<<FaultBackingDead | 1<<FaultBackingStall)
+
 var (
 	errMedium = fmt.Errorf("sim: medium error: %w", syscall.EIO)
 	errFull   = fmt.Errorf("sim: thinly provisioned device: %w", syscall.ENOSPC)

@@ -18,6 +18,7 @@ import (
 //   - it comes back as it was, or without what it had not been flushed for;
 //   - it stalls, so that it becomes slow, or is lost and taken back in place, or fails at last;
 //   - the power of the whole machine may go while it is away;
+//   - in some, the backing devices go away as well (see gone.go), and fail;
 //   - the cache goes on meanwhile. Requests may fail only if their device has dirty data on the SSD;
 //   - the cache is then started again as a daemon does that finds its SSD: with the pending ring, and told
 //     to drop what the SSD has missed changes of. If it had dirty data of that, the history ends there:
@@ -45,15 +46,19 @@ func NewVanishConfig(seed uint64) Config {
 	return c
 }
 
-// vanish makes the SSD vanish, and nothing else fail.
+// vanish makes the SSD vanish, and nothing else of it fail.
 func (c *Config) vanish(rng *rand.Rand) {
-	c.Vanish, c.Attributes, c.Pinning, c.Crashes = 20+rng.IntN(60), false, false, rng.IntN(8)
+	c.Vanish, c.Pinning, c.Crashes = 20+rng.IntN(60), false, rng.IntN(8)
 	c.Faults, c.FaultRate, c.Gone = 0, 0, 0
-	if both := rand.New(rand.NewPCG(c.Seed, 6)); both.IntN(3) == 0 {
-		c.Gone = 10 + both.IntN(60) // and then the backing devices go away, too
+	more := rand.New(rand.NewPCG(c.Seed, 6))
+	if more.IntN(3) == 0 {
+		c.Gone = 10 + more.IntN(60) // and then the backing devices go away, too
 	}
+	c.Attributes = c.Attributes && more.IntN(2) == 0
 	c.LossHold = time.Duration(rng.IntN(1500)) * time.Millisecond
-	c.Ordered = rng.IntN(4) == 0
+	if c.Ordered = rng.IntN(4) == 0; !c.Ordered && more.IntN(3) == 0 {
+		c.Faults, c.FaultRate = ofBackings&faultSet(more.Uint32()), 20+more.IntN(200)
+	}
 	c.StallLimit = time.Duration(50+rng.IntN(200)) * time.Millisecond
 	c.LossLimit = c.StallLimit + time.Duration(100+rng.IntN(500))*time.Millisecond
 }

@@ -157,6 +157,9 @@ func (s *Sim) checkWishes(when string) {
 		return
 	}
 	s.lookAtGivenUp()
+	if s.away() { // each copy that the SSD fails to return loses its pin
+		s.wishes.forget()
+	}
 	for _, t := range s.c.Tenants() {
 		if t.Quota.Blocks != 0 && t.CachedBlocks > t.Quota.Blocks {
 			s.fail(fmt.Errorf("%s: tenant %v has %d blocks, quota %d", when, t.Tenant, t.CachedBlocks, t.Quota.Blocks))
@@ -188,7 +191,7 @@ func (s *Sim) lookAtGivenUp() {
 		return
 	}
 	f := &s.res.Faults
-	if f[FaultSSDFull]+f[FaultSSDWrite]+f[FaultSSDRead]+f[FaultSSDSector] == 0 {
+	if f[FaultSSDFull]+f[FaultSSDWrite]+f[FaultSSDRead]+f[FaultSSDSector]+s.res.Vanished == 0 {
 		s.fail(fmt.Errorf("%d pins were given up, and the SSD has failed nothing", n-was))
 	}
 	s.trace("%d pins were given up", n-was)
