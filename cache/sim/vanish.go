@@ -99,7 +99,9 @@ func (s *Sim) vanishStep() {
 	}
 	s.res.Vanished++
 	s.trace("the SSD vanishes: %v", s.van.gone)
-	s.noteDirty()
+	if s.van.health != cache.HealthLost { // else requests may have failed for what is dirty no more
+		s.noteDirty()
+	}
 	for _, f := range s.ops {
 		if f.op.Dev == cache.SSD && s.rng.IntN(2) == 0 {
 			s.effect(f)
