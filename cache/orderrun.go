@@ -28,7 +28,8 @@ type orderRun struct {
 	wrote uint64
 	// losses is Backing.losses when the batch began.
 	losses uint64
-	err    error // of the backing device or the journal
+	judged uint64 // Backing.judged when the try began
+	err    error  // of the backing device or the journal
 	// ticket is the first probe that counts since tries have failed as they do if the device is gone, or 0.
 	ticket uint64
 	sick   error // of the SSD
@@ -168,7 +169,7 @@ func (r *orderRun) gather() bool {
 // run goes on when the record of the last batch is durable.
 func (r *orderRun) run(_ *Lane, err error) {
 	if err != nil {
-		r.fail(err)
+		r.fail(err, r.b.judged.Load())
 		return
 	}
 	r.copy()
@@ -176,7 +177,7 @@ func (r *orderRun) run(_ *Lane, err error) {
 
 // copy starts the pieces.
 func (r *orderRun) copy() {
-	r.step, r.waits, r.losses = orderCopy, 1, r.b.losses.Load()
+	r.step, r.waits, r.losses, r.judged = orderCopy, 1, r.b.losses.Load(), r.b.judged.Load()
 	for i := range r.slots {
 		r.waits++
 		r.slots[i].start()
@@ -192,7 +193,7 @@ func (r *orderRun) pieceDone() {
 	}
 	switch {
 	case r.err != nil:
-		r.fail(r.err)
+		r.fail(r.err, r.judged)
 		return
 	case r.sick != nil && r.away:
 		r.tries = 0
@@ -257,11 +258,11 @@ func (r *orderRun) copied() {
 func (r *orderRun) opDone(l *Lane, op *Op, err error) {
 	r.waits--
 	if err != nil {
-		r.fail(err)
+		r.fail(err, r.judged)
 		return
 	}
 	if r.step == orderFlush && r.losses != r.b.losses.Load() {
-		r.fail(errLost) // what was written before may be gone: the batch has to go there again
+		r.fail(errLost, r.judged) // what was written before may be gone: the batch has to go there again
 		return
 	}
 	r.b.flushDone(r.wrote, op.losses)
@@ -285,8 +286,8 @@ func (r *orderRun) later() { r.busy, r.retry = false, r.bg.l.d.Now()+errorPause 
 
 // fail leaves the batch to a later try because of the backing device, and tells those who wait for it. They
 // wait on if the device may be gone: if it is, the policy for that says for how long (absent), and
-// if a probe finds it there, and the next try fails, too, they fail.
-func (r *orderRun) fail(err error) {
+// if a probe finds it there, and a try that begins then fails, too, they fail. judged is Backing.judged when this one began.
+func (r *orderRun) fail(err error, judged uint64) {
 	r.later()
 	b := r.b
 	switch gone := r.bg.l.c.opts.Suspect != nil && explainsAbsence(err); {
@@ -295,7 +296,7 @@ func (r *orderRun) fail(err error) {
 	case gone && r.ticket == 0:
 		r.ticket = b.probes.Load() + 1
 		return
-	case gone && (b.judged.Load() < r.ticket || b.Presence() == Holding):
+	case gone && (judged < r.ticket || b.Presence() == Holding):
 		return
 	}
 	r.ticket = 0

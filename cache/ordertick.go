@@ -101,7 +101,7 @@ func (r *orderRun) base(now int64) {
 		}
 		return // writeback is at it
 	}
-	r.busy, r.step, r.begun = true, orderBase, now
+	r.busy, r.step, r.begun, r.judged = true, orderBase, now, r.b.judged.Load()
 	r.baseEnd = r.bg.l.c.journal.nextLSN()
 	r.flush()
 }

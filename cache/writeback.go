@@ -269,6 +269,7 @@ type batch struct {
 	live [regionBlocks]bool // still to be written
 	// losses is Backing.losses when the writing began.
 	losses uint64
+	judged uint64 // Backing.judged then
 	ents   [regionBlocks]entry
 	lives  [regionBlocks]uint32 // of the buckets of their slots: a slot may be used again while its block is written
 	buf    []byte               // the region, each block at its place
@@ -434,7 +435,7 @@ func (t *batch) write(l *Lane) {
 		t.finish(l)
 		return
 	}
-	t.step, t.waits, t.losses = batchWrite, 1, t.b.losses.Load()
+	t.step, t.waits, t.losses, t.judged = batchWrite, 1, t.b.losses.Load(), t.b.judged.Load()
 	var from, to int64 // the run so far, bytes of the device
 	flush := func() {
 		if from < to {
@@ -495,7 +496,7 @@ func (t *batch) finish(l *Lane) {
 	if t.err != nil {
 		t.wb.pause[t.b.id] = l.d.Now() + errorPause
 		if t.step == batchWrite && t.b.lacking() > 0 {
-			l.bg.orderOf(t.b).fail(t.err)
+			l.bg.orderOf(t.b).fail(t.err, t.judged)
 		}
 	}
 	t.busy = false

@@ -137,4 +137,5 @@ type Result struct {
 	Gone, GivenBack, Forgotten, Reported int
 	Restarts, Loaded                     int   // orderly restarts; those that were loaded to the end
 	LateDropped                          int64 // entries of them that had become obsolete
+	Salvaged, SalvagedBlocks             int   // crashes after which dirty data was salvaged, and how much
 }

@@ -127,6 +127,7 @@ func (s *Sim) restartAfter(how Crash) {
 	if s.cfg.Faults.has(FaultMetadata) && s.rng.IntN(2) == 0 {
 		d = s.damageMetadata()
 	}
+	s.salvage(d != nil && d.mayRefuse)
 	err := s.open()
 	if d != nil && d.mayRefuse && errors.Is(err, cache.ErrCorrupt) {
 		s.trace("refused: %v", err)
