@@ -3,6 +3,7 @@ package sim
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"ubcache/attrs"
 	"ubcache/cache"
@@ -73,6 +74,9 @@ func (s *Sim) excuse(op *cache.Op, err error) {
 // unkept is for an operation that a backing device has failed: what is pending counts as dirty again after a
 // flush, or where it is a change.
 func (s *Sim) unkept(op *cache.Op) {
+	if op.Kind != cache.OpRead && s.away() { // dirty again, it is needed from an SSD that is not there
+		s.van.dirty[slices.Index(s.ids, op.Dev)] = true
+	}
 	switch op.Kind {
 	case cache.OpRead:
 	case cache.OpFlush:
