@@ -99,6 +99,14 @@ func NewConfig(seed uint64) Config {
 	return c
 }
 
+// fail makes some of the kinds of faults happen.
+func (c *Config) fail(rng *rand.Rand, kinds faultSet) {
+	c.Faults, c.FaultRate = kinds&faultSet(rng.Uint32()), 20+rng.IntN(200)
+	if !c.Checksums {
+		c.Faults &^= silent
+	}
+}
+
 // pin makes many requests pin, of so much more than the SSD holds that pinned blocks have to be moved.
 func (c *Config) pin() {
 	if !c.Pinning {

@@ -58,6 +58,9 @@ func (s *Sim) excuse(op *cache.Op, err error) {
 		s.lossy |= 1 << op.Dev
 	}
 	s.unkept(op)
+	if s.cfg.Ordered && op.Kind != cache.OpRead {
+		s.orders.failed |= 1 << op.Dev
+	}
 	for _, r := range s.reqs {
 		over := r.Off < op.Off+op.Len && op.Off < r.Off+r.Len
 		if r.Backing == op.Dev && op.Kind == cache.OpRead && over && !s.well() && s.restoring(r, nil) {
@@ -181,7 +184,7 @@ func (s *Sim) may(r *request) bool {
 		return r.excuse&excuseLost != 0
 	case errors.Is(err, cache.ErrAbsent):
 		return r.excuse&excuseGone != 0 && (!r.hit || !s.hit(r))
-	case r.excuse&(excuseBacking|excuseGone) != 0:
+	case r.excuse&(excuseBacking|excuseGone) != 0, s.orders.failed>>r.Backing&1 != 0 && r.Op != cache.ReqRead:
 		return true
 	}
 	return r.excuse&excuseJournal != 0 && (r.Op != cache.ReqRead)

@@ -236,8 +236,8 @@ func (o *orderModel) check(image []byte) (behind int64, err error) {
 	return behind, nil
 }
 
-// NewOrderedConfig draws a configuration of a history in which devices are ordered, and nothing fails but what
-// goes away. In a third of them the backing devices do so often, with what they were not flushed for, while data reaches
+// NewOrderedConfig draws a configuration of a history in which devices are ordered, and no operation of the SSD fails
+// alone: it could lose what the order needs. In a third of them the backing devices do so often, with what they were not flushed for, while data reaches
 // them in every way there is, and the SSD stays.
 func NewOrderedConfig(seed uint64) Config {
 	c := NewConfig(seed)
@@ -245,6 +245,9 @@ func NewOrderedConfig(seed uint64) Config {
 	if seed%3 == 1 {
 		c.Vanish, c.Gone, c.Flushes = 0, 200, 20
 		c.ModeChanges, c.Through, c.Discards = true, false, true
+	}
+	if faults := rand.New(rand.NewPCG(seed, 7)); faults.IntN(2) == 0 {
+		c.fail(faults, ofBackings)
 	}
 	return c
 }
@@ -255,6 +258,7 @@ type orders struct {
 	sound []bool // by device: its image is to be consistent from now on
 	// broken counts, of the present start, how often the order was given up: then it begins anew.
 	broken []int64
+	failed uint64 // devices that have failed a change or a flush, for which others may wait
 	tuns   []cache.Tunables
 }
 

@@ -46,7 +46,7 @@ func NewVanishConfig(seed uint64) Config {
 	return c
 }
 
-// vanish makes the SSD vanish, and nothing else of it fail.
+// vanish makes the SSD vanish. In some histories it fails besides, and so do the backing devices.
 func (c *Config) vanish(rng *rand.Rand) {
 	c.Vanish, c.Pinning, c.Crashes = 20+rng.IntN(60), false, rng.IntN(8)
 	c.Faults, c.FaultRate, c.Gone = 0, 0, 0
@@ -57,7 +57,7 @@ func (c *Config) vanish(rng *rand.Rand) {
 	c.Attributes = c.Attributes && more.IntN(2) == 0
 	c.LossHold = time.Duration(rng.IntN(1500)) * time.Millisecond
 	if c.Ordered = rng.IntN(4) == 0; !c.Ordered && more.IntN(3) == 0 {
-		c.Faults, c.FaultRate = ofBackings&faultSet(more.Uint32()), 20+more.IntN(200)
+		c.fail(more, 1<<numFaults-1)
 	}
 	c.StallLimit = time.Duration(50+rng.IntN(200)) * time.Millisecond
 	c.LossLimit = c.StallLimit + time.Duration(100+rng.IntN(500))*time.Millisecond
