@@ -63,6 +63,8 @@ const (
 	mutLateCopyUnrecorded
 	mutLateCopyUnseen
 	mutTailWhileLoading
+	mutSalvageRing
+	mutSalvageCertain
 	numMutants
 )
 

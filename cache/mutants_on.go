@@ -75,6 +75,8 @@ var mutants = [numMutants]struct{ name, what, in string }{
 	mutLateCopyUnrecorded: {"late-copy-unrecorded", "the removal of copies that are not loaded yet is not recorded", ""},
 	mutLateCopyUnseen:     {"late-copy-volatile", "writeback does not wait until such a copy is replaced on record", ""},
 	mutTailWhileLoading:   {"tail-moves-while-loading", "the journal's tail moves before everything is loaded", ""},
+	mutSalvageRing:        {"salvage-ring", "a salvage forgets the pending ring of a killed daemon", ""},
+	mutSalvageCertain:     {"salvage-certain", "a salvage takes what it finds for the newest though records are lost", ""},
 }
 
 // broken is how all caches of the process are broken.

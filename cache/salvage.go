@@ -43,6 +43,9 @@ type Salvage struct {
 // lost; then backing devices have made-up names, and no sizes. pending is the pending ring of a killed
 // daemon, if there is one.
 func OpenSalvage(dev Storage, pending []byte) (*Salvage, error) {
+	if mutated(mutSalvageRing) {
+		pending = nil
+	}
 	c, rec, err := inspect(dev, pending, true)
 	if err != nil {
 		return nil, err
@@ -122,6 +125,9 @@ func (s *Salvage) Walk(ctx context.Context, id BackingID, f func(*SalvageBlock) 
 	from := s.rec.certainFrom()
 	page := alignedBytes(BlockSize)
 	dirty := func(k key, st state) bool { return k.backing() == id && st&stDirty != 0 }
+	if mutated(mutSalvageCertain) {
+		from = 0
+	}
 	var keys []dirtyKey
 	for at := makeKey(id, 0); ; {
 		if keys = c.nextKeys(keys, at, salvageKeys, dirty); len(keys) == 0 {
