@@ -9,7 +9,9 @@ func (r *recovery) replay() error {
 	r.next = 1
 	switch {
 	case len(runs) > 0:
-		r.next = r.pages[runs[0].from].first
+		if r.next = r.pages[runs[0].from].first; runs[0].from != r.top.tail {
+			r.dmg.after = r.next // the first pages are lost
+		}
 	case r.top.seq != 0 && len(r.dmg.gaps) == 0:
 		// The tail was at the end, as after a stop in order, and the first commit from there was torn: of its
 		// pages, all full but the last, the first is missing. So nothing from there on was ever durable.

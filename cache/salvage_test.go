@@ -90,6 +90,27 @@ func TestSalvageTellsWhatIsCertain(t *testing.T) {
 	}
 }
 
+// TestSalvageWithoutTheFirstPage: the page is lost with which the journal begins. What the summaries have may have been
+// overwritten by a record in it.
+func TestSalvageWithoutTheFirstPage(t *testing.T) {
+	h := newSalvageHarness(t, FormatOptions{})
+	h.opts.Load = lateOptions
+	h.fill(3, 1)
+	h.stop()
+	h.start() // with nothing of the journal
+	h.loaded()
+	first := h.c.journal.mu.tailSeq
+	h.fill(3, 9)
+	h.flush()
+	h.fill(5, 3)
+	h.flush()
+	h.c.Abandon()
+	h.ssd[h.c.geo.journalPageOff(first)+100] ^= 1
+	if got, _ := salvaged(t, h.ssd, nil); got != "proved 5=3, uncertain 3=1" {
+		t.Errorf("without page %d: %s", first, got)
+	}
+}
+
 func TestSalvageAfterDamage(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
