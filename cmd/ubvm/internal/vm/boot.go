@@ -30,10 +30,6 @@ const (
 	settleTime = 3 * time.Second
 )
 
-// patchFault is what a kernel prints that has met its own breakpoint. It patches its code while the
-// other CPU runs it, and QEMU's emulation of several CPUs now and then executes the old bytes.
-const patchFault = "Oops: int3"
-
 // session is one boot.
 type session struct {
 	*run
@@ -96,7 +92,7 @@ func (r *run) bootOnce(ctx context.Context, boot int) (done bool, err error) {
 		e := r.guestError("kernel failed: " + con.Fault())
 		// A job of one boot goes on with the step that was cut short; one that counts its boots cannot.
 		e.spoilt = s.config.Accel == TCG && (!s.isReady() || s.config.MaxBoots <= 1) &&
-			strings.Contains(e.What, patchFault)
+			emulated(e.What, e.Console)
 		return false, e
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return false, r.guestError(fmt.Sprintf("did not finish within %s", r.config.Timeout))
