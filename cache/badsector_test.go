@@ -3,6 +3,7 @@ package cache
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"slices"
 	"syscall"
 	"testing"
@@ -235,6 +236,43 @@ func TestBlipCondemnsNothing(t *testing.T) {
 			h.finish = nil
 			h.wantRead(1024, fill(1, 1)[1024:])
 		})
+	}
+}
+
+// TestOneErrorCondemnsNothing: the SSD is there and fails to return a dirty block, once. Only the second time it is bad.
+func TestOneErrorCondemnsNothing(t *testing.T) {
+	for name, r := range map[string]func() *Request{
+		"read":         func() *Request { return readOf(0, BlockSize) },
+		"partial read": func() *Request { return readOf(512, 512) },
+		"write":        func() *Request { return writeOf(512, fill(2, 1)[:512]) },
+	} {
+		for times := range 3 {
+			t.Run(fmt.Sprintf("%s, %d errors", name, times), func(t *testing.T) {
+				h := small(t)
+				h.write(0, fill(1, 1))
+				h.flush()
+				left, at := times, h.slotOf(0)
+				h.fail = func(op *Op) error {
+					if op.Dev == SSD && op.Kind == OpRead && op.Off == at && left > 0 {
+						left--
+						return errMedium
+					}
+					return nil
+				}
+				r, answered := r(), false
+				r.Backing = h.b.ID()
+				h.finish = func(f *Request) { answered = answered || f == r }
+				h.l.Submit(r)
+				h.until("the answer", func() bool { return answered })
+				want, bad := error(nil), int64(0)
+				if times == 2 {
+					want, bad = ErrDirtyBad, 1
+				}
+				if n := h.stats().BadBlocks; !errors.Is(r.Err, want) || n != bad || left > 0 {
+					t.Errorf("ended with %v; %d blocks are bad, %d errors are left", r.Err, n, left)
+				}
+			})
+		}
 	}
 }
 

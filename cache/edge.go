@@ -22,6 +22,7 @@ type edge struct {
 	step  edgeStep
 	w     waiter
 	want  uint64 // the probe of the SSD whose outcome is waited for, 0 if none is
+	tried bool   // the SSD has failed to return it once, and was there
 	gone  bool   // it fails for lack of an SSD
 	away  bool   // what it waits for was not read because the SSD was away: that is no verdict
 	held  bool   // the slot is pinned: it must not be used again before it is judged
@@ -336,6 +337,10 @@ func (g *edge) run(l *Lane, _ error) {
 		g.park(l)
 	case g.away || l.c.ssdHealth.bad.Load() >= g.want: // perhaps it was the whole SSD
 		g.want, g.away = 0, false
+		g.unpin(l)
+		g.lookUp(l)
+	case !g.tried: // errors may pass
+		g.want, g.tried = 0, true
 		g.unpin(l)
 		g.lookUp(l)
 	default:
