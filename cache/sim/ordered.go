@@ -237,8 +237,8 @@ func (o *orderModel) check(image []byte) (behind int64, err error) {
 }
 
 // NewOrderedConfig draws a configuration of a history in which devices are ordered, and no operation of the SSD fails
-// alone: it could lose what the order needs. In a third of them the backing devices do so often, with what they were not flushed for, while data reaches
-// them in every way there is, and the SSD stays.
+// alone: it could lose what the order needs. In a third of them the backing devices go away often, with what they were
+// not flushed for, while data reaches them in every way there is, and the SSD stays.
 func NewOrderedConfig(seed uint64) Config {
 	c := NewConfig(seed)
 	c.Ordered, c.Faults, c.FaultRate = true, 0, 0
