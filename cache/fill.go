@@ -50,8 +50,7 @@ func (p *readPiece) insert(l *Lane) {
 	s := c.index.stripeOf(b.id, p.first)
 	used, i := 0, p.miss.from
 	s.mu.Lock()
-	p.unfilled = p.unfilled || c.lost()
-	if !p.lock.cancelled && !p.unfilled {
+	if p.unfilled = p.unfilled || c.lost() || p.lock.cancelled; !p.unfilled {
 		for _, r := range p.runs {
 			for j := range r.n {
 				blk := p.first + Block(i+j)
@@ -80,7 +79,7 @@ func (p *readPiece) insert(l *Lane) {
 		}
 	}
 	s.mu.Unlock()
-	if p.lock.cancelled || p.unfilled {
+	if p.unfilled {
 		p.r.notCached()
 	}
 	l.io[b.id].FillBlocks.Add(int64(used))
