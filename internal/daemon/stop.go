@@ -67,10 +67,17 @@ func (in *Instance) Stop(ctx context.Context, force bool) error {
 // stillUsedBy is usedBy for who does not go away by itself: a client that has ended is noticed a moment
 // later.
 func (in *Instance) stillUsedBy(s *served) string {
-	for end := time.Now().Add(clientTime); ; time.Sleep(5 * time.Millisecond) {
-		by := in.usedBy(s)
+	return waitUnused(func() string { return in.usedBy(s) }, func() bool {
 		d := in.directServer()
-		if by == "" || time.Now().After(end) || d == nil || d.users(s.b.ID()) == "" {
+		return d != nil && d.users(s.b.ID()) != ""
+	})
+}
+
+// waitUnused waits for clients to end, as long as that may take, and says who else, or still, is a user.
+func waitUnused(usedBy func() string, clients func() bool) string {
+	for end := time.Now().Add(clientTime); ; time.Sleep(5 * time.Millisecond) {
+		wait := clients() && time.Now().Before(end) // asked first: who is named may end before the next question
+		if by := usedBy(); by == "" || !wait {
 			return by
 		}
 	}
