@@ -339,7 +339,7 @@ func (g *edge) run(l *Lane, _ error) {
 		g.want, g.away = 0, false
 		g.unpin(l)
 		g.lookUp(l)
-	case !g.tried: // errors may pass
+	case !g.tried && !mutated(mutGroupLost): // errors may pass
 		g.want, g.tried = 0, true
 		g.unpin(l)
 		g.lookUp(l)
