@@ -284,22 +284,30 @@ func TestPendingChangeFailsWithout(t *testing.T) {
 	}
 }
 
+// newWritingBackWithout has a block that is clean at that place, and one at 0 that is durable on an SSD that is lost while it is
+// being written back. Its write to the backing device, and flushes of that, are what the functions tell of.
+func newWritingBackWithout(t *testing.T, clean int64) (v *lossy, write, flush func(op *Op) bool) {
+	t.Helper()
+	v = newLossy(t, FormatOptions{}, Writeback)
+	write = func(op *Op) bool { return op.Dev != SSD && op.Kind == OpWrite && op.Off == v.b.dataOff }
+	flush = func(op *Op) bool { return op.Dev != SSD && op.Kind == OpFlush }
+	v.setLoss(LossPolicy{})
+	v.write(clean, fill(1, 1))
+	v.drain()
+	v.write(0, fill(1, 1))
+	v.flush()
+	v.stuck = write
+	_ = v.c.SetDrain(v.b.id, true)
+	v.until("writeback", func() bool { return len(v.ops) == 1 && write(v.ops[0]) })
+	v.vanish()
+	return v, write, flush
+}
+
 // TestPendingMarked: a block is written back while the marker's flush is under way. That does not cover it, so it is one
 // that only the lost SSD has for sure.
 func TestPendingMarked(t *testing.T) {
 	for _, during := range []bool{false, true} {
-		v := newLossy(t, FormatOptions{}, Writeback)
-		v.setLoss(LossPolicy{})
-		v.write(8*BlockSize, fill(1, 1))
-		v.drain()
-		v.write(0, fill(1, 1))
-		v.flush()
-		write := func(op *Op) bool { return op.Dev != SSD && op.Kind == OpWrite && op.Off == v.b.dataOff }
-		flush := func(op *Op) bool { return op.Dev != SSD && op.Kind == OpFlush }
-		v.stuck = write
-		_ = v.c.SetDrain(v.b.id, true)
-		v.until("writeback", func() bool { return len(v.ops) == 1 && write(v.ops[0]) })
-		v.vanish()
+		v, write, flush := newWritingBackWithout(t, 8*BlockSize)
 		if during {
 			v.stuck = func(op *Op) bool { return write(op) || flush(op) }
 		} else {
@@ -326,18 +334,7 @@ func TestPendingMarked(t *testing.T) {
 // pending and not made it dirty yet.
 func TestPendingMarkedDuringALoss(t *testing.T) {
 	const other = 2 << 20 // in another stripe
-	v := newLossy(t, FormatOptions{}, Writeback)
-	v.setLoss(LossPolicy{})
-	v.write(other, fill(1, 1))
-	v.drain()
-	v.write(0, fill(1, 1))
-	v.flush()
-	write := func(op *Op) bool { return op.Dev != SSD && op.Kind == OpWrite && op.Off == v.b.dataOff }
-	flush := func(op *Op) bool { return op.Dev != SSD && op.Kind == OpFlush }
-	v.stuck = write
-	_ = v.c.SetDrain(v.b.id, true)
-	v.until("writeback", func() bool { return len(v.ops) == 1 && write(v.ops[0]) })
-	v.vanish()
+	v, write, flush := newWritingBackWithout(t, other)
 	v.stuck = func(op *Op) bool { return write(op) || flush(op) }
 	v.start(writeOf(other, fill(2, 1)))
 	v.until("the marker's flush", func() bool { return v.b.marker.Load() == markerMaking })
