@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -493,7 +494,7 @@ func TestDirectKilled(t *testing.T) {
 	defer closeDevice(t, other)
 	buf, err := other.Alloc(4096)
 	must(t, err)
-	fds := countFDs(t)
+	fds, maps := countFDs(t), countMappings(t)
 	for range 5 {
 		child := exec.Command(os.Args[0], "-test.run=^TestDirectChild$")
 		child.Env = append(os.Environ(), envChild+"="+b.directPath())
@@ -526,9 +527,21 @@ func TestDirectKilled(t *testing.T) {
 		}
 		return nil
 	}))
-	if text, err := os.ReadFile("/proc/self/maps"); err != nil || strings.Count(string(text), "ubcache") > 2 {
-		t.Errorf("memory of dead clients is still mapped:\n%s", text)
+	if n := countMappings(t); n > maps {
+		t.Errorf("memory of dead clients is still mapped: %d mappings before, %d after", maps, n)
 	}
+}
+
+// countMappings counts the mappings of memory that clients share.
+func countMappings(t *testing.T) int {
+	t.Helper()
+	text, err := os.ReadFile("/proc/self/maps")
+	must(t, err)
+	n := strings.Count(string(text), "ubcache")
+	if n == 0 {
+		t.Fatal("no memory of clients is mapped")
+	}
+	return n
 }
 
 func countFDs(t *testing.T) int {
@@ -575,35 +588,36 @@ func TestDirectRestart(t *testing.T) {
 	var set attrs.Set
 	set.SetHint(attrs.HintCache)
 	stop, over := make(chan struct{}), make(chan struct{})
-	n := 0
+	var rounds atomic.Int64
 	go func() {
 		defer close(over)
 		buf, want := make([]byte, 8192), make([]byte, 8192)
-		for ; ; n++ {
+		for ; ; rounds.Add(1) {
+			n := rounds.Load()
 			select {
 			case <-stop:
 				return
 			default:
 			}
 			fill(want, uint64(n))
-			_, res, err := d.WriteAt(want, int64(n%100)*8192, &set)
+			_, res, err := d.WriteAt(want, n%100*8192, &set)
 			if err != nil || res.For(attrs.IDHint).Status != attrs.Handled {
 				t.Errorf("write %d: %v, hint %+v", n, err, res.For(attrs.IDHint))
 				return
 			}
-			if _, _, err := d.ReadAt(buf, int64(n%100)*8192, nil); err != nil || !bytes.Equal(buf, want) {
+			if _, _, err := d.ReadAt(buf, n%100*8192, nil); err != nil || !bytes.Equal(buf, want) {
 				t.Errorf("read %d: %v", n, err)
 				return
 			}
 		}
 	}()
 	for range 3 {
-		time.Sleep(20 * time.Millisecond)
+		awaitRounds(t, &rounds, rounds.Load()+4, over)
 		b.restart()
 	}
 	close(stop)
 	<-over
-	if n < 10 {
+	if n := rounds.Load(); n < 10 {
 		t.Errorf("only %d rounds", n)
 	}
 	// Requests that nobody waited for fail, and the next go on.
@@ -619,6 +633,21 @@ func TestDirectRestart(t *testing.T) {
 		}
 		if !errors.Is(err, unix.EIO) || tries == 10 {
 			t.Fatal(err)
+		}
+	}
+}
+
+// awaitRounds waits until there were so many rounds, however slow the machine is.
+func awaitRounds(t *testing.T, rounds *atomic.Int64, want int64, over <-chan struct{}) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); rounds.Load() < want; {
+		select {
+		case <-over:
+			t.FailNow() // it said why
+		case <-time.After(time.Millisecond):
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%d rounds after a minute, want %d", rounds.Load(), want)
 		}
 	}
 }
