@@ -66,10 +66,18 @@ func OnlyFull(t testing.TB) {
 	}
 }
 
-// Limit ends the whole run if the test takes longer. A task that waits for direct I/O cannot be
-// killed and the kernel does not report it, so nothing else would end such a test.
+// emulatedFactor is how much more time a test has on CPUs that are emulated: how slow they are is a
+// matter of what else the host does.
+const emulatedFactor = 3
+
+// Limit ends the whole run if the test takes longer; with emulated CPUs, several times as long. A task
+// that waits for direct I/O cannot be killed and the kernel does not report it, so nothing else would
+// end such a test.
 func Limit(t testing.TB, limit time.Duration) {
 	t.Helper()
+	if Emulated() {
+		limit *= emulatedFactor
+	}
 	name := t.Name()
 	timer := time.AfterFunc(limit, func() {
 		fmt.Printf("--- LIMIT: %s is still running after %s\n", name, limit)
