@@ -90,9 +90,7 @@ func (r *run) bootOnce(ctx context.Context, boot int) (done bool, err error) {
 		return false, fmt.Errorf("QEMU: %w: %s", err, strings.TrimSpace(stderr.String()))
 	case con.Fault() != "":
 		e := r.guestError("kernel failed: " + con.Fault())
-		// A job of one boot goes on with the step that was cut short; one that counts its boots cannot.
-		e.spoilt = s.config.Accel == TCG && (!s.isReady() || s.config.MaxBoots <= 1) &&
-			emulated(e.What, e.Console)
+		r.blame(e, s.isReady())
 		return false, e
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return false, r.guestError(fmt.Sprintf("did not finish within %s", r.config.Timeout))

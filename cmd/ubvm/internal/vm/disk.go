@@ -120,10 +120,13 @@ func parseBytes(s string) (int64, error) {
 	return n * unit, nil
 }
 
+// file is where the disk is if it ends with the run.
+func (d *Disk) file(dir string) string { return filepath.Join(dir, d.Name+".img") }
+
 // create makes the disk's file if it is not there yet; the file is sparse.
 func (d *Disk) create(dir string) error {
 	if d.Path == "" {
-		d.Path = filepath.Join(dir, d.Name+".img")
+		d.Path = d.file(dir)
 	}
 	f, err := os.OpenFile(d.Path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"ubcache/cmd/ubvm/internal/frame"
@@ -31,7 +32,7 @@ type Config struct {
 	Job                           frame.Job
 	Files                         map[string]string // path on the job disk → file or folder of the host
 	OutDir                        string            // receives the guest's /out; may be empty
-	Timeout                       time.Duration     // of the whole run
+	Timeout                       time.Duration     // of the whole run, anew when the emulator has spoilt it
 	MaxBoots                      int               // more than 1: a reset of the guest boots it again
 	Scratch                       string            // parent of the folder for what lives as long as the run
 	Stdout, Stderr                io.Writer
@@ -47,8 +48,9 @@ type GuestError struct {
 	Console string // the last lines
 	Log     string // file with all of them
 
-	// spoilt says that the emulator is to blame, and that the job can go on in another boot.
-	spoilt bool
+	// spoilt says that the emulator is to blame, and that another boot can be tried: the job goes on in it,
+	// or, if it is to begin anew, finds everything as it was before the first.
+	spoilt, anew bool
 }
 
 func (e *GuestError) Error() string { return "guest " + e.What }
@@ -74,9 +76,7 @@ func Run(ctx context.Context, c *Config) ([]frame.Status, error) {
 	if err := r.prepare(ctx); err != nil {
 		return nil, fmt.Errorf("prepare run: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
-	defer cancel()
-	err = r.bootAll(ctx)
+	err = r.bootAll(ctx, r.bootOnce)
 	if c.OutDir != "" {
 		err = errors.Join(err, r.collect())
 	}
@@ -113,18 +113,47 @@ func (r *run) prepare(ctx context.Context) error {
 	if err := os.Mkdir(r.path("empty"), 0o755); err != nil {
 		return err
 	}
-	err = recipe.MakeImage(ctx, r.path("out.img"), r.path("empty"),
+	return r.blank(ctx)
+}
+
+// blank makes /out and the disks as a job finds them when it begins.
+func (r *run) blank(ctx context.Context) error {
+	// What is not written anew, such as the journal, would stay.
+	if err := os.RemoveAll(r.path("out.img")); err != nil {
+		return err
+	}
+	err := recipe.MakeImage(ctx, r.path("out.img"), r.path("empty"),
 		recipe.ImageOptions{Label: "out", FreeBytes: outBytes, Journal: true})
 	if err != nil {
 		return err
 	}
+	r.disks = nil
 	for _, d := range r.config.Disks {
+		if d.Path == "" {
+			if err := os.RemoveAll(d.file(r.dir)); err != nil {
+				return err
+			}
+		}
 		if err := d.create(r.dir); err != nil {
 			return err
 		}
 		r.disks = append(r.disks, d)
 	}
 	return nil
+}
+
+// blame finds out whether the emulator has spoilt a boot, and what can be done then. A job of one boot goes on
+// with the step that was cut short. One that counts its boots cannot, and begins anew.
+func (r *run) blame(e *GuestError, ready bool) {
+	e.anew = ready && r.config.MaxBoots > 1
+	e.spoilt = r.config.Accel == TCG && (!e.anew || r.canBeginAnew()) && emulated(e.What, e.Console)
+}
+
+// canBeginAnew says that nothing the job has done is out of the run's hands: the end of a step, of which
+// others were told, input, a disk that stays.
+func (r *run) canBeginAnew() bool {
+	return len(r.status) == 0 && r.config.Stdin == nil &&
+		!slices.ContainsFunc(r.config.Disks, func(d Disk) bool { return d.Path != "" })
 }
 
 func copyAny(from, to string) error {
@@ -148,22 +177,42 @@ func copyAny(from, to string) error {
 // bootTries is how often a boot that the emulator has spoilt is tried.
 const bootTries = 5
 
-// bootAll boots until the job is done, again after each reset if that is wanted.
-func (r *run) bootAll(ctx context.Context) error {
-	for boot, tries := 1, 1; ; boot++ {
-		done, err := r.bootOnce(ctx, boot)
-		if e := (*GuestError)(nil); errors.As(err, &e) && e.spoilt && tries < bootTries {
-			fmt.Fprintf(r.config.Stderr, "ubvm: the emulator spoilt boot %d (%s); trying again\n",
-				boot, e.What)
-			tries++
-			boot--
-			continue
-		}
-		if done || err != nil {
+// bootFunc is [run.bootOnce], or a test's.
+type bootFunc func(ctx context.Context, boot int) (done bool, err error)
+
+// bootAll boots until the job is done, or has failed for another reason than the emulator.
+func (r *run) bootAll(ctx context.Context, once bootFunc) error {
+	for boot, tries := 1, 1; ; tries++ {
+		var err error
+		boot, err = r.bootOn(ctx, boot, once)
+		var e *GuestError
+		if !errors.As(err, &e) || !e.spoilt || tries == bootTries {
 			return err
 		}
+		how := "trying again"
+		if e.anew {
+			how = "beginning anew"
+		}
+		fmt.Fprintf(r.config.Stderr, "ubvm: the emulator spoilt boot %d (%s); %s\n", boot, e.What, how)
+		if e.anew {
+			boot = 1
+			if err := r.blank(ctx); err != nil {
+				return fmt.Errorf("begin anew: %w", err)
+			}
+		}
+	}
+}
+
+// bootOn goes on from a boot, again after each reset if that is wanted. It returns the last one.
+func (r *run) bootOn(ctx context.Context, boot int, once bootFunc) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, r.config.Timeout)
+	defer cancel()
+	for ; ; boot++ {
+		if done, err := once(ctx, boot); done || err != nil {
+			return boot, err
+		}
 		if boot >= max(1, r.config.MaxBoots) {
-			return r.guestError(fmt.Sprintf("reset in boot %d, before the job was done", boot))
+			return boot, r.guestError(fmt.Sprintf("reset in boot %d, before the job was done", boot))
 		}
 	}
 }
