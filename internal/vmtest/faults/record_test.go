@@ -58,6 +58,7 @@ type recorder struct {
 	config       string // of the cache
 	writers      *vmtest.Writers
 	oracles      []*vmtest.Oracle
+	synced       [rawWriters]atomic.Int64 // how often a raw writer has made its writes durable
 	cuts         int
 	fault        atomic.Pointer[error]
 }
@@ -95,6 +96,12 @@ const (
 	rawRange    = 3 << 20 // of each
 	syncEach    = 8       // writes, about
 	cutPauseMax = 40 * time.Millisecond
+
+	recordMax = time.Minute
+	// leastAcked is how often each writer must have made its writes durable.
+	leastAcked = 5
+	// leastMoments is how many moments a recording must have; each cut is one.
+	leastMoments = 50
 )
 
 // startRaw starts writers of the bare device, as fio would be one, but which know what they have flushed.
@@ -134,7 +141,11 @@ func (r *recorder) rawRound(y *vmtest.Tally, o *vmtest.Oracle, i int, rnd *rand.
 	if err := o.Sync(); err != nil {
 		return err
 	}
-	return r.ack(i, int64(version))
+	if err := r.ack(i, int64(version)); err != nil {
+		return err
+	}
+	r.synced[i].Add(1)
+	return nil
 }
 
 func (r *recorder) err() error {
@@ -147,11 +158,26 @@ func (r *recorder) err() error {
 	return nil
 }
 
-// run lets the load go on for a time and cuts at random moments.
+// least is how many durable writes the slowest writer has acknowledged.
+func (r *recorder) least() int64 {
+	if r.writers != nil {
+		return r.writers.Least()
+	}
+	least := r.synced[0].Load()
+	for i := range r.synced {
+		least = min(least, r.synced[i].Load())
+	}
+	return least
+}
+
+// run lets the load go on for a time, and for longer if the machine is so slow that there is not
+// enough of it, and cuts at random moments.
 func (r *recorder) run(t *testing.T, length time.Duration) {
 	t.Helper()
 	rnd := rand.New(rand.NewPCG(uint64(length), 9))
-	for end := time.Now().Add(length); time.Now().Before(end); {
+	end, last := time.Now().Add(length), time.Now().Add(recordMax)
+	enough := func() bool { return r.cuts >= leastMoments && r.least() >= leastAcked }
+	for now := time.Now(); now.Before(end) || now.Before(last) && !enough(); now = time.Now() {
 		time.Sleep(time.Duration(rnd.Int64N(int64(cutPauseMax))))
 		if err := r.cut(); err != nil {
 			t.Fatal(err)
@@ -159,5 +185,8 @@ func (r *recorder) run(t *testing.T, length time.Duration) {
 		if err := r.err(); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if n := r.least(); n < leastAcked {
+		t.Fatalf("a writer has come to %d only", n)
 	}
 }

@@ -62,7 +62,7 @@ func TestReplay(t *testing.T) {
 	}
 }
 
-// length is how long the load is recorded.
+// recordTime is how long the load is recorded, at least.
 const recordTime = 5 * time.Second
 
 // perKind is how many cuts of each kind are tried, 0 for all.
@@ -101,7 +101,7 @@ func (r replayRow) run(t *testing.T) {
 	cuts := writelog.Sample(all, r.perKind(t), seed)
 	fmt.Printf("%s: %d and %d entries, %d marks, %s; of these %d are tried\n", t.Name(),
 		len(logs[0].Entries), len(logs[1].Entries), rec.cuts, countKinds(all), len(cuts))
-	if len(all) < 50 {
+	if len(all) < leastMoments {
 		t.Fatalf("only %d moments were recorded", len(all))
 	}
 	p := &player{row: r, rec: rec, logs: logs}
@@ -157,9 +157,6 @@ func (r replayRow) record(t *testing.T, rec *recorder) {
 	rec.run(t, recordTime)
 	if err := rec.writers.Stop(); err != nil {
 		t.Fatal(err)
-	}
-	if n := rec.writers.Least(); n < 5 {
-		t.Fatalf("a writer has come to %d only", n)
 	}
 }
 
