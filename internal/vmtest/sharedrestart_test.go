@@ -311,7 +311,7 @@ func sharedRestart(t *testing.T, format []string) {
 	Run(t, "mkfs.ext4", "-q", "-F", "-b", "4096", parted+"p2")
 	loads := []*sharedLoad{
 		startSharedLoadBy(t, raw, true), startSharedLoadBy(t, parted+"p1", true),
-		startSharedLoadBy(t, fileOn(t, parted+"p2"), true),
+		startSharedLoadBy(t, fileOn(t, parted+"p2", ""), true),
 	}
 	c.sharesMemory(t, "data", 3)
 	c.sharesMemory(t, "parts", 2)
