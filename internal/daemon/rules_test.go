@@ -120,7 +120,7 @@ func TestRulesForFiles(t *testing.T) {
 	eventually(t, "removed", 5*time.Second, func() bool {
 		return d.gives(rules.Query{Off: at, Len: 4096}) == ""
 	})
-	eventually(t, "the other has a problem", 5*time.Second, func() bool {
+	eventually(t, "the other has a problem", 20*time.Second, func() bool {
 		return strings.Contains(s.status("d", d)[1].Problem, "no such file")
 	})
 	m.Write("cold/new", "n", 3)
