@@ -49,6 +49,7 @@ type Resolver struct {
 	watches   *watches
 	mounts    *mounts
 	ask       *fiemap
+	ticker    *time.Ticker
 	sweeps    int
 	nextSweep time.Time
 }
@@ -67,7 +68,7 @@ func NewResolver(report func(Update)) (*Resolver, error) {
 	r := &Resolver{
 		report: report, commands: make(chan func()), quit: make(chan struct{}),
 		trees: map[uint64]*tree{}, watches: w, mounts: m, ask: &fiemap{},
-		nextSweep: time.Now().Add(sweepEvery),
+		ticker: time.NewTicker(checkEvery), nextSweep: time.Now().Add(sweepEvery),
 	}
 	r.stopped.Go(r.run)
 	return r, nil
@@ -124,8 +125,7 @@ func (r *Resolver) check(t *tree) {
 
 // run is the goroutine. After each piece of work that changes have made necessary it rests.
 func (r *Resolver) run() {
-	tick := time.NewTicker(checkEvery)
-	defer tick.Stop()
+	defer r.ticker.Stop()
 	look := time.NewTimer(time.Hour)
 	look.Stop()
 	defer look.Stop()
@@ -149,7 +149,7 @@ func (r *Resolver) run() {
 			work = r.changes
 		case <-r.mounts.wake:
 			work = r.checkAll
-		case <-tick.C:
+		case <-r.ticker.C:
 			work = r.tick
 		}
 		began := time.Now()
