@@ -3,6 +3,7 @@
 package vmtest
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -139,8 +140,14 @@ func TestStopContinue(t *testing.T) {
 				if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
 					t.Fatal(err)
 				}
+				waitStopped(t, pid)
 				const stands = 2 * time.Second
+				done := u.probe.done.Load()
 				time.Sleep(stands)
+				// The answer to the probe's read may have been on its way; its next request has nobody.
+				if n := u.probe.done.Load() - done; n > 1 {
+					t.Errorf("%d blocks were written and read while the daemon was stopped", n)
+				}
 				if kill {
 					if err := unix.Kill(pid, unix.SIGKILL); err != nil {
 						t.Fatal(err)
@@ -149,11 +156,31 @@ func TestStopContinue(t *testing.T) {
 				} else if err := unix.Kill(pid, unix.SIGCONT); err != nil {
 					t.Fatal(err)
 				}
-				if pause := u.pause(t); pause < stands {
+				// A busy machine may have kept the probe from its next request for a while.
+				if pause := u.pause(t); pause < stands*3/4 {
 					t.Errorf("a writer waited only %s: the daemon was not stopped", pause)
 				}
 			}
 			u.end(t, y)
 		})
 	}
+}
+
+// waitStopped waits until every thread of a process that was sent SIGSTOP has stopped.
+func waitStopped(t *testing.T, pid int) {
+	t.Helper()
+	Wait(t, time.Minute, "the process stops", func() bool {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range threads {
+			// "1234 (name) T ...", of which the name may have anything in it.
+			text, err := os.ReadFile(file)
+			if end := bytes.LastIndexByte(text, ')'); err != nil || !bytes.HasPrefix(text[end+1:], []byte(" T")) {
+				return false
+			}
+		}
+		return len(threads) > 0
+	})
 }
