@@ -189,7 +189,7 @@ func TestSSDGoesAfterAGoodProbe(t *testing.T) {
 	}
 	_ = h.c.SetDrain(h.b.ID(), true)
 	wb := &h.l.bg.wb
-	h.until("the probe", func() bool { return wb.want != 0 && h.c.ssdHealth.good.Load() >= wb.want })
+	h.until("the probe", func() bool { return len(wb.failed) > 0 && h.c.ssdHealth.good.Load() >= h.c.ssdHealth.wanted.Load() })
 	if n := h.stats().BadBlocks; n != 0 {
 		t.Fatalf("%d blocks are bad after one try", n)
 	}
@@ -413,4 +413,40 @@ func TestPendingAfterAFailedChange(t *testing.T) {
 		t.Errorf("flushed, the block is %+v", p)
 	}
 	h.wantRead(0, fill(1, 1))
+}
+
+// TestWritebackOneErrorCondemnsNothing: a block that the SSD fails once is not bad because another one is.
+func TestWritebackOneErrorCondemnsNothing(t *testing.T) {
+	v := newLossy(t, FormatOptions{}, Writeback)
+	v.write(5*BlockSize, page(1))
+	v.write(600*BlockSize, page(2))
+	v.flush()
+	bad, other, once := v.slotOf(5), v.slotOf(600), false
+	health := &v.c.ssdHealth
+	v.fail = func(op *Op) error {
+		if op.Dev != SSD || op.Kind != OpRead {
+			return nil
+		}
+		switch {
+		case op.Off == bad:
+			return errMedium
+		case op.Off == other && !once:
+			once = true
+			return errMedium
+		}
+		return nil
+	}
+	v.stuck = func(op *Op) bool {
+		return op.Dev == SSD && op.Kind == OpRead && op.Off == other && !once &&
+			(health.wanted.Load() == 0 || health.good.Load() < health.wanted.Load())
+	}
+	_ = v.c.SetDrain(v.b.id, true)
+	v.until("the end", func() bool { return v.b.Remaining() == 0 && len(v.ops) == 0 })
+	if !once {
+		t.Fatal("the second block has not failed")
+	}
+	got, err := v.read(600*BlockSize, BlockSize)
+	if err != nil || got[0] != 2 {
+		t.Errorf("the block that has failed once: %v", err)
+	}
 }

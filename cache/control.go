@@ -255,11 +255,15 @@ func (c *Cache) dropBacking(ctx context.Context, b *Backing) (LSN, error) {
 		if lost = c.lostError(); lost != nil {
 			return true
 		}
-		if c.loading.on.Load() || !l.bg.leaveScrub(b) || !l.bg.dropOrder(b) {
+		if c.loading.on.Load() || !l.bg.leaveScrub(b) {
 			return false
 		}
 		if !c.journal.reserve(1) {
 			c.journal.kick(l)
+			return false
+		}
+		if !l.bg.dropOrder(b) { // only with the record at hand that says so
+			c.journal.unreserve(1)
 			return false
 		}
 		var touched []BucketID

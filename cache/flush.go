@@ -46,8 +46,10 @@ func (l *Lane) startFlush(r *Request, scope flushScope) {
 			op := l.newOp(f)
 			op.Kind, op.Dev = OpFlush, r.b.id
 			l.issue(op, r)
-		} else if r.losses != noLosses && r.losses != r.b.losses.Load() {
+		} else if n := r.b.losses.Load(); r.losses != noLosses && r.losses != n {
 			f.err = ErrLost // perhaps the flush that covers it came too late
+		} else {
+			r.flushed(n)
 		}
 	}
 	if scope&flushSSD != 0 {
@@ -75,8 +77,22 @@ func (f *flush) opDone(l *Lane, op *Op, err error) {
 		r.b.flushDone(f.later, op.losses)
 	default:
 		r.b.flushDone(f.covers, op.losses)
+		if r.b.losses.Load() == op.losses {
+			r.flushed(op.losses)
+		}
 	}
 	f.done(l, err)
+}
+
+// flushed notes that the backing device has been flushed for the request's changes, with so many losses before. Those of
+// them that were whole then no later loss takes.
+func (r *Request) flushed(losses uint64) {
+	if r.losses == losses {
+		r.losses = noLosses
+	}
+	if r.copied == losses {
+		r.copied = noLosses
+	}
 }
 
 // overtaken reports whether the backing device has lost something of what a FLUSH is to cover since it began. Then

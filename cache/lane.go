@@ -138,6 +138,18 @@ func (l *Lane) Complete(op *Op, err error) {
 		}
 	} else {
 		l.flying[op.Dev]--
+		if err == nil && op.Kind == OpFlush && !l.covers(op) {
+			if op.owner != nil {
+				l.parked.push(op) // it is made again when the device is back
+				l.io[op.Dev].Held.Add(1)
+				l.d.Wake()
+				l.dispatch()
+				return
+			}
+			l.conclude(op, errLost)
+			l.dispatch()
+			return
+		}
 		if err != nil && l.hold(op, err) {
 			l.dispatch()
 			return

@@ -254,21 +254,34 @@ func (d *doctor) mark(b *Backing, now int64) {
 			b.marker.CompareAndSwap(markerFailed, markerNone)
 		}
 	case markerAsked:
+		p := b.Presence()
+		if p == Holding {
+			return // what it has lost when it comes back is not known before
+		}
 		b.marker.Store(markerMaking)
-		m.covers = b.wrote.Load()
 		l := d.bg.l
+		if p == Failing {
+			m.made(l.c)
+			return
+		}
+		m.covers = b.wrote.Load()
 		op := l.newOp(m)
 		op.Kind, op.Dev = OpFlush, b.id
 		l.issue(op, nil)
 	}
 }
 
-// opDone takes the flush of the backing device and asks for the marker.
+// opDone takes the flush of the backing device.
 func (m *marker) opDone(l *Lane, op *Op, err error) {
-	c, b := l.c, m.b
 	if err == nil {
-		b.flushDone(m.covers, op.losses)
+		m.b.flushDone(m.covers, op.losses)
 	}
+	m.made(l.c)
+}
+
+// made asks for the marker.
+func (m *marker) made(c *Cache) {
+	b := m.b
 	losses := b.losses.Load()
 	dirty := b.uncovered() // also what was written back during the flush
 	dirty += b.dirty.Load()
@@ -469,7 +482,7 @@ func (d *doctor) cleanLost(b *Backing, now int64, hope bool) {
 	}
 	b.mu.pending = left
 	b.mu.Unlock()
-	if late && !f.running && now-f.last >= pendingAge {
+	if late && !f.running && now-f.last >= pendingAge && b.Presence() == Present {
 		f.running, f.last, f.covers = true, now, b.wrote.Load()
 		op := d.bg.l.newOp(f)
 		op.Kind, op.Dev = OpFlush, b.id

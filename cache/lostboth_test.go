@@ -3,6 +3,7 @@ package cache
 import (
 	"bytes"
 	"errors"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -332,5 +333,102 @@ func TestFlushAfterLossOfBoth(t *testing.T) {
 		v.stuck = nil
 		v.until("the loss of both", func() bool { return v.b.dirty.Load() == 1 })
 		v.wantError(v.do(&Request{Op: ReqFlush}), ErrSSDLost, "the FLUSH")
+	}
+}
+
+// TestLostAbsentDevice: the SSD is lost, and the backing device goes away and comes back without what it was not flushed
+// for. Until the guard says so, no flush of it may count.
+func TestLostAbsentDevice(t *testing.T) {
+	for _, marker := range []bool{false, true} {
+		v := newLossy(t, FormatOptions{}, Writethrough)
+		v.setLoss(LossPolicy{})
+		copy(v.back, fill(7, 1))
+		if marker {
+			v.write(8*BlockSize, fill(3, 1))
+			v.flush()
+		}
+		v.stuck = func(op *Op) bool { return op.Dev != SSD && op.Kind == OpFlush }
+		v.write(0, fill(1, 1)) // acknowledged, not flushed
+		v.gone = true
+		v.c.ssdFailed(errMedium)
+		v.c.ssdHealth.gone.Store(true)
+		v.until("the loss", v.c.lost)
+		v.c.SetPresence(v.b.id, Holding)
+		v.stuck = nil
+		for _, op := range v.ops {
+			if op.Dev != SSD {
+				t.Fatal("something is under way")
+			}
+		}
+		if marker {
+			v.b.marker.Store(markerAsked) // somebody has, just before
+			v.c.ssdHealth.mu.missed = true
+		}
+		if !v.l.Quiet(v.b.id) {
+			t.Fatal("something is under way")
+		}
+		copy(v.back, fill(7, 1)) // it answers again, and has lost what it was not flushed for
+		v.order = nil
+		for range 30 { // 3 seconds
+			v.tick()
+			v.step()
+		}
+		v.c.Lost(v.b.id)
+		v.c.SetPresence(v.b.id, Present)
+		got, err := v.read(0, BlockSize)
+		if err == nil && !bytes.Equal(got, fill(1, 1)) {
+			t.Errorf("marker %v: the block that both have lost reads as %d, what it was before it was %d", marker, got[0], 1)
+		}
+		if err != nil && !errors.Is(err, ErrSSDLost) {
+			t.Error(err)
+		}
+		err = v.do(&Request{Op: ReqFlush})
+		if err == nil {
+			t.Errorf("marker %v: a FLUSH succeeds", marker)
+		}
+	}
+}
+
+// TestFUAFlushed: a write with FUA that went to the backing device and has been flushed there does not fail for what the
+// device loses afterwards, also if the SSD is lost then.
+func TestFUAFlushed(t *testing.T) {
+	for _, mode := range []Mode{Writethrough, Writearound} {
+		h := newOrderHarness(t, nil)
+		h.settle()
+		h.c.opts.Missed = func(_ Missed, done func(error)) { done(nil) }
+		if err := h.c.SetMode(h.b.ID(), mode); err != nil {
+			t.Fatal(err)
+		}
+		h.stuck = func(op *Op) bool { return op.Dev == SSD && (op.Kind == OpFlush || op.FUA) }
+		r := &Request{Op: ReqWrite, Off: 5 * BlockSize, Len: BlockSize, Data: page(1), FUA: true, Backing: h.b.ID()}
+		other := &Request{Op: ReqWrite, Off: 9 * BlockSize, Len: BlockSize, Data: page(2), Backing: h.b.ID()}
+		if mode == Writearound { // a record that the flush waits for
+			_ = h.c.SetMode(h.b.ID(), Writethrough)
+			h.done = false
+			h.l.Submit(other)
+			h.until("the other", func() bool { return h.done })
+			_ = h.c.SetMode(h.b.ID(), mode)
+		}
+		h.done, h.log = false, nil
+		h.l.Submit(r)
+		h.until("the flush", func() bool { return slices.Contains(h.log, "flush") })
+		h.run(3)
+		if h.done {
+			t.Fatalf("%v: the write has not waited for the SSD: %v", mode, r.Err)
+		}
+		h.c.SetPresence(h.b.ID(), Holding) // as it was, but nobody knows
+		h.c.Lost(h.b.ID())
+		h.c.SetPresence(h.b.ID(), Present)
+		h.stuck = nil
+		h.fail = func(op *Op) error {
+			if op.Dev == SSD {
+				return syscall.ENODEV
+			}
+			return h.note(op)
+		}
+		h.until("its end", func() bool { return h.done })
+		if r.Err != nil || !h.c.lost() {
+			t.Errorf("%v: the write: %v", mode, r.Err)
+		}
 	}
 }

@@ -77,7 +77,7 @@ func (o *order) live() bool {
 }
 
 // admit promises room for n versions, or queues w, whose owner then asks again: while there are too
-// many of them, or the oldest is too old.
+// many of them, or the oldest is too old. If the order has just ended nobody would wake it.
 func (o *order) admit(c *Cache, n int, now int64, w *waiter) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -86,7 +86,7 @@ func (o *order) admit(c *Cache, n int, now int64, w *waiter) bool {
 		return false
 	}
 	have := o.mu.ring.len() + o.mu.promised
-	if have > 0 && (have+int64(n) > o.mu.allowed || o.ageLocked(now) > o.age.Load()) {
+	if have > 0 && o.on.Load() && (have+int64(n) > o.mu.allowed || o.ageLocked(now) > o.age.Load()) {
 		o.mu.room.push(w)
 		return false
 	}

@@ -458,7 +458,7 @@ func TestOrderedSSDGoes(t *testing.T) {
 			case gone, at && how != "after errors that are no verdict":
 				return errMedium
 			case op.probe && how == "with a probe under way":
-				gone = r.tries > 0 // the last good one
+				gone = r.tries == sickTries-1 // the last good one
 			case at && fails < sickTries:
 				if fails++; fails < sickTries {
 					return errStuck
@@ -468,7 +468,7 @@ func TestOrderedSSDGoes(t *testing.T) {
 			return nil
 		}
 		h.stuck = func(op *Op) bool {
-			return how == "with a probe under way" && op.probe && r.tries > 0 && !(r.busy && r.step == orderProbe)
+			return how == "with a probe under way" && op.probe && r.tries == sickTries-1 && !(r.busy && r.step == orderProbe)
 		}
 		h.b.draining.Store(true)
 		h.until("the end", func() bool {

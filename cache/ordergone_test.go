@@ -1,6 +1,8 @@
 package cache
 
 import (
+	"bytes"
+	"errors"
 	"slices"
 	"syscall"
 	"testing"
@@ -42,5 +44,97 @@ func TestOrderedTryBeforeTheProbe(t *testing.T) {
 	h.until("the third try", func() bool { return ended })
 	if r.Err != nil {
 		t.Errorf("the discard ends with %v", r.Err)
+	}
+}
+
+// TestOrderedAbsentAtTheProbe: a batch is on the device, but not flushed there, while the order waits for a probe of the SSD.
+// The device goes away and comes back without it. Before that is known, no flush of it may count.
+func TestOrderedAbsentAtTheProbe(t *testing.T) {
+	h := newOrderHarness(t, nil)
+	h.write(5*BlockSize, page(1))
+	h.write(60*BlockSize, page(2))
+	h.flush() // acknowledged
+	before := bytes.Clone(h.back)
+	bad, r := h.slotOf(5), h.l.bg.orderOf(h.b)
+	absent := false
+	h.fail = func(op *Op) error {
+		if op.Dev == SSD && op.Kind == OpRead && op.Off == bad {
+			return errMedium
+		}
+		if op.Dev != SSD && absent {
+			t.Errorf("a %v of a device that is not there", op.Kind)
+		}
+		return h.note(op)
+	}
+	there := func() bool { return h.back[60*BlockSize] == 2 }
+	h.stuck = func(op *Op) bool { return op.probe && r.step == orderProbe && there() }
+	_ = h.c.SetDrain(h.b.ID(), true)
+	h.until("the probe", func() bool {
+		return r.busy && r.step == orderProbe && there() && len(h.ops) == 1 && h.ops[0].probe
+	})
+	h.c.SetPresence(h.b.ID(), Holding)
+	if !h.l.Quiet(h.b.ID()) {
+		t.Fatal("something is under way")
+	}
+	copy(h.back, before) // it answers again, and has lost what it was not flushed for
+	absent, h.stuck = true, nil
+	h.run(20) // the guard has not put it back yet
+	absent = false
+	h.c.Lost(h.b.ID())
+	h.c.SetPresence(h.b.ID(), Present)
+	h.drain()
+	if h.back[60*BlockSize] != 2 {
+		t.Errorf("the device has %d, the block is %d, flushed, and nothing is dirty", h.back[60*BlockSize], 2)
+	}
+	h.hint(ReqRead, 60, 1, "hint=evict")
+	h.wantRead(60*BlockSize, page(2))
+	h.wantSound()
+}
+
+// TestFlushAcrossAnAbsence: a flush hangs while the device is held for, and succeeds when that is there again, without what it
+// had not been flushed for. What the flush was to cover is not durable.
+func TestFlushAcrossAnAbsence(t *testing.T) {
+	for _, client := range []bool{false, true} {
+		h := newGoneOn(smallWith(t, FormatOptions{BucketBytes: 64 << 10}))
+		h.write(0, fill(7, 1))
+		h.drain()
+		mode := Writethrough
+		if client {
+			mode = Writearound // the device has the only copy
+		}
+		if err := h.c.SetMode(h.b.ID(), mode); err != nil {
+			t.Fatal(err)
+		}
+		h.stuck = func(op *Op) bool { return op.Dev != SSD && op.Kind == OpFlush }
+		h.write(0, fill(1, 1)) // acknowledged, not flushed
+		r := &Request{Op: ReqFlush, Backing: h.b.ID()}
+		ended := false
+		h.finish = func(f *Request) { ended = ended || f == r }
+		if client {
+			h.l.Submit(r)
+		}
+		h.until("the flush", func() bool { i := len(h.ops); return i > 0 && h.stuck(h.ops[i-1]) && h.runnable() < 0 })
+		h.c.SetPresence(h.b.ID(), Holding) // no answer for a while
+		copy(h.back, fill(7, 1))           // its power was gone
+		h.stuck = nil
+		for range 5 {
+			h.step() // the flush, which was sent again, succeeds
+		}
+		if !h.l.Quiet(h.b.ID()) {
+			t.Fatal("something is under way")
+		}
+		h.c.Lost(h.b.ID())
+		h.c.SetPresence(h.b.ID(), Present)
+		if client {
+			h.until("its end", func() bool { return ended })
+			if !errors.Is(r.Err, ErrLost) {
+				t.Errorf("the FLUSH ends with %v, and the write is gone", r.Err)
+			}
+			continue
+		}
+		h.drain()
+		if h.back[0] != 1 {
+			t.Errorf("the device has %d, and nothing is dirty", h.back[0])
+		}
 	}
 }

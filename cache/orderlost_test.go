@@ -272,3 +272,155 @@ func TestOrderedFullJournalAfterALoss(t *testing.T) {
 	}
 	h.wantSound()
 }
+
+// TestOrderedReadsABadBlock: a block that the SSD fails twice for a client, but that the order can read, is on the backing
+// device in the end. Its sectors can be read from there then.
+func TestOrderedReadsABadBlock(t *testing.T) {
+	for _, how := range []string{"bad before the batch", "bad while the batch is written"} {
+		h := newOrderHarness(t, nil)
+		h.write(5*BlockSize, page(1))
+		h.flush()
+		bad, failing := h.slotOf(5), false
+		h.fail = func(op *Op) error {
+			if failing && op.Dev == SSD && op.Kind == OpRead && op.Off == bad {
+				return errMedium
+			}
+			return h.note(op)
+		}
+		condemn := func() {
+			failing = true
+			if _, err := h.read(5*BlockSize, BlockSize); !errors.Is(err, ErrDirtyBad) {
+				t.Fatalf("%s: %v", how, err)
+			}
+			failing = false
+		}
+		if how == "bad before the batch" {
+			condemn()
+		} else {
+			h.stuck = func(op *Op) bool { return op.Dev != SSD }
+			h.b.draining.Store(true)
+			h.until("the write", func() bool {
+				return slices.ContainsFunc(h.ops, func(op *Op) bool { return op.Dev != SSD && op.Kind == OpWrite })
+			})
+			condemn()
+			h.stuck = nil
+		}
+		h.b.draining.Store(true)
+		h.until("the end", func() bool { return h.status().UnsettledBytes == 0 && len(h.ops) == 0 })
+		if s := h.status(); s.OrderedLost != 0 || h.back[5*BlockSize] != 1 {
+			t.Fatalf("%s: %d versions are lost, the device has %d", how, s.OrderedLost, h.back[5*BlockSize])
+		}
+		got, err := h.read(5*BlockSize, BlockSize)
+		if err != nil || !bytes.Equal(got, page(1)) {
+			t.Errorf("%s: the device has the block, and a read fails: %v", how, err)
+		}
+		if n := h.status().BadBytes; n != 0 {
+			t.Errorf("%s: %d bytes are bad", how, n)
+		}
+		h.until("the end", func() bool { return h.b.Remaining() == 0 && len(h.ops) == 0 })
+		h.reopen()
+		if got, err = h.read(5*BlockSize, BlockSize); err != nil || !bytes.Equal(got, page(1)) {
+			t.Errorf("%s: after a start: %v", how, err)
+		}
+		h.wantSound()
+	}
+}
+
+// TestOrderedOneErrorCondemnsNothing: a version that the SSD has failed to read once, while it answered otherwise, is
+// not given up, also if that was when another one was given up.
+func TestOrderedOneErrorCondemnsNothing(t *testing.T) {
+	h := newOrderHarness(t, nil)
+	h.write(5*BlockSize, page(1))
+	h.write(60*BlockSize, page(2))
+	h.flush()
+	bad, other, r := h.slotOf(5), h.slotOf(60), h.l.bg.orderOf(h.b)
+	once := false
+	h.fail = func(op *Op) error {
+		if op.Dev != SSD || op.Kind != OpRead {
+			return h.note(op)
+		}
+		switch {
+		case op.Off == bad:
+			return errMedium
+		case op.Off == other && r.busy && r.tries == sickTries-1 && !once:
+			once = true
+			return errMedium
+		}
+		return nil
+	}
+	h.b.draining.Store(true)
+	h.until("the end", func() bool { return h.status().UnsettledBytes == 0 && len(h.ops) == 0 })
+	if !once {
+		t.Fatal("the block was not read at the last try")
+	}
+	if s := h.status(); s.OrderedLost != 1 || s.BadBytes != BlockSize {
+		t.Errorf("%d versions are given up, %d bytes are bad: one is", s.OrderedLost, s.BadBytes)
+	}
+	if h.back[60*BlockSize] != 2 {
+		t.Errorf("the device lacks the block that could be read")
+	}
+	h.wantRead(60*BlockSize, page(2))
+	h.wantSound()
+}
+
+// TestOrderedLostCountedOnce: a version that the SSD returns wrongly is counted once, however often the device fails meanwhile.
+func TestOrderedLostCountedOnce(t *testing.T) {
+	h := newOrderHarness(t, nil)
+	h.write(5*BlockSize, page(1))
+	h.write(60*BlockSize, page(1))
+	h.ssd[h.slotOf(5)] ^= 1
+	h.flush()
+	fails := 3
+	h.fail = func(op *Op) error {
+		if op.Dev != SSD && op.Kind == OpWrite && fails > 0 {
+			fails--
+			return errMedium
+		}
+		return nil
+	}
+	h.b.draining.Store(true)
+	h.until("the end", func() bool { return h.status().UnsettledBytes == 0 && len(h.ops) == 0 })
+	if n := h.status().OrderedLost; n != 1 {
+		t.Errorf("%d versions are said to be lost, 1 is", n)
+	}
+}
+
+// TestOrderedDoubtedWithoutChecksums: without checksums nobody knows whether a slot has what was written there before the SSD
+// was lost. Such a block is bad, and not written to the ordered device.
+func TestOrderedDoubtedWithoutChecksums(t *testing.T) {
+	for _, overwritten := range []bool{false, true} {
+		v := newLossy(t, FormatOptions{NoChecksums: true}, Writeback)
+		tun := v.c.Super().Backings[0].Tunables
+		tun.Ordered = true
+		if err := v.c.SetTunables(v.b.id, tun); err != nil {
+			t.Fatal(err)
+		}
+		v.until("the order", func() bool { return v.c.Status().Backings[0].Ordered == "on" })
+		v.write(5*BlockSize, page(1))
+		v.flush()
+		v.drain()
+		before := bytes.Clone(v.ssd)
+		v.write(5*BlockSize, page(2)) // not flushed
+		slot := v.slotOf(5)
+		if overwritten {
+			v.write(5*BlockSize, page(3))
+		}
+		v.vanish()
+		copy(v.ssd, before)          // with its volatile cache
+		copy(v.ssd[slot:], page(99)) // what the slot had before
+		v.restart()
+		_, err := v.read(5*BlockSize, BlockSize)
+		v.wantError(err, ErrDirtyBad, "the block that may be lost")
+		_ = v.c.SetDrain(v.b.id, true)
+		for range 200 {
+			v.tick()
+			v.step()
+			if n := v.back[5*BlockSize]; n != 1 {
+				t.Fatalf("overwritten %v: the ordered device has got %d, which was never written there", overwritten, n)
+			}
+		}
+		if s := v.c.Status().Backings[0]; s.UnsettledBytes != 0 {
+			t.Errorf("%d bytes are unsettled", s.UnsettledBytes)
+		}
+	}
+}

@@ -74,7 +74,7 @@ func (p *orderPiece) opDone(_ *Lane, op *Op, err error) {
 }
 
 // verify looks at versions that were read. What the SSD fails to read may come at the next try; after the last
-// one a probe has to say that it is there at all. What it returns wrongly is lost, and the image goes on without.
+// two a probe has to say that it is there at all. What it returns wrongly is lost, and the image goes on without.
 func (p *orderPiece) verify(i, n int, err error) {
 	r := p.r
 	l := r.bg.l
@@ -83,7 +83,7 @@ func (p *orderPiece) verify(i, n int, err error) {
 		if l.c.lost() || l.c.ssdHealth.gone.Load() || !ofBucket(err) {
 			r.away = true
 		}
-		if !r.lastTry() {
+		if !r.splits() {
 			return // nothing of this try counts
 		}
 		if n > 1 { // one bad sector fails them all

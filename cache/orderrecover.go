@@ -45,6 +45,7 @@ func (r *recovery) rebuildOrders() error {
 		r.forgetOrders()
 		return nil
 	}
+	r.forgetDoubted()
 	for _, b := range c.backings.Load() {
 		if b == nil {
 			continue
@@ -106,12 +107,38 @@ func (r *recovery) recallImages() {
 
 // forgetOrders is for a journal that cannot be trusted: what is dirty is there in its newest version.
 func (r *recovery) forgetOrders() {
-	r.last.images = 0
 	for i := range r.c.sb.Backings {
-		rec := &r.c.sb.Backings[i]
-		if b := r.c.backing(rec.ID); b != nil {
-			b.order.mu.ring.head = b.order.mu.ring.tail
-			rec.OrderedFrom = r.next
+		r.forgetOrder(&r.c.sb.Backings[i])
+	}
+}
+
+func (r *recovery) forgetOrder(rec *BackingRecord) {
+	if b := r.c.backing(rec.ID); b != nil {
+		r.last.images &^= b.bit()
+		b.order.mu.ring.head = b.order.mu.ring.tail
+		rec.OrderedFrom = r.next
+	}
+}
+
+// forgetDoubted forgets the queues with a version of which nobody knows whether the SSD still has it: without checksums
+// whatever is in its slot would be written to the device. Its newest version is bad (verifyPending).
+func (r *recovery) forgetDoubted() {
+	if r.c.checksums {
+		return
+	}
+	recs := r.doubted // by an earlier start
+	if r.doubtful {
+		recs = append(recs, r.ringRecs...)
+	}
+	for i := range recs {
+		m := &recs[i]
+		b := r.c.backing(m.backing)
+		if m.kind != recMap || m.flags&recOrdered == 0 || b == nil || b.order.mu.ring.len() == 0 {
+			continue
+		}
+		if rec, err := r.c.record(b.id); err == nil {
+			r.forgetOrder(rec)
+			b.order.broken.Add(1)
 		}
 	}
 }

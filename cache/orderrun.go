@@ -35,10 +35,13 @@ type orderRun struct {
 	sick   error // of the SSD
 	away   bool  // that is no verdict on any version: it may have been all of the SSD
 	tries  int   // in which the SSD failed a read
-	// suspects are what it failed to read at the last try. They are bad if a probe succeeds that begins afterwards,
-	// number want: the SSD may be gone.
+	// suspects are what it failed to read by itself, at one of the last two tries. If a probe succeeds that begins afterwards,
+	// number want, the SSD was not gone. They are bad then if it was the second time: failed are the slots of the first one.
 	suspects []queued
 	want     uint64
+	// lost are the slots of those of the batch that are given up. What is bad otherwise the order has read rightly.
+	lost   map[Slot]struct{}
+	failed map[Slot]struct{}
 
 	begun   int64
 	retry   int64  // not before then, after an error
@@ -132,6 +135,7 @@ func (r *orderRun) gather() bool {
 	durable := LSN(r.bg.l.c.journal.durableLSN.Load())
 	r.list, r.next, r.count, r.err = r.list[:0], 0, 0, nil
 	r.sick, r.away, r.suspects = nil, false, r.suspects[:0]
+	clear(r.lost)
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	q := &o.mu.ring
@@ -175,8 +179,21 @@ func (r *orderRun) run(_ *Lane, err error) {
 	r.copy()
 }
 
+// there reports whether the device is. Else the batch is left to a later try: what is begun on a device that comes back is
+// not to count before it is known what that has lost.
+func (r *orderRun) there() bool {
+	if r.b.Presence() == Present {
+		return true
+	}
+	r.later()
+	return false
+}
+
 // copy starts the pieces.
 func (r *orderRun) copy() {
+	if !r.there() {
+		return
+	}
 	r.step, r.waits, r.losses, r.judged = orderCopy, 1, r.b.losses.Load(), r.b.judged.Load()
 	for i := range r.slots {
 		r.waits++
@@ -196,10 +213,10 @@ func (r *orderRun) pieceDone() {
 		r.fail(r.err, r.judged)
 		return
 	case r.sick != nil && r.away:
-		r.tries = 0
+		r.anew()
 		r.later()
 		return
-	case r.sick != nil && !r.lastTry():
+	case r.sick != nil && len(r.suspects) == 0 && !r.lastTry():
 		r.tries++
 		r.later()
 		return
@@ -212,12 +229,27 @@ func (r *orderRun) pieceDone() {
 	r.copied()
 }
 
+// splits reports whether what the SSD fails to read at once is read one by one.
+func (r *orderRun) splits() bool { return r.tries >= sickTries-2 && !r.away }
+
 // lastTry reports whether what the SSD fails to read now is not tried again, unless it turns out to be away.
 func (r *orderRun) lastTry() bool { return r.tries == sickTries-1 && !r.away }
 
-// convict is background.convict for the suspects.
+// convict is background.convict for the suspects. One that has failed for the first time is read once more, as all others.
 func (r *orderRun) convict(probe uint64) {
 	if !r.busy || r.step != orderProbe || probe < r.want {
+		return
+	}
+	if r.failed == nil {
+		r.failed = map[Slot]struct{}{}
+	}
+	n := len(r.failed)
+	for _, v := range r.suspects {
+		r.failed[v.slot] = struct{}{}
+	}
+	if len(r.failed) > n {
+		r.tries = sickTries - 1
+		r.later()
 		return
 	}
 	for _, v := range r.suspects {
@@ -228,26 +260,37 @@ func (r *orderRun) convict(probe uint64) {
 
 // acquit is background.acquit: the tries begin anew.
 func (r *orderRun) acquit() {
-	r.tries, r.away = 0, true
+	r.anew()
+	r.away = true
 	if r.busy && r.step == orderProbe {
 		r.later()
 	}
 }
 
+// anew forgets the tries so far.
+func (r *orderRun) anew() {
+	r.tries = 0
+	clear(r.failed)
+}
+
 // condemn gives up a version that the SSD has lost.
 func (r *orderRun) condemn(v queued) {
-	l := r.bg.l
-	r.b.order.lost.Add(1)
-	if l.distrust(r.b, v.k, v.slot, false) == distrustChanged {
-		l.io[r.b.id].BadBlocks.Add(1) // a shadow
+	if r.lost == nil {
+		r.lost = map[Slot]struct{}{}
 	}
+	r.lost[v.slot] = struct{}{}
+	r.bg.l.distrust(r.b, v.k, v.slot, false)
 }
 
 // copied flushes the backing device, which has all of the batch.
 func (r *orderRun) copied() {
+	if !r.there() {
+		return
+	}
 	r.b.wrote.Add(1)
 	if mutated(mutOrderUnflushed) {
-		r.tries, r.wrote, r.step = 0, r.b.wrote.Load(), orderSettle
+		r.anew()
+		r.wrote, r.step = r.b.wrote.Load(), orderSettle
 		r.settle()
 		return
 	}
@@ -275,7 +318,8 @@ func (r *orderRun) opDone(l *Lane, op *Op, err error) {
 		r.tick(l.d.Now())
 		return
 	}
-	r.tries, r.ticket = 0, 0
+	r.anew()
+	r.ticket = 0
 	r.step = orderSettle
 	r.settle()
 }
@@ -319,7 +363,7 @@ func (r *orderRun) settle() {
 		o.mu.Lock()
 		v := o.mu.ring.at(i)
 		o.mu.Unlock()
-		c.settleOne(r.b, v, r.wrote, r.losses)
+		r.settleOne(v)
 	}
 	now := l.d.Now()
 	r.measure(now)
@@ -328,11 +372,12 @@ func (r *orderRun) settle() {
 	o.mu.last = said
 	o.mu.allowed = r.allowed()
 	room := o.mu.room.takeAll()
-	upTo := said
+	var done waitList
 	if q := &o.mu.ring; q.len() != 0 {
-		upTo = q.lsn(q.head)
+		done = o.mu.settled.takeDurable(q.lsn(q.head) + 1)
+	} else { // also who came since said was appended
+		done = o.mu.settled.takeAll()
 	}
-	done := o.mu.settled.takeDurable(upTo + 1)
 	o.mu.Unlock()
 	l.io[r.b.id].WritebackBlocks.Add(int64(len(r.list)))
 	l.io[r.b.id].SettledBatches.Add(1)

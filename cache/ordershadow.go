@@ -65,8 +65,13 @@ func (c *Cache) countShadow(b *Backing, slot Slot, n int64) {
 	b.order.shadows.Add(n)
 }
 
-// settleOne ends the turn of one version.
-func (c *Cache) settleOne(b *Backing, v queued, wrote, losses uint64) {
+// settleOne ends the turn of one version. One that is bad, and not lost, was read before the SSD failed it, or after.
+func (r *orderRun) settleOne(v queued) {
+	c, b := r.bg.l.c, r.b
+	_, lost := r.lost[v.slot]
+	if lost {
+		b.order.lost.Add(1)
+	}
 	s := c.index.stripeOf(b.id, v.k.block())
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -75,15 +80,21 @@ func (c *Cache) settleOne(b *Backing, v queued, wrote, losses uint64) {
 		panic("cache: what was queued is not in its slot")
 	}
 	if st.shadow() {
+		if lost {
+			r.bg.l.io[b.id].BadBlocks.Add(1)
+		}
 		c.unshadow(b, v.slot)
 		return
 	}
 	e := entry{slot: v.slot, st: st}
-	if st&stBad == 0 && c.pend(b, v.k, v.slot, wrote, losses) {
-		c.setState(b, e, st&^stQueued|stPending)
-		return
+	st &^= stQueued
+	if st&stBad != 0 && !lost {
+		st = st&^(stBad|stPinned) | stLeave // what the SSD fails loses its pin
 	}
-	c.setState(b, e, st&^stQueued)
+	if st&stBad == 0 && c.pend(b, v.k, v.slot, r.wrote, r.losses) {
+		st |= stPending
+	}
+	c.setState(b, e, st)
 }
 
 // unqueue makes a version one that nobody has to wait for.

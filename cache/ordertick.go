@@ -169,18 +169,21 @@ func (r *orderRun) giveUp() (soon bool) {
 // must not look for the queue then: a record says so, for which room is reserved, or one that follows.
 func (r *orderRun) dissolve(record bool) {
 	c, o := r.bg.l.c, &r.b.order
+	j := &c.journal
+	j.mu.Lock() // what is written after the end is on record after it, too: see appendFresh
 	o.mu.Lock()
 	o.on.Store(false)
 	o.based.Store(false)
 	o.sound.Store(false)
 	o.noted.Store(false)
 	r.image = 0
-	c.journal.images.And(^r.b.bit())
+	j.images.And(^r.b.bit())
 	first, end := o.mu.ring.head, o.mu.ring.tail // nothing more comes
 	o.mu.Unlock()
 	if record {
-		c.journal.append(settledRecord(r.b.id, c.journal.nextLSN()))
+		j.appendLocked(settledRecord(r.b.id, j.mu.next), nil)
 	}
+	j.mu.Unlock()
 	for i := first; i != end; i++ {
 		o.mu.Lock()
 		v := o.mu.ring.at(i)

@@ -281,6 +281,13 @@ func (l *Lane) reach(op *Op) bool {
 	return true
 }
 
+// covers reports whether a flush of a backing device that has succeeded counts. If the device was held for meanwhile
+// nobody knows yet whether it still had what the flush was to cover.
+func (l *Lane) covers(op *Op) bool {
+	b := l.c.backing(op.Dev)
+	return b == nil || b.Presence() == Present
+}
+
 // hold looks at an operation on a backing device that has failed. It reports whether that is not the
 // last word: the operation is parked until it is known whether the device is there.
 func (l *Lane) hold(op *Op, err error) bool {

@@ -26,7 +26,9 @@ type writeback struct {
 	most    int                    // blocks of a batch
 	last    int64
 	pause   [MaxBackings + 1]int64 // after an error, until then
-	want    uint64                 // the probe that says whether it is worth while to read again what failed
+	// failed are blocks that the SSD has failed to read once, by itself, and the probes that say whether it is worth while to
+	// read them again.
+	failed map[dirtyKey]failure
 	// suspects have failed again after that. They are bad if one more probe succeeds: the SSD may have gone since.
 	suspects []suspect
 	// flyingOf counts the batches under way of each device.
@@ -37,6 +39,15 @@ type dirtyKey struct {
 	k    key
 	slot Slot
 }
+
+// failure is of a slot in that life of its bucket.
+type failure struct {
+	want uint64
+	life uint32
+}
+
+// maxFailed bounds writeback.failed.
+const maxFailed = 64 << 10
 
 // suspect is a block that the SSD may have lost. Its slot is pinned until it is judged.
 type suspect struct {
@@ -218,15 +229,21 @@ func (wb *writeback) scan() bool {
 
 // sure reports whether the SSD has been there since a read of a block has failed. If that is not known, writeback
 // pauses until a probe says so; it finds the block again.
-func (wb *writeback) sure(l *Lane, b *Backing, err error) bool {
+func (wb *writeback) sure(l *Lane, b *Backing, d dirtyKey, err error) bool {
 	h := &l.c.ssdHealth
 	if ofBucket(err) && !l.c.lost() {
-		if wb.want == 0 {
-			wb.want = h.begun.Load() + 1
-			storeMax(&h.wanted, wb.want)
-		}
-		if h.good.Load() >= wb.want {
+		life := l.c.lifeOf(d.slot)
+		f, ok := wb.failed[d]
+		if ok = ok && f.life == life; ok && h.good.Load() >= f.want {
 			return true
+		}
+		if !ok {
+			if wb.failed == nil || len(wb.failed) >= maxFailed { // of blocks that are gone, most of them
+				wb.failed = map[dirtyKey]failure{}
+			}
+			f = failure{want: h.begun.Load() + 1, life: life}
+			wb.failed[d] = f
+			storeMax(&h.wanted, f.want)
 		}
 	}
 	wb.pause[b.id], wb.rates[b.id] = l.d.Now()+probePause, 0
@@ -245,6 +262,7 @@ func (wb *writeback) convict(n int) {
 	l := wb.bg.l
 	n = min(n, len(wb.suspects))
 	for _, s := range wb.suspects[:n] {
+		delete(wb.failed, s.dirtyKey)
 		l.distrust(s.b, s.k, s.slot, false)
 		l.c.unpin(s.slot)
 	}
@@ -256,7 +274,8 @@ func (wb *writeback) acquit() {
 	for _, s := range wb.suspects {
 		wb.bg.l.c.unpin(s.slot)
 	}
-	wb.suspects, wb.want = wb.suspects[:0], 0
+	wb.suspects = wb.suspects[:0]
+	clear(wb.failed)
 }
 
 // batch writes dirty blocks of one region.
@@ -375,9 +394,6 @@ func (t *batch) run(l *Lane, err error) {
 
 func (t *batch) opDone(l *Lane, op *Op, err error) {
 	if t.step == batchRead {
-		if err == nil {
-			t.wb.want = 0
-		}
 		t.verify(l, int(op.arg>>16), int(op.arg&0xffff), err)
 	} else if err != nil {
 		t.err = err
@@ -396,8 +412,11 @@ func (t *batch) verify(l *Lane, i, n int, err error) {
 		}
 		return
 	}
-	accused := err != nil && t.wb.sure(l, t.b, err)
+	accused := err != nil && t.wb.sure(l, t.b, t.keys[i], err)
 	for j := i; j < i+n; j++ {
+		if err == nil && len(t.wb.failed) > 0 {
+			delete(t.wb.failed, t.keys[j])
+		}
 		bad := err != nil
 		if !bad && c.checksums {
 			bad = dataSum(t.at(j), uint64(t.keys[j].k)) != t.ents[j].sum
