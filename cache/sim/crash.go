@@ -156,7 +156,7 @@ func (s *Sim) die(how Crash) {
 	s.res.Crashes++
 	s.res.Cuts[how]++
 	for i, d := range append([]*Disk{s.ssd}, s.backs...) {
-		d.stalled, d.gone = 0, nil
+		d.stalled, d.gone, d.forgot = 0, nil, false
 		flying := s.flyingOn(d)
 		if how.cuts(i == 0) {
 			d.powerCut(s.rng, flying)
@@ -196,7 +196,7 @@ func (s *Sim) die(how Crash) {
 // worst is the crash, or the one that it is if a backing device is away then and forgets.
 func (s *Sim) worst(how Crash) Crash {
 	for _, d := range s.backs {
-		if how == CrashKill && d.gone != nil && d.forgets {
+		if how == CrashKill && (d.gone != nil && d.forgets || d.forgot) {
 			return CrashKillBacking
 		}
 	}

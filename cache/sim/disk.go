@@ -50,7 +50,8 @@ type Disk struct {
 	dead     bool  // all operations fail
 	stalled  int64 // none ends before then
 	gone     error // what all operations answer while it is away, nil if it is there
-	forgets  bool  // it has lost what it was not flushed for when it comes back
+	forgets  bool  // it loses what it was not flushed for before it is there again
+	forgot   bool  // it has, and the engine does not know yet
 	// hook, if set, decides whether an operation of the control path fails.
 	hook func(kind cache.OpKind, off, n int64) error
 	// Writes counts completed writes, Flushes completed flushes.

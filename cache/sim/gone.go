@@ -40,8 +40,7 @@ func (s *Sim) goneStep() {
 	i := s.rng.IntN(len(s.backs))
 	d := s.backs[i]
 	if d.gone != nil {
-		s.trace("device %d is there again", s.ids[i])
-		d.gone = nil
+		s.revive(i)
 		return
 	}
 	d.gone, d.forgets = goneErrors[s.rng.IntN(len(goneErrors))], s.rng.IntN(2) == 0
@@ -119,8 +118,7 @@ func (s *Sim) guard() {
 	for i, id := range s.ids {
 		d, a := s.backs[i], &s.absences[i]
 		if d.gone != nil && (s.ending || s.rng.IntN(12) == 0) {
-			s.trace("device %d is there again", id)
-			d.gone = nil
+			s.revive(i)
 		}
 		switch p := s.presence(i); {
 		case p == cache.Present && a.probe != 0 && d.gone == nil:
@@ -183,22 +181,32 @@ func (s *Sim) allPresent() bool {
 	return true
 }
 
+// revive makes a device answer again. What it has lost is gone from then on, though the engine learns of it only when it is given the
+// device back.
+func (s *Sim) revive(i int) {
+	d := s.backs[i]
+	s.trace("device %d is there again", s.ids[i])
+	d.gone = nil
+	if d.forgets && s.presence(i) != cache.Present {
+		d.forgot = true
+		s.forget(i)
+	}
+}
+
 // giveBack ends the absence of a device that is there again.
 func (s *Sim) giveBack(i int) {
 	id, d, a := s.ids[i], s.backs[i], &s.absences[i]
 	*a = absence{owed: a.owed}
 	s.res.GivenBack++
-	if d.forgets {
-		s.forget(i)
-	}
 	if _, err := s.c.Recognise(id, d, 1<<30); errors.Is(err, cache.ErrIdentity) {
 		s.fail(fmt.Errorf("device %d comes back: %w", id, err))
 	}
-	if d.forgets || s.rng.IntN(2) == 0 { // nobody may know that nothing is lost
+	if d.forgot || s.rng.IntN(2) == 0 { // nobody may know that nothing is lost
 		s.lossy |= 1 << id
 		s.redirty(id, 0, d.size)
 		s.c.Lost(id)
 	}
+	d.forgot = false
 	s.setPresence(i, cache.Present)
 }
 
