@@ -62,6 +62,9 @@ func (l *Lane) Tick() time.Duration {
 	ill := bg.doctor.tick(now)
 	bg.tidyUntold(now)
 	if l.c.lost() {
+		if bg.scrub != nil {
+			bg.scrub.abort(now)
+		}
 		l.runTasks()
 		return tickEvery
 	}
@@ -109,6 +112,7 @@ type backingFlush struct {
 	covers  uint64
 	running bool
 	last    int64 // when the last one began
+	failed  bool  // it has failed: there is no hurry any more
 }
 
 // pendingAge is how long slots stay pending before the backing device is flushed for them, and
@@ -130,10 +134,13 @@ func (bg *background) flushOf(b *Backing) *backingFlush {
 
 func (f *backingFlush) opDone(l *Lane, op *Op, err error) {
 	f.running = false
-	if err == nil {
-		f.b.flushDone(f.covers, op.losses)
-		l.bg.cleanBacking(f.b)
+	if f.failed = err != nil; f.failed {
+		f.b.failedWith(err)
+		l.bg.wb.pause[f.b.id] = l.d.Now() + errorPause // what is written before it is tried again is for nothing
+		return
 	}
+	f.b.flushDone(f.covers, op.losses)
+	l.bg.cleanBacking(f.b)
 }
 
 // clean makes clean what the flushes of backing devices have covered, and flushes those that have
@@ -153,7 +160,7 @@ func (bg *background) clean(now int64) (hurry bool) {
 		b.mu.Unlock()
 		urgent := b.draining.Load() || bg.l.c.closing.Load()
 		hurry = hurry || urgent && n > 0
-		if n == 0 || f.running || n < pendingMany && now-f.last < pendingAge && !urgent {
+		if n == 0 || f.running || now-f.last < pendingAge && (f.failed || n < pendingMany && !urgent) {
 			continue
 		}
 		f.running, f.last, f.covers = true, now, b.wrote.Load()

@@ -121,6 +121,7 @@ type allocator struct {
 	c *Cache
 
 	freeCount atomic.Int32
+	retired   atomic.Int32
 	extra     atomic.Int32 // open buckets of streams that can be done without
 
 	mu struct {
@@ -140,6 +141,7 @@ func (a *allocator) addFree(b BucketID) {
 	k.life.Add(1)
 	if k.failed.Load() {
 		k.state = bucketRetired
+		a.retired.Add(1)
 	} else {
 		k.state = bucketFree
 		a.mu.free = append(a.mu.free, b)

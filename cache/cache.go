@@ -168,7 +168,23 @@ type Backing struct {
 		pending   []pendingSlot // a queue: the oldest first
 		waiting   waitList      // changes that wait for the device
 		markerErr error
+		backErr   error // of the last batch of writeback that has failed
 	}
+	fails atomic.Int64 // batches of writeback that have failed
+}
+
+// failedWith notes that a batch of writeback has failed.
+func (b *Backing) failedWith(err error) {
+	b.mu.Lock()
+	b.mu.backErr = err
+	b.mu.Unlock()
+	b.fails.Add(1)
+}
+
+func (b *Backing) failure() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.mu.backErr
 }
 
 // pendingSlot is a slot whose block the backing device has, but may still lose.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 )
@@ -416,8 +417,11 @@ func (c *Cache) Abandon() { c.release() }
 // drainPoll is how often WaitDrained reports.
 const drainPoll = 10 * time.Millisecond
 
+// drainTries is how many times in a row the backing device may fail to take something of what is left.
+const drainTries = 10
+
 // WaitDrained waits until Remaining is 0, telling progress what is left from time to time. It
-// fails if only blocks remain that the SSD cannot return, or if the SSD is lost.
+// fails if only blocks remain that the SSD cannot return, or if the SSD is lost, or the device takes nothing any more.
 func (c *Cache) WaitDrained(ctx context.Context, id BackingID, progress func(left int64)) error {
 	b, err := c.Backing(id)
 	if err != nil {
@@ -425,7 +429,7 @@ func (c *Cache) WaitDrained(ctx context.Context, id BackingID, progress func(lef
 	}
 	tick := time.NewTicker(drainPoll)
 	defer tick.Stop()
-	for {
+	for least, fails := int64(math.MaxInt64), int64(0); ; {
 		if b.Presence() != Present && b.Remaining() > 0 {
 			return fmt.Errorf("write back %s: %w", b.name, ErrAbsent)
 		}
@@ -435,6 +439,11 @@ func (c *Cache) WaitDrained(ctx context.Context, id BackingID, progress func(lef
 		}
 		if err := c.lostError(); err != nil && left > 0 {
 			return err
+		}
+		if left < least {
+			least, fails = left, b.fails.Load()
+		} else if left > 0 && b.fails.Load() >= fails+drainTries {
+			return fmt.Errorf("write back %s: %w", b.name, b.failure())
 		}
 		if left == 0 {
 			if n := b.bad.Load(); n > 0 {

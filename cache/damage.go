@@ -77,6 +77,7 @@ func (d *damage) journalDamaged() bool {
 // judge decides whether the cache can start. With damage that may hide dirty data it is refused.
 func (r *recovery) judge() error {
 	d := &r.dmg
+	r.checkStrangers()
 	r.checkEnd()
 	r.checkCounts()
 	if r.unneeded() {

@@ -211,3 +211,58 @@ func TestFlushOutlivesItsDevice(t *testing.T) {
 		t.Errorf("flushed, the block is %+v", p)
 	}
 }
+
+// TestCrashAfterDetach: the summaries still have blocks of a device that was detached when the daemon dies. The start is
+// as any other, and what other devices have is there.
+func TestCrashAfterDetach(t *testing.T) {
+	for _, again := range []bool{false, true} {
+		h := pressed(t)
+		other := h.attachSecond(8 << 20)
+		first := h.b
+		h.flush()
+		h.flood(0, 512)
+		h.settle() // the summaries have them
+		h.b = other
+		h.write(0, fill(9, 8)) // dirty
+		h.flush()
+		h.b = first
+		if err := h.c.BeginDetach(first.ID()); err != nil {
+			t.Fatal(err)
+		}
+		h.until("the drain", func() bool { return first.Remaining() == 0 && len(h.ops) == 0 })
+		if err := h.during(func(ctx context.Context) error { return h.c.FinishDetach(ctx, first.ID(), false) }); err != nil {
+			t.Fatal(err)
+		}
+		if again { // the journal goes round, and takes the record of the detach with it
+			h.c.Abandon()
+			h.ops = nil
+			h.open()
+			other, _ = h.c.Backing(other.ID())
+			other.SetAbilities(true, true)
+			h.b = other
+			for i := range int64(300) {
+				h.write((100+i%50)*BlockSize, fill(byte(i), 1))
+				h.flush()
+				h.tick()
+			}
+			if h.c.Stats().Checkpoints == 0 {
+				t.Fatal("the journal did not go round")
+			}
+		}
+		h.c.Abandon()
+		h.ops = nil
+		h.open()
+		if s := h.c.Repaired(); s != "" {
+			t.Errorf("the start says: %s", s)
+		}
+		b, err := h.c.Backing(other.ID())
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.SetAbilities(true, true)
+		if h.b = b; b.dirty.Load() == 0 {
+			t.Error("the dirty data of the other device is gone")
+		}
+		h.wantRead(0, fill(9, 8))
+	}
+}

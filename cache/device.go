@@ -166,6 +166,7 @@ type Request struct {
 	job     policy.Job // of the scheduler
 	serving bool       // the scheduler counts it
 	noticed bool       // busy counts it
+	resting int32      // parts of it that wait for the backing device: while there are some neither does
 }
 
 const (

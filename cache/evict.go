@@ -24,6 +24,8 @@ type eviction struct {
 
 const (
 	evictBatch = 32
+	// maxTrims bounds the discards under way: an SSD that does them one by one must not seem to hang for them.
+	maxTrims = 16
 	// evictPause is between searches of a cache in which everything is dirty.
 	evictPause = int64(20 * time.Millisecond)
 )
@@ -37,7 +39,7 @@ func (v *eviction) start() {
 	if len(v.freeing) > 0 { // emptied, but pinned at the time
 		v.release(l)
 	}
-	free := int(c.alloc.freeCount.Load()) + len(v.freeing)
+	free := int(c.alloc.freeCount.Load()) + len(v.freeing) + v.trims
 	if free >= c.reserve || c.closing.Load() { // the next start needs no reserve, and has the failed buckets back
 		return
 	}
@@ -156,6 +158,9 @@ func (v *eviction) pick() BucketID {
 			break
 		}
 	}
+	if dirty > 0 && !v.hopes() {
+		dirty = 0
+	}
 	return v.lastResort(dirty)
 }
 
@@ -180,6 +185,19 @@ func (v *eviction) lastResort(dirty int) BucketID {
 	}
 	c.buckets[b].emptying.Store(true)
 	return b
+}
+
+// hopes reports whether some dirty bucket will be clean, as far as can be seen.
+func (v *eviction) hopes() bool {
+	for _, b := range v.bg.l.c.backings.Load() {
+		if b == nil || b.Presence() != Present {
+			continue
+		}
+		if b.order.live() || b.Remaining() > 0 && v.bg.l.d.Now() >= v.bg.wb.pause[b.id] {
+			return true
+		}
+	}
+	return false
 }
 
 // claim makes sure that nothing in the bucket is pinned, nor will be, until it is free or spared.
@@ -295,7 +313,7 @@ func (v *eviction) release(l *Lane) {
 	keep := v.freeing[:0]
 	for _, b := range v.freeing {
 		switch {
-		case c.buckets[b].pins.Load() > 0:
+		case c.buckets[b].pins.Load() > 0, c.opts.Discard && v.trims >= maxTrims:
 			keep = append(keep, b)
 		case c.opts.Discard:
 			op := l.newOp(v)
@@ -314,4 +332,7 @@ func (v *eviction) release(l *Lane) {
 func (v *eviction) opDone(l *Lane, op *Op, _ error) {
 	v.trims--
 	l.c.alloc.addFree(BucketID(op.arg))
+	if len(v.freeing) > 0 && !v.running && !l.c.lost() {
+		v.release(l)
+	}
 }

@@ -284,3 +284,42 @@ func (v *lossy) beginFlush(who string) (end func(fails bool)) {
 		}
 	}
 }
+
+// flaky fails one read of data.
+type flaky struct {
+	memStorage
+	from int64
+	left int // reads before it
+}
+
+func (f *flaky) ReadAt(p []byte, off int64) (int, error) {
+	if off >= f.from {
+		if f.left--; f.left == -1 {
+			return 0, syscall.EIO
+		}
+	}
+	return f.memStorage.ReadAt(p, off)
+}
+
+// TestStartCondemnsNothingForOneError: the start after a loss looks at the data that the SSD may have lost. One read that
+// fails says no more there than it does while the cache runs.
+func TestStartCondemnsNothingForOneError(t *testing.T) {
+	v := newLossy(t, FormatOptions{}, Writeback)
+	v.write(0, fill(1, 4))
+	v.vanish()
+	v.c.Abandon()
+	v.gone, v.ops = false, nil
+	c, err := Open(&flaky{v.ssd, v.c.geo.DataOff, 4}, v.opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.c = c
+	v.l = c.NewLane(v.harness)
+	c.StartBackground(v.l)
+	v.b, _ = c.Backing(v.b.id)
+	v.b.SetAbilities(true, true)
+	if n := v.b.bad.Load(); n != 0 {
+		t.Errorf("%d blocks are given up for one error", n)
+	}
+	v.wantRead(0, fill(1, 4))
+}

@@ -140,13 +140,10 @@ func (l *Lane) Complete(op *Op, err error) {
 		l.flying[op.Dev]--
 		if err == nil && op.Kind == OpFlush && !l.covers(op) {
 			if op.owner != nil {
-				l.parked.push(op) // it is made again when the device is back
-				l.io[op.Dev].Held.Add(1)
-				l.d.Wake()
-				l.dispatch()
-				return
+				l.park(op) // it is made again when the device is back
+			} else {
+				l.conclude(op, errLost)
 			}
-			l.conclude(op, errLost)
 			l.dispatch()
 			return
 		}

@@ -336,59 +336,6 @@ func TestFlushAfterLossOfBoth(t *testing.T) {
 	}
 }
 
-// TestLostAbsentDevice: the SSD is lost, and the backing device goes away and comes back without what it was not flushed
-// for. Until the guard says so, no flush of it may count.
-func TestLostAbsentDevice(t *testing.T) {
-	for _, marker := range []bool{false, true} {
-		v := newLossy(t, FormatOptions{}, Writethrough)
-		v.setLoss(LossPolicy{})
-		copy(v.back, fill(7, 1))
-		if marker {
-			v.write(8*BlockSize, fill(3, 1))
-			v.flush()
-		}
-		v.stuck = func(op *Op) bool { return op.Dev != SSD && op.Kind == OpFlush }
-		v.write(0, fill(1, 1)) // acknowledged, not flushed
-		v.gone = true
-		v.c.ssdFailed(errMedium)
-		v.c.ssdHealth.gone.Store(true)
-		v.until("the loss", v.c.lost)
-		v.c.SetPresence(v.b.id, Holding)
-		v.stuck = nil
-		for _, op := range v.ops {
-			if op.Dev != SSD {
-				t.Fatal("something is under way")
-			}
-		}
-		if marker {
-			v.b.marker.Store(markerAsked) // somebody has, just before
-			v.c.ssdHealth.mu.missed = true
-		}
-		if !v.l.Quiet(v.b.id) {
-			t.Fatal("something is under way")
-		}
-		copy(v.back, fill(7, 1)) // it answers again, and has lost what it was not flushed for
-		v.order = nil
-		for range 30 { // 3 seconds
-			v.tick()
-			v.step()
-		}
-		v.c.Lost(v.b.id)
-		v.c.SetPresence(v.b.id, Present)
-		got, err := v.read(0, BlockSize)
-		if err == nil && !bytes.Equal(got, fill(1, 1)) {
-			t.Errorf("marker %v: the block that both have lost reads as %d, what it was before it was %d", marker, got[0], 1)
-		}
-		if err != nil && !errors.Is(err, ErrSSDLost) {
-			t.Error(err)
-		}
-		err = v.do(&Request{Op: ReqFlush})
-		if err == nil {
-			t.Errorf("marker %v: a FLUSH succeeds", marker)
-		}
-	}
-}
-
 // TestFUAFlushed: a write with FUA that went to the backing device and has been flushed there does not fail for what the
 // device loses afterwards, also if the SSD is lost then.
 func TestFUAFlushed(t *testing.T) {

@@ -34,6 +34,9 @@ func (r *recovery) lacking(recs []record) (drop []record, turned []BucketID) {
 		right := false
 		if c.checksums {
 			_, err := c.ssd.ReadAt(page, c.geo.slotOff(e.slot))
+			if err != nil { // errors may pass
+				_, err = c.ssd.ReadAt(page, c.geo.slotOff(e.slot))
+			}
 			right = err == nil && dataSum(page, uint64(k)) == e.sum
 		}
 		switch bad := e.st&stBad != 0; {

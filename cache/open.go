@@ -247,9 +247,7 @@ func (c *Cache) release() {
 			}
 		}
 		for _, t := range l.bg.wb.batches {
-			if t != nil {
-				freeOffHeap(t.buf)
-			}
+			freeOffHeap(t.buf)
 		}
 	}
 }

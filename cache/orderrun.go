@@ -106,7 +106,7 @@ func (r *orderRun) begin(now int64) (soon bool) {
 	urgent, rate, have := r.due(now)
 	elapsed := now - r.last
 	r.last = now
-	if r.tokens = min(r.tokens+rate/1000*min(elapsed, 1e9)/1e6+1, max(rate/4, regionBlocks)); rate == 0 {
+	if r.tokens = min(r.tokens+earned(rate, elapsed), max(rate/4, regionBlocks)); rate == 0 {
 		r.tokens = 0
 	}
 	switch {

@@ -15,9 +15,11 @@ type pins struct {
 	mu sync.Mutex
 }
 
-// maxPins is how much may be pinned in all, in blocks: half of the cache. Eviction can always find
+// maxPins is how much may be pinned in all, in blocks: half of the cache, as far as it is in use. Eviction can always find
 // buckets of which less than that is pinned; see policy.PinnedStays.
-func (c *Cache) maxPins() int64 { return c.geo.slots() / 2 }
+func (c *Cache) maxPins() int64 {
+	return (c.geo.slots() - int64(c.alloc.retired.Load())*c.geo.slotsPerBucket()) / 2
+}
 
 // pinRoom is how many more blocks of the backing device may be pinned.
 func (c *Cache) pinRoom(b *Backing) int64 {

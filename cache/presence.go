@@ -272,9 +272,7 @@ func (l *Lane) reach(op *Op) bool {
 	}
 	op.losses = b.losses.Load()
 	if op.owner != nil && b.Presence() != Present {
-		l.parked.push(op)
-		l.io[b.id].Held.Add(1)
-		l.d.Wake() // it may have to fail, and not before its owner has returned
+		l.park(op)
 		return false
 	}
 	l.flying[b.id]++
@@ -314,10 +312,16 @@ func (l *Lane) hold(op *Op, err error) bool {
 	if op.owner == nil {
 		return false
 	}
-	l.parked.push(op)
-	l.io[b.id].Held.Add(1)
-	l.d.Wake()
+	l.park(op)
 	return true
+}
+
+// park lets an operation of a request wait for its device. It may have to fail, and not before its owner has returned.
+func (l *Lane) park(op *Op) {
+	l.parked.push(op)
+	l.rest(op.owner)
+	l.io[op.Dev].Held.Add(1)
+	l.d.Wake()
 }
 
 // unpark goes on with parked operations for which it is known by now what to do. A flush that failed
@@ -334,31 +338,38 @@ func (l *Lane) unpark() {
 		switch p := b.Presence(); {
 		case p != Present && op.owner.timed() && op.owner.Op == ReqRead:
 			op.owner.track.deadline.late = true // what it waits for takes longer than any deadline
-			l.conclude(op, ErrLate)
+			l.endPark(op, ErrLate)
 		case p == Holding:
 			op.failed, op.again = nil, false // the absence explains it
 			l.parked.push(op)
 		case p == Failing && op.failed != nil:
-			l.conclude(op, op.failed)
+			l.endPark(op, op.failed)
 		case p == Failing:
-			l.conclude(op, ErrAbsent)
+			l.endPark(op, ErrAbsent)
 		case op.failed != nil && b.judged.Load() < op.ticket:
 			l.parked.push(op)
 		case op.failed != nil && (op.again || op.Kind == OpFlush):
-			l.conclude(op, op.failed)
+			l.endPark(op, op.failed)
 		case op.Kind == OpFlush && op.losses < b.bareLoss.Load():
 			if f, ok := op.done.(*flush); ok && f.r.Op == ReqFlush {
 				f.tells(b)
 				b.unreported.Store(false)
 			}
-			l.conclude(op, ErrLost)
+			l.endPark(op, ErrLost)
 		default:
+			l.resume(op.owner)
 			op.again = op.failed != nil
 			op.failed, op.losses = nil, b.losses.Load()
 			l.flying[b.id]++
 			l.d.Submit(op)
 		}
 	}
+}
+
+// endPark ends an operation that was parked.
+func (l *Lane) endPark(op *Op, err error) {
+	l.resume(op.owner)
+	l.conclude(op, err)
 }
 
 // Quiet reports whether the lane has no operation on the device under way: only then may its file be

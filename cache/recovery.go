@@ -39,9 +39,13 @@ type recovery struct {
 	renew             bool // the journal is damaged, and not needed
 
 	dmg       damage
-	ringFirst LSN               // the first record of the pending ring, 0 if there is none
-	ringDirty uint64            // the backing devices of which it has dirty blocks
-	setBy     map[Slot]LSN      // lenient: the record that put a slot's block there
+	ringFirst LSN          // the first record of the pending ring, 0 if there is none
+	ringDirty uint64       // the backing devices of which it has dirty blocks
+	setBy     map[Slot]LSN // lenient: the record that put a slot's block there
+	// strangers are entries of the index of devices that the superblock does not have, and dropped are the newest drop
+	// records. That of a device which was detached explains them: it is in the journal until the summaries are written.
+	strangers map[BackingID]*strangers
+	dropped   map[BackingID]LSN
 	keys      [summarySlots]key // of the page that is being loaded
 	fetched   uint64
 }
@@ -276,9 +280,12 @@ func (r *recovery) lsnOf(s Slot) LSN { return r.pageLSN[r.c.geo.pageOf(s)] }
 func (r *recovery) install(k key, e entry, lsn LSN) {
 	c := r.c
 	b := c.backing(k.backing())
+	if b == nil && e.st&stMask != 0 {
+		r.estrange(k, e.slot, lsn)
+		return
+	}
 	if b == nil || e.st&stMask == 0 || int64(k.block())*BlockSize >= b.size {
-		r.impossible("the index has block %d of backing device %d in slot %d, which cannot be", k.block(),
-			k.backing(), e.slot)
+		r.misplaced(k, e.slot)
 		return
 	}
 	if old, ok := c.index.find(k); ok {
@@ -294,6 +301,48 @@ func (r *recovery) install(k key, e entry, lsn LSN) {
 	}
 	c.index.insert(k, e)
 	c.account(b, e.st, 1, e.slot)
+}
+
+// strangers are entries of a device that is not there.
+type strangers struct {
+	n    int
+	lsn  LSN // of the newest page with one
+	k    key // which is this
+	slot Slot
+}
+
+// estrange notes one. Its bucket's summary is written anew before the record that explains it may go.
+func (r *recovery) estrange(k key, slot Slot, lsn LSN) {
+	s := r.strangers[k.backing()]
+	if s == nil {
+		if r.strangers == nil {
+			r.strangers = map[BackingID]*strangers{}
+		}
+		s = &strangers{}
+		r.strangers[k.backing()] = s
+	}
+	if s.n++; lsn >= s.lsn {
+		s.lsn, s.k, s.slot = lsn, k, slot
+	}
+	if b := r.c.bucketOf(slot); len(r.stale) == 0 || r.stale[len(r.stale)-1] != b {
+		r.stale = append(r.stale, b)
+	}
+}
+
+// checkStrangers finds those of no device that was detached since.
+func (r *recovery) checkStrangers() {
+	for id, s := range r.strangers {
+		if r.dropped[id] < s.lsn {
+			r.misplaced(s.k, s.slot)
+			r.dmg.wrong += s.n - 1
+		}
+	}
+	r.strangers = nil
+}
+
+func (r *recovery) misplaced(k key, slot Slot) {
+	r.impossible("the index has block %d of backing device %d in slot %d, which cannot be", k.block(),
+		k.backing(), slot)
 }
 
 // impossible notes an entry or a record that no ubcache writes.

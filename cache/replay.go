@@ -137,6 +137,10 @@ func (r *recovery) apply(l LSN, rec *record) {
 			r.touch(first, l)
 		}
 	case recDrop:
+		if r.dropped == nil {
+			r.dropped = map[BackingID]LSN{}
+		}
+		r.dropped[rec.backing] = l
 		r.settled(rec.backing, l)
 		for b := range c.buckets {
 			c.locked(BucketID(b), func(_ *stripe, k key, e entry) {

@@ -48,6 +48,7 @@ func (c *Cache) acquit() {
 		k.failed.Store(false)
 		if k.state == bucketRetired {
 			k.state = bucketFree
+			a.retired.Add(-1)
 			a.mu.free = append(a.mu.free, id)
 			a.freeCount.Store(int32(len(a.mu.free)))
 		}

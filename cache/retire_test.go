@@ -180,3 +180,52 @@ func TestStallRetiresNothing(t *testing.T) {
 	v.stuck = nil
 	v.until("the end of the stall", func() bool { return v.c.health() == HealthOK })
 }
+
+// TestPinsOfASmallerSSD: of an SSD that has failed many buckets at most half of the rest is pinned, so that there is room
+// for others.
+func TestPinsOfASmallerSSD(t *testing.T) {
+	h := pressed(t)
+	h.flush()
+	h.setTunables(func(t *Tunables) { t.PinQuota = 50 })
+	good := BucketID(h.c.geo.Buckets * 2 / 5)
+	h.fail = func(op *Op) error {
+		if op.Dev == SSD && op.Kind == OpWrite && op.Off >= h.c.geo.DataOff &&
+			h.c.bucketOf(Slot((op.Off-h.c.geo.DataOff)/BlockSize)) >= good {
+			return syscall.EIO
+		}
+		return nil
+	}
+	retired := func() (n int) {
+		for i := range h.c.buckets {
+			if h.c.buckets[i].state == bucketRetired {
+				n++
+			}
+		}
+		return n
+	}
+	for b := Block(0); retired() < int(h.c.geo.Buckets-uint32(good)); b = (b + 4) % 2000 {
+		h.write(int64(b)*BlockSize, fill(1, 4))
+		h.within(100*time.Millisecond, func() bool { return false })
+	}
+	h.drain()
+	h.fail = nil
+	for b := Block(2000); b < 3000; b += 4 {
+		if a := h.hint(ReqRead, b, 4, "hint=pin"); a.Status != attrs.Handled && a.Reason == attrs.ReasonQuota {
+			break
+		}
+		h.within(100*time.Millisecond, func() bool { return false })
+	}
+	usable := int64(good) * h.c.geo.slotsPerBucket()
+	if n := h.c.pins.all.Load(); n > usable/2 {
+		t.Errorf("%d blocks are pinned, of %d for which there is room", n, usable)
+	}
+	for b := Block(3000); b < 3064; b += 4 {
+		if _, err := h.read(int64(b)*BlockSize, 4*BlockSize); err != nil {
+			t.Fatal(err)
+		}
+		h.within(100*time.Millisecond, func() bool { return false })
+	}
+	if r := h.resident(3000, 64); r.Cached == 0 {
+		t.Errorf("nothing else enters the cache any more: %+v", r)
+	}
+}

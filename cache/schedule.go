@@ -99,6 +99,26 @@ func (l *Lane) dispatch() {
 	}
 }
 
+// rest is for a part of a request that waits for a backing device which is gone, for nobody knows how long: it keeps no
+// other from being served. resume ends that.
+func (l *Lane) rest(r *Request) {
+	if r.resting++; r.resting == 1 && r.serving {
+		l.sched.End(r.job.Class)
+		if r.noticed {
+			l.c.busy.now[r.job.Class].Add(-1)
+		}
+	}
+}
+
+func (l *Lane) resume(r *Request) {
+	if r.resting--; r.resting == 0 && r.serving {
+		l.sched.Begin(r.job.Class)
+		if r.noticed {
+			l.c.busy.now[r.job.Class].Add(1)
+		}
+	}
+}
+
 // leave takes a request out of service, and gives back what was promised of its tenant's quota.
 func (l *Lane) leave(r *Request) {
 	if n := r.way.promised; n != 0 {

@@ -67,12 +67,15 @@ type scrub struct {
 	waits  int
 	w      waiter
 	want   uint64 // the probe that says whether reads that failed were of bad blocks, 0 if none did
-	first  Block  // of the region under way
+	tried  bool   // they have failed twice, the SSD being there in between
+	from   Block  // what is looked at of the region under way
+	first  Block  // of the region
 	ents   [regionBlocks]entry
 	look   [regionBlocks]bool // the entry is there, its bucket is pinned
 	failed [regionBlocks]bool // what came is not what was stored
 	unsure [regionBlocks]bool // nothing came
 	unread [regionBlocks]bool // the backing device failed
+	lost   [regionBlocks]bool // dirty, and the SSD does not have it
 	ssd    []byte
 	under  []byte
 
@@ -80,6 +83,7 @@ type scrub struct {
 		sync.Mutex
 		rep  ScrubReport
 		stop bool
+		err  error // why it has ended, if not by itself
 	}
 	done chan struct{}
 }
@@ -123,7 +127,7 @@ func (c *Cache) Scrub(ctx context.Context, id BackingID, o ScrubOptions,
 	for ended := ctx.Done(); ; {
 		select {
 		case <-s.done:
-			return s.report(), ctx.Err()
+			return s.report(), cmp.Or(ctx.Err(), s.why())
 		case <-lost:
 			return s.report(), ctx.Err()
 		case <-ended:
@@ -147,6 +151,20 @@ func (s *scrub) halt() {
 	s.mu.Unlock()
 }
 
+// abort ends a scrub for which there is no SSD any more; it may have to wait for the backing device.
+func (s *scrub) abort(now int64) {
+	s.mu.Lock()
+	s.mu.stop, s.mu.err = true, s.bg.l.c.lostError()
+	s.mu.Unlock()
+	s.tick(now)
+}
+
+func (s *scrub) why() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mu.err
+}
+
 func (s *scrub) report() ScrubReport {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -160,6 +178,8 @@ func (s *scrub) report() ScrubReport {
 func (bg *background) startScrub(b *Backing, o ScrubOptions) (*scrub, error) {
 	c := bg.l.c
 	switch {
+	case c.lost():
+		return nil, c.lostError()
 	case bg.scrub != nil:
 		return nil, fmt.Errorf("%w: %s is being scrubbed", ErrBusy, bg.scrub.b.name)
 	case b.detaching.Load() || c.backing(b.id) != b || c.closing.Load():
@@ -237,7 +257,7 @@ func (s *scrub) next(now int64) {
 		}
 		first := s.at
 		s.at = (first>>regionShift + 1) << regionShift
-		if n := s.take(first); n > 0 {
+		if n, bad := s.take(first); n > 0 || bad {
 			s.tokens -= int64(n) * BlockSize
 			s.began, s.flying = now, true
 			s.read(s.bg.l)
@@ -250,27 +270,28 @@ func (s *scrub) next(now int64) {
 }
 
 // take notes what is cached of a region from a block on, and pins its buckets.
-func (s *scrub) take(first Block) (n int) {
+func (s *scrub) take(first Block) (n int, bad bool) {
 	c := s.bg.l.c
-	s.first = first &^ (regionBlocks - 1)
+	s.from, s.first, s.tried = first, first&^(regionBlocks-1), false
 	st := c.index.stripeOf(s.b.id, first)
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	for i := range Block(regionBlocks) {
-		s.look[i], s.failed[i], s.unsure[i], s.unread[i] = false, false, false, false
+		s.look[i], s.failed[i], s.unsure[i], s.unread[i], s.lost[i] = false, false, false, false, false
 		e, ok := c.index.find(makeKey(s.b.id, s.first+i))
 		if !ok || s.first+i < first {
 			continue
 		}
-		if e.st&stBad != 0 {
-			s.note(func(r *ScrubReport) { r.Bad.AddBlock(int64(s.first+i)*BlockSize, uint8(e.st&stMask)) })
+		if s.ents[i] = e; e.st&stBad != 0 {
+			s.lost[i] = true
+			bad = true
 			continue
 		}
-		s.ents[i], s.look[i] = e, true
+		s.look[i] = true
 		c.buckets[c.bucketOf(e.slot)].pins.Add(1)
 		n++
 	}
-	return n
+	return n, bad
 }
 
 // note changes the report, as long as it has room.
@@ -338,12 +359,16 @@ func (s *scrub) opsDone(l *Lane) {
 	if s.waits--; s.waits > 0 {
 		return
 	}
-	if s.step == scrubSSD && s.want != 0 {
+	switch {
+	case s.step != scrubSSD:
+	case s.want != 0:
 		storeMax(&l.c.ssdHealth.wanted, s.want)
 		s.run(l, nil)
 		return
-	}
-	if s.step == scrubSSD {
+	case s.unsure != [regionBlocks]bool{}:
+		s.later(l)
+		return
+	default:
 		s.judge(l)
 		s.readBacking(l)
 		return
@@ -352,22 +377,44 @@ func (s *scrub) opsDone(l *Lane) {
 	s.finish(l)
 }
 
-// run waits until it is known whether blocks are bad or the whole SSD, as an edge does.
+// run waits until it is known whether blocks are bad or the whole SSD, as an edge does: errors may pass.
 func (s *scrub) run(l *Lane, _ error) {
 	h := &l.c.ssdHealth
 	switch {
 	case l.c.lost() || h.bad.Load() >= s.want:
-		for i := range s.failed {
-			s.failed[i] = s.failed[i] && !s.unsure[i]
-		}
+		s.later(l)
+		return
 	case h.good.Load() < s.want:
 		s.w = waiter{lane: l, owner: s}
 		h.park(l.c, &s.w)
 		return
 	}
 	s.want = 0
+	if !s.tried {
+		s.tried, s.waits = true, 1
+		for i := range s.unsure {
+			if s.unsure[i] {
+				s.failed[i], s.unsure[i] = false, false
+				s.readSSD(l, i, 1)
+			}
+		}
+		s.opsDone(l)
+		return
+	}
+	s.unsure = [regionBlocks]bool{} // they are bad
 	s.judge(l)
 	s.readBacking(l)
+}
+
+// later leaves the region for when the SSD is there again: of what it did not return nothing is known.
+func (s *scrub) later(l *Lane) {
+	for i := range s.look {
+		if s.look[i] {
+			l.c.unpin(s.ents[i].slot)
+		}
+	}
+	s.want, s.at, s.flying = 0, s.from, false
+	s.rest = l.d.Now() + probePause
 }
 
 // judge deals with what the SSD did not return right, as a read does.
@@ -381,7 +428,7 @@ func (s *scrub) judge(l *Lane) {
 		case distrustDropped:
 			s.note(func(r *ScrubReport) { r.Healed++ })
 		case distrustLost:
-			s.note(func(r *ScrubReport) { r.Bad.AddBlock(int64(blk)*BlockSize, uint8(s.ents[i].st&stMask)) })
+			s.lost[i] = true
 		}
 	}
 }
@@ -470,6 +517,11 @@ func (s *scrub) finish(l *Lane) {
 		if s.look[i] {
 			l.c.unpin(s.ents[i].slot)
 			n++
+		}
+		if s.lost[i] {
+			s.note(func(r *ScrubReport) {
+				r.Bad.AddBlock(int64(s.first+Block(i))*BlockSize, uint8(s.ents[i].st&stMask))
+			})
 		}
 	}
 	now := l.d.Now()

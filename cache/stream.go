@@ -142,12 +142,12 @@ func (l *Lane) dropRuns(runs []slotRun) {
 	}
 }
 
-// takeFree opens the bucket that has been free the longest. While anything is pinned the last one
-// is for eviction: to empty a bucket it may have to move what is pinned there.
+// takeFree opens the bucket that has been free the longest. The last one is for eviction: to empty a bucket it may
+// have to move what is pinned there, or will be by the time that none is free.
 func (a *allocator) takeFree(forMove bool) BucketID {
 	a.mu.Lock()
 	n := len(a.mu.free)
-	if n == 0 || n == 1 && !forMove && a.c.pins.all.Load() > 0 {
+	if n == 0 || n == 1 && !forMove && (a.c.pins.all.Load() > 0 || a.mu.closed > 0) {
 		a.mu.Unlock()
 		a.c.pokeBackground()
 		return noBucket

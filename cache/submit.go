@@ -24,7 +24,7 @@ func (s span) cut() (part, rest span) {
 func (l *Lane) Submit(r *Request) {
 	r.Err, r.pending, r.touched, r.reached, r.next, r.flying = nil, 0, 0, 0, nil, 0
 	r.res, r.track, r.hits, r.losses, r.copied, r.Placed = nil, nil, 0, noLosses, noLosses, false
-	r.serving, r.noticed, r.way = false, false, way{}
+	r.serving, r.noticed, r.resting, r.way = false, false, 0, way{}
 	b := l.c.backing(r.Backing)
 	if b == nil {
 		l.refuse(r, ErrNoBacking)

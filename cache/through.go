@@ -38,6 +38,7 @@ type through struct {
 	// when the SSD was lost.
 	bare, late bool
 	anew       bool   // the window begins anew: its pinned blocks may have left the index already
+	rests      bool   // it waits for the device
 	wrote      uint64 // the change, as Backing.wrote counts
 	// losses is the smallest Backing.losses with which an operation of the change began.
 	losses uint64
@@ -147,7 +148,11 @@ func (t *through) window(l *Lane, s span) {
 	t.step = throughAbsent
 	if ok, err := t.await(); ok || err != nil {
 		t.run(l, err)
+		return
 	}
+	t.rests = true
+	l.rest(t.r)
+	l.d.Wake() // others may be served
 }
 
 // await reports whether the backing device is there. If not, the change waits before it has had any
@@ -162,6 +167,10 @@ func (t *through) await() (bool, error) {
 
 // run goes on from what was waited for.
 func (t *through) run(l *Lane, err error) {
+	if t.rests {
+		t.rests = false
+		l.resume(t.r)
+	}
 	if t.step == throughDurable {
 		l.commitEnds(t.r)
 	}

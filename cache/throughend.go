@@ -129,6 +129,9 @@ func (c *Cache) keepDirty(b *Backing, first, last Block) {
 	}
 	b.order.doubt()
 	b.dropPending(first, last)
+	if c.lost() && b.marker.CompareAndSwap(markerMade, markerAsked) {
+		c.pokeBackground() // it does not tell of these
+	}
 	if mutated(mutFailedChangeKept) {
 		return
 	}

@@ -12,11 +12,16 @@ import (
 // neighbours in one write. It scans the buckets that have dirty slots for the next keys in order,
 // and works through them in batches of one region. A block stays dirty on record until a flush
 // of the backing device has covered it: written, it becomes pending.
+//
+// Each device has its own list of what is to be done, and may have a batch under way whatever the others have: one that is
+// slow, is written to at a low rate or does not answer is no reason for others to wait.
 type writeback struct {
 	bg      *background
-	keys    []dirtyKey // to do, in order
-	cursor  key        // where the next scan begins
-	batches [maxBatches]*batch
+	keys    [MaxBackings + 1][]dirtyKey // to do, in order
+	cursor  [MaxBackings + 1]key        // where the next scan begins
+	dry     [MaxBackings + 1]bool       // a scan since the last tick has found nothing
+	turn    BackingID                   // whose batch was begun last
+	batches []*batch
 	flying  int
 	filling bool
 	working bool                   // some rate is not 0
@@ -31,8 +36,8 @@ type writeback struct {
 	failed map[dirtyKey]failure
 	// suspects have failed again after that. They are bad if one more probe succeeds: the SSD may have gone since.
 	suspects []suspect
-	// flyingOf counts the batches under way of each device.
-	flyingOf [MaxBackings + 1]int
+	// flyingOf counts the batches under way of each device, and parallel says how many there may be.
+	flyingOf, parallel [MaxBackings + 1]int
 }
 
 type dirtyKey struct {
@@ -70,16 +75,19 @@ func (wb *writeback) tick(now int64) {
 	elapsed := now - wb.last
 	wb.last = now
 	if c.closing.Load() { // what is dirty stays so; the backing device is not changed any more
-		wb.keys, wb.working = wb.keys[:0], false
+		wb.leaveAll()
+		wb.working = false
 		return
 	}
-	parallel, work := maxBatches, false
+	work := false
 	wb.most = regionBlocks
 	if wb.bg.l.contention(now).RT {
 		wb.most = batchBesideRT
 	}
-	for _, b := range c.backings.Load() {
+	wb.dry = [MaxBackings + 1]bool{}
+	for id, b := range c.backings.Load() {
 		if b == nil {
+			wb.rates[id] = 0
 			continue
 		}
 		rate := wb.rate(b, now)
@@ -89,26 +97,31 @@ func (wb *writeback) tick(now int64) {
 			continue
 		}
 		work = true
-		wb.tokens[b.id] = min(wb.tokens[b.id]+rate/1000*min(elapsed, 1e9)/1e6+1, max(rate/4, regionBlocks))
-		if rate < policy.Full {
-			parallel = 1
+		wb.tokens[b.id] = min(wb.tokens[b.id]+earned(rate, elapsed), max(rate/4, regionBlocks))
+		if wb.parallel[b.id] = maxBatches; rate < policy.Full {
+			wb.parallel[b.id] = 1
 		}
 	}
 	wb.working = work
 	if !work {
-		wb.keys = wb.keys[:0]
+		wb.leaveAll()
 		return
 	}
-	wb.fill(now, parallel)
+	wb.fill(now)
 }
 
-// fill keeps that many batches flying. A batch that finds nothing left to do ends in here.
-func (wb *writeback) fill(now int64, parallel int) {
+// earned is how many blocks may be written back for that much time, in nanoseconds.
+func earned(rate, elapsed int64) int64 {
+	return int64(float64(rate)*float64(min(elapsed, 1e9))/1e9) + 1
+}
+
+// fill begins batches. One that finds nothing left to do ends in here.
+func (wb *writeback) fill(now int64) {
 	if wb.filling || wb.bg.l.c.lost() {
 		return
 	}
 	wb.filling = true
-	for wb.flying < parallel && wb.startBatch(now) {
+	for wb.startBatch(now) {
 	}
 	wb.filling = false
 }
@@ -129,7 +142,7 @@ func (wb *writeback) rate(b *Backing, now int64) int64 {
 		return 0
 	}
 	v := policy.WritebackView{
-		Dirty: dirty, Target: b.dirtyTarget.Load(), Max: b.dirtyMax.Load(),
+		Dirty: dirty, Target: b.dirtyTarget.Load(), Max: b.dirtyMax.Load(), All: wb.bg.l.c.dirty.Load(),
 		Delay: time.Duration(b.delay.Load()), Idle: time.Duration(now - b.lastIO.Load()),
 		Drain: b.draining.Load() || wb.bg.pressed || !modeTable[b.Mode()].back ||
 			o.on.Load() && !o.based.Load(),
@@ -151,40 +164,62 @@ func (wb *writeback) wants(id BackingID, st state) bool {
 		(!wb.only[id] || st&stLeave != 0)
 }
 
-// startBatch takes the next keys of one region; false if there are none to write now.
+// startBatch takes the next keys of one region, of the devices in turn; false if there are none to write now.
 func (wb *writeback) startBatch(now int64) bool {
 	if wb.bg.l.c.closing.Load() {
 		return false
 	}
 	for range 2 {
-		for len(wb.keys) > 0 {
-			n := 1
-			first := wb.keys[0].k
-			for n < min(len(wb.keys), wb.most) && wb.keys[n].k>>regionShift == first>>regionShift {
-				n++
-			}
-			id := first.backing()
+		for i := range BackingID(MaxBackings) {
+			id := (wb.turn+i)%MaxBackings + 1
 			if r := wb.bg.orders[id]; r != nil && r.busy {
 				wb.rates[id] = 0 // it has begun since the last tick
 			}
-			if wb.rates[id] == 0 || wb.tokens[id] <= 0 {
-				if wb.rates[id] != 0 {
-					return false
-				}
-				wb.keys = wb.keys[n:]
+			if wb.rates[id] == 0 {
+				wb.leave(id)
+			}
+			keys := wb.keys[id]
+			if len(keys) == 0 || wb.tokens[id] <= 0 || !wb.mayFly(id) {
 				continue
 			}
+			n := 1
+			for n < min(len(keys), wb.most) && keys[n].k>>regionShift == keys[0].k>>regionShift {
+				n++
+			}
+			wb.turn = id
 			wb.tokens[id] -= int64(n)
-			keys := wb.keys[:n]
-			wb.keys = wb.keys[n:]
-			wb.newBatch(keys)
-			return true
+			wb.keys[id] = keys[n:]
+			return wb.newBatch(keys[:n])
 		}
-		if wb.flying > 0 || !wb.scan() { // a batch under way would be found again
+		if !wb.scan() {
 			return false
 		}
 	}
 	return false
+}
+
+// leave gives up the keys of a device, with which the next scan begins: not with those that have just failed.
+func (wb *writeback) leave(id BackingID) {
+	if len(wb.keys[id]) > 0 {
+		wb.cursor[id], wb.keys[id] = wb.keys[id][0].k, nil
+	}
+}
+
+func (wb *writeback) leaveAll() {
+	for id := range wb.keys {
+		wb.leave(BackingID(id))
+	}
+}
+
+// mayFly reports whether a device may have one more batch under way.
+func (wb *writeback) mayFly(id BackingID) bool {
+	n := wb.flyingOf[id]
+	return n == 0 || n < wb.parallel[id] && wb.flying < maxBatches
+}
+
+// lacks reports whether a scan is to look for keys of a device. What a batch under way has would be found again.
+func (wb *writeback) lacks(id BackingID) bool {
+	return wb.rates[id] > 0 && wb.tokens[id] > 0 && len(wb.keys[id]) == 0 && wb.flyingOf[id] == 0 && !wb.dry[id]
 }
 
 // sortKeys puts keys in order, each once: a block that is overwritten while the buckets are scanned
@@ -194,37 +229,64 @@ func sortKeys(keys []dirtyKey) []dirtyKey {
 	return slices.CompactFunc(keys, func(a, b dirtyKey) bool { return a.k == b.k })
 }
 
-// scan finds the next dirty keys from the cursor on, going round at the end.
-func (wb *writeback) scan() bool {
+// scan finds the next dirty keys, of each device that lacks some from its cursor on, going round at the end. It reports
+// whether there are any.
+func (wb *writeback) scan() (found bool) {
 	c := wb.bg.l.c
-	keys := wb.keys[:0]
-	for from, round := wb.cursor, 0; round < 2 && len(keys) == 0; round++ {
+	var from [MaxBackings + 1]key
+	var look [MaxBackings + 1]bool
+	devices := 0
+	for id := range look {
+		if look[id] = wb.lacks(BackingID(id)); look[id] {
+			devices++
+		}
+		from[id] = wb.cursor[id]
+	}
+	if devices == 0 {
+		return false
+	}
+	most := max(scanKeys/devices, regionBlocks)
+	for range 2 {
 		for b := range c.buckets {
 			if c.buckets[b].dirty.Load() == 0 {
 				continue
 			}
 			c.slotsOf(BucketID(b), func(s Slot) {
 				k, st := c.index.at(s)
-				if k >= from && wb.wants(k.backing(), st) {
-					keys = append(keys, dirtyKey{k, s})
+				id := k.backing()
+				if k == 0 || !look[id] || k < from[id] || !wb.wants(id, st) {
+					return
+				}
+				if wb.keys[id] = append(wb.keys[id], dirtyKey{k, s}); len(wb.keys[id]) >= 2*most {
+					keys := sortKeys(wb.keys[id])
+					wb.keys[id] = keys[:min(len(keys), most)]
 				}
 			})
-			if len(keys) >= 2*scanKeys {
-				keys = sortKeys(keys)
-				keys = keys[:min(len(keys), scanKeys)]
-			}
 		}
-		from = 0
+		again := false
+		for id := range look {
+			if !look[id] {
+				continue
+			}
+			keys := sortKeys(wb.keys[id])
+			keys = keys[:min(len(keys), most)]
+			if wb.keys[id] = keys; len(keys) > 0 {
+				wb.cursor[id] = keys[len(keys)-1].k + 1
+				look[id], found = false, true
+				continue
+			}
+			again, from[id] = true, 0
+		}
+		if !again {
+			return found
+		}
 	}
-	keys = sortKeys(keys)
-	keys = keys[:min(len(keys), scanKeys)]
-	wb.keys = keys
-	if len(keys) == 0 {
-		wb.cursor = 0
-		return false
+	for id, yes := range look {
+		if yes {
+			wb.cursor[id], wb.dry[id] = 0, true
+		}
 	}
-	wb.cursor = keys[len(keys)-1].k + 1
-	return true
+	return found
 }
 
 // sure reports whether the SSD has been there since a read of a block has failed. If that is not known, writeback
@@ -308,21 +370,19 @@ const (
 	batchWrite
 )
 
-func (wb *writeback) newBatch(keys []dirtyKey) {
+// newBatch begins a batch; false if there is no memory for it now. Its keys are found again.
+func (wb *writeback) newBatch(keys []dirtyKey) bool {
 	l := wb.bg.l
-	var t *batch
-	for i := range wb.batches {
-		if wb.batches[i] == nil {
-			buf, err := offHeap(regionBytes)
-			if err != nil {
-				return // no memory now; the keys are found again
-			}
-			wb.batches[i] = &batch{wb: wb, buf: buf}
+	i := slices.IndexFunc(wb.batches, func(t *batch) bool { return !t.busy })
+	if i < 0 {
+		buf, err := offHeap(regionBytes)
+		if err != nil {
+			return false
 		}
-		if t = wb.batches[i]; !t.busy {
-			break
-		}
+		i = len(wb.batches)
+		wb.batches = append(wb.batches, &batch{wb: wb, buf: buf})
 	}
+	t := wb.batches[i]
 	wb.flying++
 	wb.flyingOf[keys[0].k.backing()]++
 	t.busy, t.err, t.step = true, nil, batchLock
@@ -340,6 +400,7 @@ func (wb *writeback) newBatch(keys []dirtyKey) {
 	if granted {
 		t.run(l, nil)
 	}
+	return true
 }
 
 func (t *batch) stripe(l *Lane) *stripe { return l.c.index.stripeOf(t.b.id, t.lock.first) }
@@ -396,9 +457,29 @@ func (t *batch) opDone(l *Lane, op *Op, err error) {
 	if t.step == batchRead {
 		t.verify(l, int(op.arg>>16), int(op.arg&0xffff), err)
 	} else if err != nil {
-		t.err = err
+		t.unwritten(l, op, err)
 	}
 	t.opsDone(l)
+}
+
+// unwritten deals with a write that has failed. One bad sector fails all of it, so its blocks are written again, each by
+// itself; which of them fail stay dirty.
+func (t *batch) unwritten(l *Lane, op *Op, err error) {
+	from, end := op.Off-t.b.dataOff, op.Off-t.b.dataOff+op.Len
+	if next := (from/BlockSize + 1) * BlockSize; next < end && !meansGone(err) {
+		for ; from < end; from, next = next, next+BlockSize {
+			t.waits++
+			at, n := from%regionBytes, min(next, end)-from
+			l.move(t, OpWrite, t.b.id, t.b.dataOff+from, t.buf[at:at+n], 0)
+		}
+		return
+	}
+	t.err = err
+	for i, d := range t.keys {
+		if at := int64(d.k.block()) * BlockSize; at < end && from < at+BlockSize {
+			t.live[i] = false
+		}
+	}
 }
 
 // verify looks at what the SSD returned. One bad sector fails the operation that reads many blocks:
@@ -492,7 +573,7 @@ func (t *batch) finish(l *Lane) {
 	wrote := t.b.wrote.Add(1)
 	s.mu.Lock()
 	for i, d := range t.keys {
-		if !t.live[i] || t.err != nil {
+		if !t.live[i] || t.err != nil && t.step != batchWrite {
 			continue
 		}
 		done++
@@ -513,6 +594,7 @@ func (t *batch) finish(l *Lane) {
 	s.mu.Unlock()
 	l.io[t.b.id].WritebackBlocks.Add(done)
 	if t.err != nil {
+		t.b.failedWith(t.err)
 		t.wb.pause[t.b.id] = l.d.Now() + errorPause
 		if t.step == batchWrite && t.b.lacking() > 0 {
 			l.bg.orderOf(t.b).fail(t.err, t.judged)
@@ -522,6 +604,6 @@ func (t *batch) finish(l *Lane) {
 	t.wb.flying--
 	t.wb.flyingOf[t.b.id]--
 	if t.err == nil {
-		t.wb.fill(l.d.Now(), t.wb.flying+1)
+		t.wb.fill(l.d.Now())
 	}
 }

@@ -3,6 +3,8 @@ package cache
 import (
 	"testing"
 	"time"
+
+	"ubcache/policy"
 )
 
 // TestBlockFoundTwice gives writeback a block in its old slot and in its new one, as a scan beside
@@ -11,14 +13,15 @@ func TestBlockFoundTwice(t *testing.T) {
 	h := small(t)
 	h.write(0, fill(1, regionBlocks))
 	wb := &h.l.bg.wb
+	var keys []dirtyKey
 	for i := range Block(regionBlocks) {
 		k := makeKey(h.b.id, i)
 		e, _ := h.c.index.find(k)
-		wb.keys = append(wb.keys, dirtyKey{k, e.slot}, dirtyKey{k, e.slot + 1})
+		keys = append(keys, dirtyKey{k, e.slot}, dirtyKey{k, e.slot + 1})
 	}
-	wb.keys = sortKeys(wb.keys)
-	if len(wb.keys) != regionBlocks {
-		t.Fatalf("%d keys for %d blocks", len(wb.keys), regionBlocks)
+	wb.keys[h.b.id] = sortKeys(keys)
+	if len(wb.keys[h.b.id]) != regionBlocks {
+		t.Fatalf("%d keys for %d blocks", len(wb.keys[h.b.id]), regionBlocks)
 	}
 	h.drain()
 	if string(h.back[:regionBytes]) != string(fill(1, regionBlocks)) {
@@ -107,6 +110,11 @@ func TestWritebackBesideAnOrder(t *testing.T) {
 	}
 	wb, busy := &h.l.bg.wb, false
 	h.stuck = func(op *Op) bool { return op.Dev == b.ID() && op.Kind == OpWrite }
+	wb.filling = true // it looks at the devices, and begins nothing yet
+	h.until("the order", func() bool { return h.l.bg.orders[b.ID()].busy })
+	wb.filling = false
+	wb.rates[b.ID()], wb.tokens[b.ID()] = policy.Full, regionBlocks
+	wb.fill(h.now)
 	for i := range 200 {
 		if i%20 == 0 {
 			h.tick()

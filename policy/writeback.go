@@ -5,6 +5,7 @@ import "time"
 // WritebackView is what the writeback controller knows of a backing device.
 type WritebackView struct {
 	Dirty, Target, Max int64         // blocks
+	All                int64         // dirty blocks of all devices: Max is their limit, too
 	Age                time.Duration // of the oldest dirty data
 	Delay              time.Duration // that it may reach on an idle device
 	Idle               time.Duration // since the last request
@@ -42,6 +43,8 @@ func wantedRate(v WritebackView) int64 {
 	case v.Dirty == 0:
 		return 0
 	case v.Drain, excess > (v.Max-v.Target)/2 && excess > 0:
+		return Full
+	case v.All-v.Target > (v.Max-v.Target)/2 && v.All > v.Target: // together they come near the limit
 		return Full
 	case excess > 0 && v.Idle > idleAfter:
 		return Full

@@ -1,0 +1,108 @@
+package cache
+
+import (
+	"context"
+	"testing"
+	"time"
+)
+
+// TestBackingSectorThatCannotBeWritten: one bad sector of the backing device keeps its own block dirty, and no other.
+func TestBackingSectorThatCannotBeWritten(t *testing.T) {
+	h := pressed(t)
+	const bad = 5 * BlockSize
+	h.fail = func(op *Op) error {
+		if op.Dev != SSD && op.Kind == OpWrite && op.Off <= bad && bad < op.Off+op.Len {
+			return errMedium
+		}
+		return nil
+	}
+	h.write(0, fill(1, 64))
+	h.write(300*BlockSize, fill(2, 8))
+	_ = h.c.SetDrain(h.b.ID(), true)
+	h.within(time.Minute, func() bool { return h.b.Remaining() <= 1 })
+	if n := h.b.Remaining(); n != 1 {
+		t.Errorf("%d of 72 blocks are not written back after a minute for the sake of one bad sector", n)
+	}
+	h.fail = nil
+	h.drain()
+	if string(h.back[:64*BlockSize]) != string(fill(1, 64)) {
+		t.Error("the backing device lacks data")
+	}
+}
+
+// TestDrainOfADeviceThatFailsItsWrites: it is there, and will never take what is dirty: who waits for the end of the drain
+// is told, so that detach --force can go on.
+func TestDrainOfADeviceThatFailsItsWrites(t *testing.T) {
+	h := pressed(t)
+	h.fail = func(op *Op) error {
+		if op.Dev != SSD && op.Kind == OpWrite {
+			return errMedium
+		}
+		return nil
+	}
+	h.write(0, fill(1, 64))
+	if err := h.c.BeginDetach(h.b.ID()); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() { done <- h.c.WaitDrained(ctx, h.b.ID(), nil) }()
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		h.tick() // 100 ms of the cache's time
+		for len(h.ops) > 0 {
+			h.step()
+		}
+		select {
+		case err := <-done:
+			if err == nil {
+				t.Error("it is said to be written back")
+			}
+			return
+		default:
+		}
+	}
+	t.Errorf("after %s of failing writes the drain does not end", time.Duration(h.now).Round(time.Second))
+}
+
+// TestDrainOfADeviceThatFailsItsFlushes: what was written is lost each time as far as anybody knows. It is written again, but
+// not as fast as the device can, and who waits is told.
+func TestDrainOfADeviceThatFailsItsFlushes(t *testing.T) {
+	h := pressed(t)
+	wrote := 0
+	h.fail = func(op *Op) error {
+		if op.Dev != SSD && op.Kind == OpFlush {
+			return errMedium
+		}
+		if op.Dev != SSD && op.Kind == OpWrite {
+			wrote++
+		}
+		return nil
+	}
+	h.write(0, fill(1, 64))
+	_ = h.c.SetDrain(h.b.ID(), true)
+	done := make(chan error, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() { done <- h.c.WaitDrained(ctx, h.b.ID(), nil) }()
+	begun := h.now
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		h.now -= int64(90 * time.Millisecond) // a tick each 10 ms
+		h.tick()
+		for len(h.ops) > 0 {
+			h.step()
+		}
+		select {
+		case err := <-done:
+			if err == nil {
+				t.Error("it is said to be written back")
+			}
+			if most := 4 + int((h.now-begun)/errorPause); wrote > most {
+				t.Errorf("64 blocks were written %d times in %s", wrote, time.Duration(h.now-begun))
+			}
+			return
+		default:
+		}
+	}
+	t.Errorf("64 blocks were written %d times in %s, and the drain does not end", wrote, time.Duration(h.now-begun))
+}
