@@ -142,6 +142,30 @@ func (c *Cache) Scrub(ctx context.Context, id BackingID, o ScrubOptions,
 	}
 }
 
+// StartScrub is Scrub for who is on the background lane, and does not wait. report says what was found so far, and whether
+// the scrub has ended.
+func (l *Lane) StartScrub(id BackingID, o ScrubOptions) (report func() (rep ScrubReport, ended bool), err error) {
+	b, err := l.c.Backing(id)
+	if err != nil {
+		return nil, err
+	}
+	if l.c.loading.on.Load() {
+		return nil, fmt.Errorf("%w: the index is being loaded", ErrBusy)
+	}
+	s, err := l.bg.startScrub(b, o)
+	if err != nil {
+		return nil, err
+	}
+	return func() (ScrubReport, bool) {
+		select {
+		case <-s.done:
+			return s.report(), true
+		default:
+			return s.report(), false
+		}
+	}, nil
+}
+
 // scrubPatience is how long who ends a scrub waits for the devices.
 const scrubPatience = 10 * time.Second
 

@@ -39,7 +39,8 @@ type Config struct {
 	Gone        int // how often a backing device goes away or comes back, per 10,000 steps
 	Restarts    int // orderly stops and starts, per 10,000 steps; requests come while the index is loaded
 	SlowLoad    bool
-	LoadRegions int // how much is remembered of changes meanwhile
+	Scrubs      bool // now and then what is cached is verified
+	LoadRegions int  // how much is remembered of changes meanwhile
 	// LyingFlush makes every flush of the SSD a lie, for tests of the checker.
 	LyingFlush bool
 }
@@ -96,6 +97,7 @@ func NewConfig(seed uint64) Config {
 	}
 	c.LoadRegions, c.SlowLoad = 1+loads.IntN(6), loads.IntN(2) == 0
 	c.Targets = !c.ZeroCopy && loads.IntN(3) == 0
+	c.Scrubs = loads.IntN(3) == 0
 	return c
 }
 
@@ -146,4 +148,6 @@ type Result struct {
 	Restarts, Loaded                     int   // orderly restarts; those that were loaded to the end
 	LateDropped                          int64 // entries of them that had become obsolete
 	Salvaged, SalvagedBlocks             int   // crashes after which dirty data was salvaged, and how much
+	Scrubs                               int   // that have ended
+	Scrubbed                             int64 // blocks that they have looked at
 }

@@ -270,7 +270,8 @@ func (r *Result) String() string {
 		"copies had become obsolete", r.Restarts, r.Loaded, r.LateDropped)
 	p("\n  engine: %d hits, %d evicted, %d written back, %d moved, %d healed, %d checkpoints\n",
 		r.Hits, r.Evicted, r.WrittenBack, r.Moved, r.Healed, r.Checkpoints)
-	p("  salvaged: %d dirty blocks after %d crashes\n", r.SalvagedBlocks, r.Salvaged)
+	p("  salvaged: %d dirty blocks after %d crashes; scrubbed: %d blocks by %d scrubs\n", r.SalvagedBlocks, r.Salvaged,
+		r.Scrubbed, r.Scrubs)
 	p("  attributes: %d pins, %d evictions; %d refused, %d mismatched, %d late\n",
 		r.Pins, r.Evictions, r.Refused, r.Mismatched, r.Late)
 	p("  %d reads left in the client's memory, which it meddled with %d times", r.Placed, r.Meddled)
@@ -301,7 +302,7 @@ func (r *Result) missing() (all []string) {
 		"vanished SSDs": int64(r.Vanished), "SSDs that are back": int64(r.Returned),
 		"backing devices away": int64(r.Gone), "backing devices back": int64(r.GivenBack),
 		"forgetful backing devices": int64(r.Forgotten), "reported losses": int64(r.Reported),
-		"salvaged blocks": int64(r.SalvagedBlocks), "orderly restarts": int64(r.Restarts), "late loads": int64(r.Loaded),
+		"salvaged blocks": int64(r.SalvagedBlocks), "scrubs": int64(r.Scrubs), "orderly restarts": int64(r.Restarts), "late loads": int64(r.Loaded),
 		"copies that were obsolete when they were loaded": r.LateDropped,
 	} {
 		miss(n, what)

@@ -52,6 +52,7 @@ type Sim struct {
 	res      Result
 	wishes   wishes
 	van      vanishing
+	scrubs   scrubbing
 	absences []absence // of backing devices
 	ending   bool      // an SSD that is away comes back at once
 	orders   orders
@@ -349,6 +350,7 @@ func (s *Sim) step(requests bool) {
 		}
 		s.now += int64(s.rng.IntN(100)) * int64(time.Millisecond)
 		s.bg().l.Tick()
+		s.scrub()
 	case requests && s.cfg.ModeChanges && s.well() && s.rng.IntN(20) == 0:
 		id := s.ids[s.rng.IntN(len(s.ids))]
 		if err := s.c.SetMode(id, s.mode()); err != nil {
