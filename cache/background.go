@@ -135,7 +135,7 @@ func (bg *background) flushOf(b *Backing) *backingFlush {
 func (f *backingFlush) opDone(l *Lane, op *Op, err error) {
 	f.running = false
 	if f.failed = err != nil; f.failed {
-		f.b.failedWith(err)
+		f.b.failedWith(err, l.d.Now())
 		l.bg.wb.pause[f.b.id] = l.d.Now() + errorPause // what is written before it is tried again is for nothing
 		return
 	}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // badStorage cannot read some pages.
@@ -448,5 +449,28 @@ func TestWritebackOneErrorCondemnsNothing(t *testing.T) {
 	got, err := v.read(600*BlockSize, BlockSize)
 	if err != nil || got[0] != 2 {
 		t.Errorf("the block that has failed once: %v", err)
+	}
+}
+
+// TestManyBadBlocks: of more blocks that the SSD cannot read than are remembered each is found to be bad.
+func TestManyBadBlocks(t *testing.T) {
+	defer func(n int) { maxFailed = n }(maxFailed)
+	maxFailed = 64
+	h := pressed(t)
+	h.write(0, fill(1, 250))
+	h.flush()
+	from, to := h.slotOf(0), int64(0)
+	for b := range Block(250) {
+		from, to = min(from, h.slotOf(b)), max(to, h.slotOf(b))
+	}
+	h.fail = func(op *Op) error {
+		if op.Dev == SSD && op.Kind == OpRead && op.Off >= from && op.Off <= to {
+			return errMedium
+		}
+		return nil
+	}
+	_ = h.c.SetDrain(h.b.ID(), true)
+	if !h.within(10*time.Minute, func() bool { return h.b.Remaining() == 0 }) {
+		t.Errorf("after 10 minutes %d of 250 blocks are neither written back nor bad, %d are bad", h.b.Remaining(), h.b.bad.Load())
 	}
 }

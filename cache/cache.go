@@ -170,15 +170,19 @@ type Backing struct {
 		markerErr error
 		backErr   error // of the last batch of writeback that has failed
 	}
-	fails atomic.Int64 // batches of writeback that have failed
+	fails atomic.Int64 // tries of writeback that have failed
+	tried atomic.Int64 // what fails before then is part of the last of them: batches are under way side by side
 }
 
-// failedWith notes that a batch of writeback has failed.
-func (b *Backing) failedWith(err error) {
+// failedWith notes that writeback has failed.
+func (b *Backing) failedWith(err error, now int64) {
 	b.mu.Lock()
 	b.mu.backErr = err
 	b.mu.Unlock()
-	b.fails.Add(1)
+	if now >= b.tried.Load() {
+		b.tried.Store(now + errorPause)
+		b.fails.Add(1)
+	}
 }
 
 func (b *Backing) failure() error {

@@ -417,7 +417,7 @@ func (c *Cache) Abandon() { c.release() }
 // drainPoll is how often WaitDrained reports.
 const drainPoll = 10 * time.Millisecond
 
-// drainTries is how many times in a row the backing device may fail to take something of what is left.
+// drainTries is how many times in a row, errorPause apart, the backing device may take nothing of what is left.
 const drainTries = 10
 
 // WaitDrained waits until Remaining is 0, telling progress what is left from time to time. It

@@ -266,3 +266,60 @@ func TestCrashAfterDetach(t *testing.T) {
 		h.wantRead(0, fill(9, 8))
 	}
 }
+
+// TestReusedNumberOfASmallerDevice: the number of a device that was detached is given to a smaller one, and the daemon dies
+// before the summaries are written.
+func TestReusedNumberOfASmallerDevice(t *testing.T) {
+	dev := make(memStorage, 16<<20)
+	if _, err := Format(dev, FormatOptions{BucketBytes: 64 << 10}); err != nil {
+		t.Fatal(err)
+	}
+	h := newHarness(t, dev, 8<<20)
+	h.write(1500*BlockSize, fill(1, 8))
+	h.drain()
+	h.settle()
+	h.c.Abandon()
+	h.ops = nil
+	h.open() // summaries have the blocks
+	b, err := h.c.Backing(h.b.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.SetAbilities(true, true)
+	h.b = b
+	id := b.ID()
+	done := make(chan error, 1)
+	go func() { done <- h.c.FinishDetach(context.Background(), id, false) }()
+	for end := false; !end; {
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Fatal(err)
+			}
+			end = true
+		default:
+			h.tick()
+			for len(h.ops) > 0 {
+				h.step()
+			}
+		}
+	}
+	h.c.sb.NextID = id // as after 63 others
+	tun := DefaultTunables()
+	nb, err := h.c.Attach(AttachOptions{
+		Name: "small", Mode: Writeback, LBS: 512,
+		Identity: Identity{Size: 1 << 20}, Tunables: tun, UUID: UUID{0xe},
+	})
+	if err != nil || nb.ID() != id {
+		t.Fatal(err, nb.ID())
+	}
+	h.c.Abandon()
+	c, err := Open(dev, Options{})
+	if err != nil {
+		t.Fatalf("the start is refused: %v", err)
+	}
+	if s := c.Repaired(); s != "" {
+		t.Errorf("repaired: %s", s)
+	}
+	c.Abandon()
+}

@@ -297,19 +297,23 @@ func (m *marker) made(c *Cache) {
 			b.marker.Store(markerFailed)
 		} else {
 			b.marker.Store(markerMade)
+			if b.uncovered()+b.dirty.Load() > dirty { // become dirty while it was written: see keepDirty
+				b.marker.CompareAndSwap(markerMade, markerAsked)
+			}
 		}
 		c.pokeBackground()
 	}
+	told := dirty
 	if mutated(mutMissedDirty) {
-		dirty = 0
+		told = 0
 	}
-	b.markedDirty.Store(dirty)
+	b.markedDirty.Store(told)
 	if c.opts.Missed == nil {
 		done(fmt.Errorf("there is no place for it"))
 		return
 	}
 	c.opts.Missed(Missed{
-		Cache: c.sb.UUID, Epoch: c.epoch, Backing: b.uuid, ID: b.id, Name: b.name, Dirty: dirty,
+		Cache: c.sb.UUID, Epoch: c.epoch, Backing: b.uuid, ID: b.id, Name: b.name, Dirty: told,
 	}, done)
 }
 

@@ -133,3 +133,43 @@ func TestMarkerTellsOfWhatBecomesDirty(t *testing.T) {
 		t.Errorf("the write ended with %v; %d blocks are dirty, the marker tells of %d", r.Err, dirty, m.Dirty)
 	}
 }
+
+// TestMarkerUnderWay: as TestMarkerTellsOfWhatBecomesDirty, while the marker is being written.
+func TestMarkerUnderWay(t *testing.T) {
+	v := newLossy(t, FormatOptions{}, Writethrough)
+	var made func()
+	v.c.opts.Missed = func(m Missed, done func(error)) { made = func() { v.mark(m, done) } }
+	v.write(0, fill(1, 1)) // pending
+	v.write(8*BlockSize, fill(3, 1))
+	v.stuck = func(op *Op) bool { return op.Dev != SSD && op.Kind == OpWrite && op.Off == 0 }
+	fail := v.fail
+	v.fail = func(op *Op) error {
+		if op.Dev != SSD && op.Kind == OpWrite && op.Off == 0 && op.Len == BlockSize {
+			return errMedium
+		}
+		return fail(op)
+	}
+	r, ended := writeOf(0, fill(2, 1)), false
+	other, otherEnded := writeOf(8*BlockSize, fill(4, 1)), false
+	v.finish = func(f *Request) { ended = ended || f == r; otherEnded = otherEnded || f == other }
+	v.start(r)
+	v.until("the write", func() bool { return len(v.ops) > 0 && v.stuck(v.ops[len(v.ops)-1]) })
+	v.flush()
+	v.vanish()
+	v.start(other) // wants the marker
+	v.until("the marker", func() bool { return made != nil })
+	v.stuck = nil
+	v.until("its end", func() bool { return ended })
+	for range 5 {
+		if f := made; f != nil {
+			made = nil
+			f()
+		}
+		v.pass(1e9)
+	}
+	v.until("the other's end", func() bool { return otherEnded })
+	dirty := v.b.dirty.Load()
+	if m := v.markers[v.b.uuid]; r.Err == nil || m.Dirty != dirty {
+		t.Errorf("the write ended with %v; %d blocks are dirty, the marker tells of %d", r.Err, dirty, m.Dirty)
+	}
+}

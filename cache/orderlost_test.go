@@ -424,3 +424,23 @@ func TestOrderedDoubtedWithoutChecksums(t *testing.T) {
 		}
 	}
 }
+
+// TestOrderedLostAndOverwritten: what is lost is counted once, also if it is overwritten before its turn ends.
+func TestOrderedLostAndOverwritten(t *testing.T) {
+	h := newOrderHarness(t, nil)
+	h.write(5*BlockSize, page(1))
+	h.write(60*BlockSize, page(1))
+	h.ssd[h.slotOf(5)] ^= 1
+	h.flush()
+	h.stuck = func(op *Op) bool { return op.Dev != SSD }
+	h.b.draining.Store(true)
+	h.until("the write", func() bool {
+		return slices.ContainsFunc(h.ops, func(op *Op) bool { return op.Dev != SSD && op.Kind == OpWrite })
+	})
+	h.write(5*BlockSize, page(9))
+	h.stuck = nil
+	h.until("the end", func() bool { return h.status().UnsettledBytes == 0 && len(h.ops) == 0 })
+	if n := h.stats().BadBlocks; n != 1 {
+		t.Errorf("%d blocks are said to be bad, 1 was", n)
+	}
+}

@@ -334,6 +334,9 @@ func (r *orderRun) later() { r.busy, r.retry = false, r.bg.l.d.Now()+errorPause 
 func (r *orderRun) fail(err error, judged uint64) {
 	r.later()
 	b := r.b
+	if !errors.Is(err, errLost) {
+		b.failedWith(err, r.bg.l.d.Now())
+	}
 	switch gone := r.bg.l.c.opts.Suspect != nil && explainsAbsence(err); {
 	case errors.Is(err, errLost):
 		return

@@ -80,7 +80,7 @@ func (r *orderRun) settleOne(v queued) {
 		panic("cache: what was queued is not in its slot")
 	}
 	if st.shadow() {
-		if lost {
+		if lost && st&stBad == 0 { // else it was counted before it was overwritten
 			r.bg.l.io[b.id].BadBlocks.Add(1)
 		}
 		c.unshadow(b, v.slot)

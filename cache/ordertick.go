@@ -177,6 +177,7 @@ func (r *orderRun) dissolve(record bool) {
 	o.sound.Store(false)
 	o.noted.Store(false)
 	r.image = 0
+	r.anew() // the slots are others' from here on
 	j.images.And(^r.b.bit())
 	first, end := o.mu.ring.head, o.mu.ring.tail // nothing more comes
 	o.mu.Unlock()

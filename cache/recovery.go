@@ -280,12 +280,12 @@ func (r *recovery) lsnOf(s Slot) LSN { return r.pageLSN[r.c.geo.pageOf(s)] }
 func (r *recovery) install(k key, e entry, lsn LSN) {
 	c := r.c
 	b := c.backing(k.backing())
-	if b == nil && e.st&stMask != 0 {
-		r.estrange(k, e.slot, lsn)
+	if e.st&stMask == 0 {
+		r.misplaced(k, e.slot)
 		return
 	}
-	if b == nil || e.st&stMask == 0 || int64(k.block())*BlockSize >= b.size {
-		r.misplaced(k, e.slot)
+	if b == nil || int64(k.block())*BlockSize >= b.size { // the number may have been a larger device's
+		r.estrange(k, e.slot, lsn)
 		return
 	}
 	if old, ok := c.index.find(k); ok {
@@ -303,7 +303,7 @@ func (r *recovery) install(k key, e entry, lsn LSN) {
 	c.account(b, e.st, 1, e.slot)
 }
 
-// strangers are entries of a device that is not there.
+// strangers are entries of a device that is not there, or that is smaller than it was.
 type strangers struct {
 	n    int
 	lsn  LSN // of the newest page with one

@@ -413,6 +413,12 @@ func (s *scrub) run(l *Lane, _ error) {
 		h.park(l.c, &s.w)
 		return
 	}
+	for i := range s.unsure {
+		if s.tried && s.unsure[i] && !s.failed[i] { // that error was none of the block
+			s.later(l)
+			return
+		}
+	}
 	s.want = 0
 	if !s.tried {
 		s.tried, s.waits = true, 1

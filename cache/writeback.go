@@ -2,6 +2,7 @@ package cache
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"time"
 
@@ -19,7 +20,9 @@ type writeback struct {
 	bg      *background
 	keys    [MaxBackings + 1][]dirtyKey // to do, in order
 	cursor  [MaxBackings + 1]key        // where the next scan begins
-	dry     [MaxBackings + 1]bool       // a scan since the last tick has found nothing
+	dry     [MaxBackings + 1]bool       // a scan before rescan has found all that there is
+	rescan  int64                       // a scan may take long if much is dirty
+	scans   int64                       // so far
 	turn    BackingID                   // whose batch was begun last
 	batches []*batch
 	flying  int
@@ -51,8 +54,8 @@ type failure struct {
 	life uint32
 }
 
-// maxFailed bounds writeback.failed.
-const maxFailed = 64 << 10
+// maxFailed bounds writeback.failed. Tests change it.
+var maxFailed = 64 << 10
 
 // suspect is a block that the SSD may have lost. Its slot is pinned until it is judged.
 type suspect struct {
@@ -66,7 +69,9 @@ const (
 	// what the device has begun.
 	batchBesideRT = 32
 	scanKeys      = 32 << 10
-	errorPause    = int64(time.Second)
+	// scanRest is how many times as long as a scan took devices that have little to write back wait for the next one.
+	scanRest   = 4
+	errorPause = int64(time.Second)
 )
 
 // tick sets the rates and starts batches.
@@ -84,7 +89,9 @@ func (wb *writeback) tick(now int64) {
 	if wb.bg.l.contention(now).RT {
 		wb.most = batchBesideRT
 	}
-	wb.dry = [MaxBackings + 1]bool{}
+	if now >= wb.rescan {
+		wb.dry = [MaxBackings + 1]bool{}
+	}
 	for id, b := range c.backings.Load() {
 		if b == nil {
 			wb.rates[id] = 0
@@ -246,6 +253,12 @@ func (wb *writeback) scan() (found bool) {
 		return false
 	}
 	most := max(scanKeys/devices, regionBlocks)
+	wb.scans++
+	begun := wb.bg.l.d.Clock()
+	defer func() {
+		now := wb.bg.l.d.Clock()
+		wb.rescan = now + max(int64(tickEvery), scanRest*(now-begun))
+	}()
 	for range 2 {
 		for b := range c.buckets {
 			if c.buckets[b].dirty.Load() == 0 {
@@ -272,6 +285,9 @@ func (wb *writeback) scan() (found bool) {
 			keys = keys[:min(len(keys), most)]
 			if wb.keys[id] = keys; len(keys) > 0 {
 				wb.cursor[id] = keys[len(keys)-1].k + 1
+				if len(keys) < most { // these are all
+					wb.cursor[id], wb.dry[id] = 0, from[id] == 0
+				}
 				look[id], found = false, true
 				continue
 			}
@@ -300,11 +316,19 @@ func (wb *writeback) sure(l *Lane, b *Backing, d dirtyKey, err error) bool {
 			return true
 		}
 		if !ok {
-			if wb.failed == nil || len(wb.failed) >= maxFailed { // of blocks that are gone, most of them
+			if wb.failed == nil {
 				wb.failed = map[dirtyKey]failure{}
 			}
+			if len(wb.failed) >= maxFailed {
+				maps.DeleteFunc(wb.failed, func(d dirtyKey, f failure) bool {
+					k, st := l.c.index.at(d.slot)
+					return k != d.k || st&stDirty == 0 || f.life != l.c.lifeOf(d.slot)
+				})
+			}
 			f = failure{want: h.begun.Load() + 1, life: life}
-			wb.failed[d] = f
+			if len(wb.failed) < maxFailed { // else it has to wait until others are judged
+				wb.failed[d] = f
+			}
 			storeMax(&h.wanted, f.want)
 		}
 	}
@@ -466,7 +490,7 @@ func (t *batch) opDone(l *Lane, op *Op, err error) {
 // itself; which of them fail stay dirty.
 func (t *batch) unwritten(l *Lane, op *Op, err error) {
 	from, end := op.Off-t.b.dataOff, op.Off-t.b.dataOff+op.Len
-	if next := (from/BlockSize + 1) * BlockSize; next < end && !meansGone(err) {
+	if next := (from/BlockSize + 1) * BlockSize; next < end && !meansGone(err) && t.b.Presence() == Present {
 		for ; from < end; from, next = next, next+BlockSize {
 			t.waits++
 			at, n := from%regionBytes, min(next, end)-from
@@ -594,7 +618,7 @@ func (t *batch) finish(l *Lane) {
 	s.mu.Unlock()
 	l.io[t.b.id].WritebackBlocks.Add(done)
 	if t.err != nil {
-		t.b.failedWith(t.err)
+		t.b.failedWith(t.err, l.d.Now())
 		t.wb.pause[t.b.id] = l.d.Now() + errorPause
 		if t.step == batchWrite && t.b.lacking() > 0 {
 			l.bg.orderOf(t.b).fail(t.err, t.judged)

@@ -149,3 +149,33 @@ func TestTogetherAboveTheLimit(t *testing.T) {
 			direct, first.dirty.Load(), other.dirty.Load())
 	}
 }
+
+// TestScansAreFew: a device with little to write back does not make writeback look through all that another one has, and
+// cannot write, again and again.
+func TestScansAreFew(t *testing.T) {
+	h := pressedBy(t, 64<<20)
+	other := h.attachSecond(8 << 20)
+	for i := range int64(8) {
+		h.write(i*regionBytes, fill(1, regionBlocks))
+	}
+	h.c.SetPresence(h.b.ID(), Holding)
+	big := h.b
+	h.b = other
+	for _, b := range []*Backing{big, other} {
+		b.dirtyTarget.Store(10)
+		b.dirtyMax.Store(4000)
+	}
+	h.l.bg.wb.scans = 0
+	for i := range 200 {
+		h.now += int64(10 * time.Millisecond)
+		other.lastIO.Store(h.now)
+		h.write(int64(i%100)*BlockSize, page(byte(i)))
+		h.l.Tick()
+		for len(h.ops) > 0 {
+			h.step()
+		}
+	}
+	if n := h.l.bg.wb.scans; n == 0 || n > 100 {
+		t.Errorf("%d scans in 2 s, with %d dirty blocks", n, h.c.dirty.Load())
+	}
+}

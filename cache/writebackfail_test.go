@@ -106,3 +106,69 @@ func TestDrainOfADeviceThatFailsItsFlushes(t *testing.T) {
 	}
 	t.Errorf("64 blocks were written %d times in %s, and the drain does not end", wrote, time.Duration(h.now-begun))
 }
+
+// TestDrainOutlivesAnOutage: a drain goes on after some seconds in which the device fails everything, however many batches
+// that are.
+func TestDrainOutlivesAnOutage(t *testing.T) {
+	h := pressed(t)
+	h.write(0, fill(1, 64))
+	for i := range int64(8) {
+		h.write(i*regionBytes, fill(1, 64))
+	}
+	if err := h.c.BeginDetach(h.b.ID()); err != nil {
+		t.Fatal(err)
+	}
+	begun := h.now
+	h.fail = func(op *Op) error {
+		if op.Dev != SSD && op.Kind == OpWrite && h.now < begun+int64(5*time.Second) {
+			return errMedium
+		}
+		return nil
+	}
+	done := make(chan error, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() { done <- h.c.WaitDrained(ctx, h.b.ID(), nil) }()
+	for range 2000 {
+		time.Sleep(12 * time.Millisecond)
+		h.tick()
+		for len(h.ops) > 0 {
+			h.step()
+		}
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Fatalf("after %s: %v; %d left, %d fails", time.Duration(h.now-begun), err, h.b.Remaining(), h.b.fails.Load())
+			}
+			return
+		default:
+		}
+	}
+	t.Fatal("no end")
+}
+
+// TestFailedBatchOfAnAbsentDevice: a write that fails since the device has gone is not tried block by block.
+func TestFailedBatchOfAnAbsentDevice(t *testing.T) {
+	h := pressed(t)
+	h.write(0, fill(1, 64))
+	absent, n := false, 0
+	h.fail = func(op *Op) error {
+		if op.Dev != SSD && op.Kind == OpWrite {
+			n++
+			absent = true
+			h.c.SetPresence(h.b.ID(), Holding)
+			return errMedium
+		}
+		return nil
+	}
+	_ = h.c.SetDrain(h.b.ID(), true)
+	for range 20 {
+		h.tick()
+		for len(h.ops) > 0 {
+			h.step()
+		}
+	}
+	if !absent || n != 1 {
+		t.Errorf("%d writes were sent, one before the device was away", n)
+	}
+}

@@ -136,6 +136,7 @@ func (s *Sim) restartInOrder() {
 		return len(s.reqs) == 0 && !slices.ContainsFunc(s.backs, func(d *Disk) bool { return d.gone != nil })
 	})
 	if err == nil {
+		s.loseAbsent()
 		_, err = s.stop()
 	}
 	if err == nil {

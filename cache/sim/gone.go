@@ -202,12 +202,27 @@ func (s *Sim) giveBack(i int) {
 		s.fail(fmt.Errorf("device %d comes back: %w", id, err))
 	}
 	if d.forgot || s.rng.IntN(2) == 0 { // nobody may know that nothing is lost
-		s.lossy |= 1 << id
-		s.redirty(id, 0, d.size)
-		s.c.Lost(id)
+		s.lose(i)
 	}
-	d.forgot = false
 	s.setPresence(i, cache.Present)
+}
+
+// lose says that the device may have lost something.
+func (s *Sim) lose(i int) {
+	id, d := s.ids[i], s.backs[i]
+	s.lossy |= 1 << id
+	s.redirty(id, 0, d.size)
+	s.c.Lost(id)
+	d.forgot = false
+}
+
+// loseAbsent does what the daemon does at a stop in order about devices that were not given back.
+func (s *Sim) loseAbsent() {
+	for i := range s.ids {
+		if s.presence(i) != cache.Present {
+			s.lose(i)
+		}
+	}
 }
 
 // forget makes a device lose part of what it had not been flushed for.

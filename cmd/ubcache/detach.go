@@ -21,7 +21,10 @@ func detachCommand(g *globals) *cobra.Command {
 the cache and from the configuration. In the meantime the cached device goes on working, without
 the cache.
 
-Interrupted (Ctrl-C), or with --no-wait, the daemon goes on writing, also after a restart; detach
+If the device is there and takes nothing of what is left, ten times in a row, it ends with the error.
+--force then gives that data up.
+
+After that, interrupted (Ctrl-C), or with --no-wait, the daemon goes on writing, also after a restart; detach
 again to see it through, or --cancel to put the device back in service. In the end the cached
 device must not be in use.`,
 		Args: args(cobra.ExactArgs(1)),

@@ -27,7 +27,7 @@ Interrupted (Ctrl-C) it shows what it has found so far, and the next scrub goes 
 begins anew.
 
 Exit status: 0 all is right, or was made right; 1 dirty data is lost, copies differ, the backing device
-failed, or it was interrupted; 4 the cache is not running.`
+failed, the SSD is lost, or it was interrupted; 4 the cache is not running.`
 
 func scrubCommand(g *globals) *cobra.Command {
 	var a control.ScrubArgs

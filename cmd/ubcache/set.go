@@ -77,7 +77,8 @@ func flushCommand(g *globals) *cobra.Command {
 		Use:   "flush [NAME]",
 		Short: "Write dirty data back and keep it cached",
 		Long: `Flush writes the dirty data of a backing device back, or of all of a cache, with progress. The
-devices go on working; data that is written meanwhile is written back too.`,
+devices go on working; data that is written meanwhile is written back too. It ends with an error if a device
+takes nothing of what is left, ten times in a row.`,
 		Args: args(cobra.MaximumNArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			file, err := g.load()

@@ -37,7 +37,11 @@ func (in *Instance) detach(ctx context.Context, a control.DetachArgs, progress c
 		if errors.Is(err, context.Canceled) {
 			return nil, report.Fail(what, "interrupted", "writing goes on; detach again to finish")
 		}
-		return nil, report.Wrap(what, err, "--force gives those blocks up")
+		hint := "--force gives up what is not written back; detach again to go on"
+		if errors.Is(err, cache.ErrDirtyBad) {
+			hint = "--force gives those blocks up"
+		}
+		return nil, report.Wrap(what, err, hint)
 	}
 	if err := in.change(); err != nil {
 		return nil, err

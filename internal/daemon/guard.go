@@ -48,6 +48,7 @@ type guard struct {
 	mu struct {
 		sync.Mutex
 		gone    time.Time // as above
+		forgets bool      // the device that is gone has a volatile cache
 		why     string    // the device is taken for gone
 		refused string    // what is there instead
 	}
@@ -102,6 +103,23 @@ func (in *Instance) stopGuard(s *served) {
 	in.mu.Lock()
 	s.guard = nil
 	in.mu.Unlock()
+}
+
+// loseAbsent says of the devices that are gone what is said of those that come back: the next start may find them there, and knows
+// nothing of their absence.
+func (in *Instance) loseAbsent() {
+	for _, s := range in.list() {
+		g := in.guards[s.b.ID()].Load()
+		if g == nil {
+			continue
+		}
+		g.mu.Lock()
+		forgets := !g.mu.gone.IsZero() && g.mu.forgets
+		g.mu.Unlock()
+		if forgets {
+			in.cache.Lost(g.id)
+		}
+	}
 }
 
 func (in *Instance) stopGuards() {
@@ -295,7 +313,7 @@ func (g *guard) leave(why error) {
 		p, then = cache.Failing, "it fails"
 	}
 	g.mu.Lock()
-	g.mu.gone, g.mu.why, g.mu.refused = g.gone, why.Error(), ""
+	g.mu.gone, g.mu.forgets, g.mu.why, g.mu.refused = g.gone, g.volatile, why.Error(), ""
 	g.mu.Unlock()
 	g.in.log.Error("backing device is gone; what is on the SSD is served, dirty data is kept", "name",
 		g.s.name, "device", g.s.dev.Info.Path, "error", why, "other I/O", then)

@@ -384,3 +384,23 @@ func TestStopWhileHeld(t *testing.T) {
 		}
 	}
 }
+
+// TestStopWhileGone: the daemon is stopped while a device is gone that has a volatile cache, and started when the device is there
+// again. What it was not flushed for may be lost, and the next FLUSH says so, once.
+func TestStopWhileGone(t *testing.T) {
+	b := newGoneBench(t, "fail")
+	var s attrs.Set
+	s.SetMode(attrs.Writearound)
+	_, _, err := b.d.WriteAt(pattern(1, 4096), 1<<20, &s)
+	must(t, err)
+	b.pull()
+	wantDone(t, "a miss", b.begin(func() error { return b.read(32<<20, make([]byte, 4096)) }), unix.EIO)
+	b.awaitPresence(cache.Failing)
+	b.restart() // which opens it anew
+	if _, err := b.d.Flush(nil); !errors.Is(err, unix.EIO) {
+		t.Errorf("the first FLUSH after the start: %v", err)
+	}
+	if _, err := b.d.Flush(nil); err != nil {
+		t.Errorf("the second: %v", err)
+	}
+}

@@ -161,6 +161,7 @@ func (in *Instance) finish(ctx context.Context) error {
 	}
 	loss, lost := in.cache.Loss()
 	if !lost {
+		in.loseAbsent()
 		err := in.cache.Settle(ctx)
 		if loss, lost = in.cache.Loss(); err != nil && !lost {
 			return fmt.Errorf("write metadata: %w", err)
