@@ -101,10 +101,8 @@ func TestLostBesideAnAbsentDevice(t *testing.T) {
 	}
 }
 
-// TestMarkerTellsOfWhatBecomesDirty: a change that the SSD's loss has overtaken fails on the backing device after the marker
-// was made. What was there before is on the SSD only, as far as anybody knows, and the marker has to say so.
-func TestMarkerTellsOfWhatBecomesDirty(t *testing.T) {
-	v := newLossy(t, FormatOptions{}, Writethrough)
+// holdFailure makes block 0 pending, and the next write of it one that fails, once it is not stuck any more.
+func (v *lossy) holdFailure() {
 	v.write(0, fill(1, 1)) // pending
 	v.write(8*BlockSize, fill(3, 1))
 	v.stuck = func(op *Op) bool { return op.Dev != SSD && op.Kind == OpWrite && op.Off == 0 }
@@ -115,6 +113,22 @@ func TestMarkerTellsOfWhatBecomesDirty(t *testing.T) {
 		}
 		return fail(op)
 	}
+}
+
+// wantMarked wants the write to have failed, and the marker to tell of all that is dirty.
+func (v *lossy) wantMarked(r *Request) {
+	v.t.Helper()
+	dirty := v.b.dirty.Load()
+	if m := v.markers[v.b.uuid]; r.Err == nil || m.Dirty != dirty {
+		v.t.Errorf("the write ended with %v; %d blocks are dirty, the marker tells of %d", r.Err, dirty, m.Dirty)
+	}
+}
+
+// TestMarkerTellsOfWhatBecomesDirty: a change that the SSD's loss has overtaken fails on the backing device after the marker
+// was made. What was there before is on the SSD only, as far as anybody knows, and the marker has to say so.
+func TestMarkerTellsOfWhatBecomesDirty(t *testing.T) {
+	v := newLossy(t, FormatOptions{}, Writethrough)
+	v.holdFailure()
 	r, ended := writeOf(0, fill(2, 1)), false
 	v.finish = func(f *Request) { ended = ended || f == r }
 	v.start(r)
@@ -128,10 +142,7 @@ func TestMarkerTellsOfWhatBecomesDirty(t *testing.T) {
 	v.stuck = nil
 	v.until("its end", func() bool { return ended })
 	v.pass(2e9)
-	dirty := v.b.dirty.Load()
-	if m := v.markers[v.b.uuid]; r.Err == nil || m.Dirty != dirty {
-		t.Errorf("the write ended with %v; %d blocks are dirty, the marker tells of %d", r.Err, dirty, m.Dirty)
-	}
+	v.wantMarked(r)
 }
 
 // TestMarkerUnderWay: as TestMarkerTellsOfWhatBecomesDirty, while the marker is being written.
@@ -139,16 +150,7 @@ func TestMarkerUnderWay(t *testing.T) {
 	v := newLossy(t, FormatOptions{}, Writethrough)
 	var made func()
 	v.c.opts.Missed = func(m Missed, done func(error)) { made = func() { v.mark(m, done) } }
-	v.write(0, fill(1, 1)) // pending
-	v.write(8*BlockSize, fill(3, 1))
-	v.stuck = func(op *Op) bool { return op.Dev != SSD && op.Kind == OpWrite && op.Off == 0 }
-	fail := v.fail
-	v.fail = func(op *Op) error {
-		if op.Dev != SSD && op.Kind == OpWrite && op.Off == 0 && op.Len == BlockSize {
-			return errMedium
-		}
-		return fail(op)
-	}
+	v.holdFailure()
 	r, ended := writeOf(0, fill(2, 1)), false
 	other, otherEnded := writeOf(8*BlockSize, fill(4, 1)), false
 	v.finish = func(f *Request) { ended = ended || f == r; otherEnded = otherEnded || f == other }
@@ -168,8 +170,5 @@ func TestMarkerUnderWay(t *testing.T) {
 		v.pass(1e9)
 	}
 	v.until("the other's end", func() bool { return otherEnded })
-	dirty := v.b.dirty.Load()
-	if m := v.markers[v.b.uuid]; r.Err == nil || m.Dirty != dirty {
-		t.Errorf("the write ended with %v; %d blocks are dirty, the marker tells of %d", r.Err, dirty, m.Dirty)
-	}
+	v.wantMarked(r)
 }

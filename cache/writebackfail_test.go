@@ -6,6 +6,37 @@ import (
 	"time"
 )
 
+// failsWrites is a backing device that takes nothing.
+func failsWrites(op *Op) error {
+	if op.Dev != SSD && op.Kind == OpWrite {
+		return errMedium
+	}
+	return nil
+}
+
+// waitDrained waits for the end of a drain with the background at work, for which so much time passes each millisecond.
+func (h *harness) waitDrained(step time.Duration) error {
+	h.t.Helper()
+	done := make(chan error, 1)
+	ctx, cancel := context.WithCancel(h.t.Context())
+	defer cancel()
+	go func() { done <- h.c.WaitDrained(ctx, h.b.ID(), nil) }()
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		h.now += int64(step)
+		h.l.Tick()
+		for len(h.ops) > 0 {
+			h.step()
+		}
+		select {
+		case err := <-done:
+			return err
+		default:
+		}
+	}
+	h.t.Fatalf("the drain does not end: %d blocks are left", h.b.Remaining())
+	return nil
+}
+
 // TestBackingSectorThatCannotBeWritten: one bad sector of the backing device keeps its own block dirty, and no other.
 func TestBackingSectorThatCannotBeWritten(t *testing.T) {
 	h := pressed(t)
@@ -34,35 +65,14 @@ func TestBackingSectorThatCannotBeWritten(t *testing.T) {
 // is told, so that detach --force can go on.
 func TestDrainOfADeviceThatFailsItsWrites(t *testing.T) {
 	h := pressed(t)
-	h.fail = func(op *Op) error {
-		if op.Dev != SSD && op.Kind == OpWrite {
-			return errMedium
-		}
-		return nil
-	}
+	h.fail = failsWrites
 	h.write(0, fill(1, 64))
 	if err := h.c.BeginDetach(h.b.ID()); err != nil {
 		t.Fatal(err)
 	}
-	done := make(chan error, 1)
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	go func() { done <- h.c.WaitDrained(ctx, h.b.ID(), nil) }()
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(time.Millisecond) {
-		h.tick() // 100 ms of the cache's time
-		for len(h.ops) > 0 {
-			h.step()
-		}
-		select {
-		case err := <-done:
-			if err == nil {
-				t.Error("it is said to be written back")
-			}
-			return
-		default:
-		}
+	if h.waitDrained(100*time.Millisecond) == nil {
+		t.Error("it is said to be written back")
 	}
-	t.Errorf("after %s of failing writes the drain does not end", time.Duration(h.now).Round(time.Second))
 }
 
 // TestDrainOfADeviceThatFailsItsFlushes: what was written is lost each time as far as anybody knows. It is written again, but
@@ -81,30 +91,13 @@ func TestDrainOfADeviceThatFailsItsFlushes(t *testing.T) {
 	}
 	h.write(0, fill(1, 64))
 	_ = h.c.SetDrain(h.b.ID(), true)
-	done := make(chan error, 1)
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	go func() { done <- h.c.WaitDrained(ctx, h.b.ID(), nil) }()
 	begun := h.now
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(time.Millisecond) {
-		h.now -= int64(90 * time.Millisecond) // a tick each 10 ms
-		h.tick()
-		for len(h.ops) > 0 {
-			h.step()
-		}
-		select {
-		case err := <-done:
-			if err == nil {
-				t.Error("it is said to be written back")
-			}
-			if most := 4 + int((h.now-begun)/errorPause); wrote > most {
-				t.Errorf("64 blocks were written %d times in %s", wrote, time.Duration(h.now-begun))
-			}
-			return
-		default:
-		}
+	if h.waitDrained(10*time.Millisecond) == nil {
+		t.Error("it is said to be written back")
 	}
-	t.Errorf("64 blocks were written %d times in %s, and the drain does not end", wrote, time.Duration(h.now-begun))
+	if most := 4 + int((h.now-begun)/errorPause); wrote > most {
+		t.Errorf("64 blocks were written %d times in %s", wrote, time.Duration(h.now-begun))
+	}
 }
 
 // TestDrainOutlivesAnOutage: a drain goes on after some seconds in which the device fails everything, however many batches
@@ -125,26 +118,9 @@ func TestDrainOutlivesAnOutage(t *testing.T) {
 		}
 		return nil
 	}
-	done := make(chan error, 1)
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	go func() { done <- h.c.WaitDrained(ctx, h.b.ID(), nil) }()
-	for range 2000 {
-		time.Sleep(12 * time.Millisecond)
-		h.tick()
-		for len(h.ops) > 0 {
-			h.step()
-		}
-		select {
-		case err := <-done:
-			if err != nil {
-				t.Fatalf("after %s: %v; %d left, %d fails", time.Duration(h.now-begun), err, h.b.Remaining(), h.b.fails.Load())
-			}
-			return
-		default:
-		}
+	if err := h.waitDrained(10 * time.Millisecond); err != nil {
+		t.Errorf("after %s: %v; %d left, %d fails", time.Duration(h.now-begun), err, h.b.Remaining(), h.b.fails.Load())
 	}
-	t.Fatal("no end")
 }
 
 // TestFailedBatchOfAnAbsentDevice: a write that fails since the device has gone is not tried block by block.
