@@ -111,12 +111,17 @@ func (s *Sim) brokenStart(lives bool, fails func(kind cache.OpKind) bool) {
 	}
 }
 
-// giveUp excuses what is lost without checksums after a flush of the SSD has failed.
+// giveUp excuses what is lost after a flush of the SSD has failed.
 func (s *Sim) giveUp() {
-	if s.van.forgot && !s.cfg.Checksums { // nothing shows what the failed flush has cost
+	f := &s.res.Faults
+	switch {
+	case !s.van.forgot:
+	case !s.cfg.Checksums: // nothing shows what the failed flush has cost
 		s.van.lost = true
 		s.noteBad(nil)
 		s.wishes.forget() // with a pin that was not on record yet, the copy that had it
+	case f[FaultCorrupt]+f[FaultLost]+f[FaultMisdirected]+f[FaultSSDSector]+f[FaultSSDRead] > 0:
+		s.wishes.forget() // a copy that the start finds to be wrong
 	}
 	s.van.forgot = false
 }
