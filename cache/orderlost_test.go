@@ -47,6 +47,40 @@ func TestOrderedWritesAgainFirst(t *testing.T) {
 	}
 }
 
+// TestOrderedOverwriteWaitsForTheFlush: what an ordered device has lost, and has again but was not flushed for, is not
+// overwritten on the SSD before it was.
+func TestOrderedOverwriteWaitsForTheFlush(t *testing.T) {
+	h := newOrderHarness(t, nil)
+	if err := h.c.SetMode(h.b.ID(), Writethrough); err != nil {
+		t.Fatal(err)
+	}
+	h.settle()
+	before := bytes.Clone(h.back)
+	h.write(5*BlockSize, page(1)) // not flushed
+	h.c.SetPresence(h.b.ID(), Holding)
+	copy(h.back, before)
+	h.c.Lost(h.b.ID())
+	h.c.SetPresence(h.b.ID(), Present)
+	h.flush() // promises it: the SSD has it
+	h.stuck = func(op *Op) bool { return op.Dev != SSD && op.Kind == OpFlush }
+	h.log = nil
+	h.until("the block", func() bool { return slices.Contains(h.log, "write 5+1 1") })
+	if err := h.c.SetMode(h.b.ID(), Writeback); err != nil {
+		t.Fatal(err)
+	}
+	h.done = false
+	h.l.Submit(&Request{Op: ReqWrite, Off: 5 * BlockSize, Len: BlockSize, Data: page(2), Backing: h.b.ID()})
+	h.run(20)
+	if h.done {
+		t.Error("the SSD's only copy of what a power cut may take from the device is overwritten")
+	}
+	h.stuck = nil
+	h.until("the write", func() bool { return h.done })
+	h.drain()
+	h.wantLog("write 5+1 1", "flush", "write 5+1 2", "flush")
+	h.wantSound()
+}
+
 // TestOrderedLocksLetGo: a change that waits for its turn holds no lock that keeps what has to come before it from
 // the device: what it has lost meanwhile, or what was dirty when the order began.
 func TestOrderedLocksLetGo(t *testing.T) {

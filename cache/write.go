@@ -245,7 +245,7 @@ func (p *writePiece) overLacking(l *Lane) bool {
 	}
 	for i := range p.n {
 		e, ok := l.c.index.find(makeKey(b.id, p.first+Block(i)))
-		if ok && e.st&(stDirty|stPending|stBad|stQueued) == stDirty {
+		if ok && e.st&(stDirty|stBad|stQueued) == stDirty { // pending is there again, but not flushed
 			return true
 		}
 	}
