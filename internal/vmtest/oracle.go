@@ -24,9 +24,7 @@ const OracleSector = 512
 // Every sector says where it belongs and which version it is, so that one that was lost can be told
 // from one that is wrong. One goroutine uses an Oracle; several have ranges of their own.
 type Oracle struct {
-	Dev string
-	// Aligned keeps the operations of Random to whole blocks of 4 KiB.
-	Aligned bool
+	Dev     string
 	off     int64 // of the range
 	sectors []oracleSector
 	version uint32
@@ -212,7 +210,7 @@ func (o *Oracle) Random(y *Tally, rnd *rand.Rand) (op OracleOp, err error) {
 		n = 1 + rnd.IntN(128)
 	}
 	at := rnd.IntN(len(o.sectors) - n)
-	if rnd.IntN(2) == 0 || o.Aligned { // to a block, as most are
+	if rnd.IntN(2) == 0 { // aligned to a block, as most are
 		at, n = at&^7, (n+7)&^7
 	}
 	op = OracleOp{At: at, N: min(n, len(o.sectors)-at)}

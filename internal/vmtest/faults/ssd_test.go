@@ -18,11 +18,6 @@ import (
 func clean(t *testing.T, fault string) *stage {
 	t.Helper()
 	s := newStage(t, fault, "--mode=writethrough")
-	// A write of part of a block that comes just when the rest of it becomes clean leaves the rest
-	// dirty, also in this mode, until it is written back (cache: cleanSlot).
-	for _, o := range s.oracles {
-		o.Aligned = true
-	}
 	s.load(250, s.oracles, nil)
 	s.readAll("before the fault")
 	return s
