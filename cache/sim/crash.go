@@ -257,7 +257,7 @@ func (s *Sim) reissue() {
 		r.Request = cache.Request{
 			Tag: r.Tag, Backing: r.Backing, Op: r.Op, FUA: r.FUA, Off: r.Off, Len: r.Len,
 		}
-		r.asked.again = true
+		r.asked.again, r.made = true, false
 		if r.flush != nil && s.cfg.Gone > 0 {
 			// The daemon that is gone may have known of a loss, and the new one does not.
 			r.flush, r.issued = s.models[r.dev].flush(), s.models[r.dev].clock

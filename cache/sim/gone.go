@@ -76,6 +76,18 @@ func (s *Sim) absent(f *flyingOp) error {
 	return err
 }
 
+// made notes for which requests a change of a backing device may have been that has ended.
+func (s *Sim) made(op *cache.Op) {
+	if op.Dev == cache.SSD || op.Kind == cache.OpRead || op.Kind == cache.OpFlush {
+		return
+	}
+	for _, r := range s.reqs {
+		if r.written && r.Backing == op.Dev && r.Off <= op.Off && op.Off+op.Len <= r.Off+r.Len {
+			r.made = true
+		}
+	}
+}
+
 // excuseAbsent notes which requests may fail for an operation that the device's absence has failed: if
 // it turns out to be there, those whose operations are tried again in vain, and those that flush.
 func (s *Sim) excuseAbsent(op *cache.Op) {
@@ -237,9 +249,10 @@ func (s *Sim) forget(i int) {
 	real := m.loses(kept, before, d.now)
 	s.trace("device %d has forgotten what it was not flushed for; something is lost: %v", s.ids[i], real)
 	for _, r := range s.reqs {
-		// Of a change in several parts, some may have been made before. It is acknowledged all the same: to
-		// clients it is as if it had been lost afterwards, unless it is to be durable.
-		if r.dev == i && r.written && !r.FUA && (r.Off>>20 != (r.Off+r.Len-1)>>20 || r.Attrs != nil) {
+		// What a change has made of the device before is lost, too, in part or as a whole, if it goes on: with other parts,
+		// with the copy on the SSD. It is acknowledged all the same: to clients it is as if it had been lost afterwards,
+		// unless it is to be durable.
+		if r.dev == i && r.written && !r.FUA && (r.made || r.Attrs != nil) {
 			r.doubted = true
 		}
 	}

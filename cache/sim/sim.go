@@ -101,6 +101,7 @@ type request struct {
 	without bool // for some of its time the cache was without its SSD
 	hit     bool // all of it was on the SSD when it came
 	bad     bool // the SSD had lost a block of it when it came
+	made    bool // the backing device may have been changed for it
 	doubted bool // its effect may be lost when it is acknowledged
 }
 
@@ -389,6 +390,9 @@ func (s *Sim) complete(i int) {
 	}
 	if err == nil && s.cfg.Targets {
 		err = s.meddle(f.op)
+	}
+	if err == nil && s.cfg.Gone > 0 {
+		s.made(f.op)
 	}
 	f.l.l.Complete(f.op, err)
 }
