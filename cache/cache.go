@@ -99,17 +99,18 @@ type Cache struct {
 
 // Backing is a backing device of a running cache.
 type Backing struct {
-	id        BackingID
-	name      string
-	uuid      UUID
-	size      int64 // bytes of the cached device
-	dataOff   int64 // where they begin on the backing device
-	lbs       int64
-	mode      atomic.Uint32
-	discards  atomic.Bool // it can discard; zeroes likewise
-	zeroes    atomic.Bool
-	draining  atomic.Bool // detach or flush: write back everything at full speed
-	detaching atomic.Bool
+	id         BackingID
+	name       string
+	uuid       UUID
+	size       int64 // bytes of the cached device
+	dataOff    int64 // where they begin on the backing device
+	lbs        int64
+	mode       atomic.Uint32
+	discards   atomic.Bool // it can discard; zeroes likewise
+	zeroes     atomic.Bool
+	draining   atomic.Bool // detach or flush: write back everything at full speed
+	detaching  atomic.Bool
+	forgetting atomic.Bool // its blocks are being taken out, and none is written back any more
 
 	cutoff      atomic.Int64
 	dirtyTarget atomic.Int64 // blocks

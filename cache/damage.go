@@ -255,7 +255,7 @@ func (r *recovery) startCold() error {
 			c.unmapEntry(c.backing(k.backing()), k, e)
 		})
 	}
-	var ids []BackingID
+	ids := r.detached
 	for i := range c.sb.Backings {
 		ids = append(ids, c.sb.Backings[i].ID)
 	}
@@ -291,11 +291,15 @@ func (r *recovery) dropContents(ids []BackingID) error {
 	return r.commitDrops(ids)
 }
 
-func (r *recovery) commitDrops(ids []BackingID) error {
-	var recs []record
+func dropRecords(ids []BackingID) (recs []record) {
 	for _, id := range ids {
 		recs = append(recs, record{kind: recDrop, backing: id})
 	}
+	return recs
+}
+
+func (r *recovery) commitDrops(ids []BackingID) error {
+	recs := dropRecords(ids)
 	if len(recs) == 0 {
 		return nil
 	}

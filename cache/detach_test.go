@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -267,6 +268,56 @@ func TestCrashAfterDetach(t *testing.T) {
 	}
 }
 
+// TestColdStartAfterDetach: the journal is damaged, and with it goes the record that a device was detached of which the
+// summaries have blocks. The cache starts cold, and later starts know all the same what those are.
+func TestColdStartAfterDetach(t *testing.T) {
+	h := pressed(t)
+	other := h.attachSecond(8 << 20)
+	if err := h.c.SetMode(other.ID(), Writethrough); err != nil {
+		t.Fatal(err)
+	}
+	first := h.b
+	h.flood(0, 512)
+	h.settle() // the summaries have them
+	if err := h.c.BeginDetach(first.ID()); err != nil {
+		t.Fatal(err)
+	}
+	h.until("the drain", func() bool { return first.Remaining() == 0 && len(h.ops) == 0 })
+	if err := h.during(func(ctx context.Context) error { return h.c.FinishDetach(ctx, first.ID(), false) }); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		h.b = other
+		h.write(0, fill(8, 8))
+		h.flush()
+	}
+	h.until("cleaning", func() bool { return other.Remaining() == 0 && len(h.ops) == 0 })
+	reopen := func() {
+		h.c.Abandon()
+		h.ops = nil
+		clear(h.opts.Pending)
+		h.open()
+		b, err := h.c.Backing(other.ID())
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.SetAbilities(true, true)
+		other, h.b = b, b
+	}
+	h.ssd[h.c.geo.journalPageOff(h.c.journal.mu.pageSeq-2)+100] ^= 1
+	reopen()
+	if s := h.c.Repaired(); !strings.Contains(s, "starts cold") {
+		t.Fatalf("the start says: %q", s)
+	}
+	if err := h.c.SetMode(other.ID(), Writeback); err != nil {
+		t.Fatal(err)
+	}
+	h.write(0, fill(9, 8)) // dirty
+	h.flush()
+	reopen()
+	h.wantRead(0, fill(9, 8))
+}
+
 // TestReusedNumberOfASmallerDevice: the number of a device that was detached is given to a smaller one, and the daemon dies
 // before the summaries are written.
 func TestReusedNumberOfASmallerDevice(t *testing.T) {
@@ -322,4 +373,47 @@ func TestReusedNumberOfASmallerDevice(t *testing.T) {
 		t.Errorf("repaired: %s", s)
 	}
 	c.Abandon()
+}
+
+// TestForcedDetachLeavesNoWrite: what is being written back when a detach is forced is written before that ends, and nothing
+// is begun any more; a device that does not answer is not waited for for ever.
+func TestForcedDetachLeavesNoWrite(t *testing.T) {
+	for _, hangs := range []bool{false, true} {
+		h := small(t)
+		h.write(0, fill(1, 8))
+		h.write(100*BlockSize, fill(1, 8))
+		h.stuck = func(op *Op) bool { return op.Dev != SSD }
+		h.b.draining.Store(true)
+		writing := func() bool {
+			return slices.ContainsFunc(h.ops, func(op *Op) bool { return op.Dev != SSD && op.Kind == OpWrite })
+		}
+		h.until("the write", writing)
+		step, err := h.l.StartDetach(h.b.ID(), true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ended := false
+		forgotten := func() bool {
+			if !ended {
+				if ended, err = step(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			return ended
+		}
+		if h.within(detachPatience/2, forgotten) {
+			t.Fatal("the device is detached while it is written to")
+		}
+		if hangs {
+			if !h.within(detachPatience, forgotten) || !writing() {
+				t.Error("a device that does not answer is waited for")
+			}
+			continue
+		}
+		h.stuck = nil
+		h.until("the end", forgotten)
+		if writing() {
+			t.Error("a write is under way after the detach")
+		}
+	}
 }

@@ -27,6 +27,7 @@ const (
 	mutTornPage
 	mutFullMask
 	mutRewrittenClean
+	mutDetachWrites
 	mutPinForgotten
 	mutPendingIsClean
 	mutStaleDroppedEarly

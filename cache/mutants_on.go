@@ -34,6 +34,7 @@ var mutants = [numMutants]struct{ name, what, in string }{
 	mutTornPage:          {"torn-page-accepted", "a journal page is not checked", ""},
 	mutFullMask:          {"mask-wrong", "a block that is written in part counts as whole", ""},
 	mutRewrittenClean:    {"rewritten-clean", "writeback cleans a block that was rewritten meanwhile", ""},
+	mutDetachWrites:      {"detach-over-writes", "a detach does not wait for writeback", ""},
 	mutPinForgotten:      {"pin-forgotten", "recovery forgets pins", ""},
 	mutPendingIsClean:    {"pending-recorded-clean", "a written-through copy is clean on record at once", ""},
 	mutStaleDroppedEarly: {"stale-dropped-early", "an obsolete dirty copy is removed before the backing flush", ""},

@@ -3,6 +3,7 @@ package cache
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 )
 
 // recovery rebuilds the index: summaries first, then the journal from its tail, then the pending
@@ -26,6 +27,7 @@ type recovery struct {
 	// fresh are the slots that they speak of and that the journal did not have for the same block before:
 	// what those hold has been flushed.
 	fresh map[Slot]bool
+	left  int // how many of them the journal has
 	// before says of the blocks that they map whether the cache had dirty data of it.
 	before map[key]bool
 	lost   int // dirty blocks of them that the SSD does not have
@@ -46,6 +48,7 @@ type recovery struct {
 	// records. That of a device which was detached explains them: it is in the journal until the summaries are written.
 	strangers map[BackingID]*strangers
 	dropped   map[BackingID]LSN
+	detached  []BackingID       // those of strangers that are no device's any more: a new journal has to explain them
 	keys      [summarySlots]key // of the page that is being loaded
 	fetched   uint64
 }
@@ -119,8 +122,9 @@ func (r *recovery) run() error {
 	case r.renew:
 		// A record without effect, so that the journal has what comes before it.
 		r.renewJournal()
-		r.next++
-		err = c.commitBlocking(&c.journal, r.next-1, []record{{kind: recUnmap, backing: 1}})
+		recs := append([]record{{kind: recUnmap, backing: 1}}, dropRecords(r.detached)...)
+		r.next += LSN(len(recs))
+		err = c.commitBlocking(&c.journal, r.next-LSN(len(recs)), recs)
 	case len(recs) > 0:
 		if r.doubtful {
 			if err = r.noteDoubt(len(recs)); err != nil {
@@ -336,7 +340,11 @@ func (r *recovery) checkStrangers() {
 			r.misplaced(s.k, s.slot)
 			r.dmg.wrong += s.n - 1
 		}
+		if r.c.backing(id) == nil {
+			r.detached = append(r.detached, id)
+		}
 	}
+	slices.Sort(r.detached)
 	r.strangers = nil
 }
 

@@ -68,8 +68,13 @@ func (r *recovery) replayPage(p journalPage, data []byte) error {
 		if mutated(mutSkipRecord) && i == p.count-1 {
 			continue
 		}
-		if r.c.sb.doubt.has(l) || len(r.ringRecs) > 0 && l >= r.ringFirst { // the latter a failed commit has left
+		inRing := len(r.ringRecs) > 0 && l >= r.ringFirst // a failed commit has left it
+		if r.c.sb.doubt.has(l) || inRing {
 			r.noteBefore(&rec)
+		}
+		if inRing {
+			r.noteFresh(&rec)
+			r.left++
 		}
 		r.apply(l, &rec)
 		if r.c.sb.doubt.has(l) {
@@ -202,6 +207,13 @@ func (r *recovery) note(s Slot) {
 	r.fresh[s] = true
 }
 
+// noteFresh notes the slot of a record that is about to be applied, if what it holds was perhaps not flushed.
+func (r *recovery) noteFresh(rec *record) {
+	if _, e, known := r.current(rec); rec.kind == recMap && (!known || e.st&stBad != 0) {
+		r.note(Slot(rec.slot))
+	}
+}
+
 // noteBefore notes, for the first of the doubtful records of a block, whether the cache has dirty data of it that was
 // durable. A removal of that comes after a flush of the backing device.
 func (r *recovery) noteBefore(rec *record) {
@@ -265,7 +277,7 @@ func (r *recovery) replayPending() ([]record, error) {
 	}
 	skip := min(int(r.next-first), len(recs))
 	for i := range recs[:skip] {
-		if recs[i].kind == recMap {
+		if recs[i].kind == recMap && r.left != skip {
 			r.note(Slot(recs[i].slot)) // nobody knows what the journal had before
 		}
 	}
@@ -274,9 +286,7 @@ func (r *recovery) replayPending() ([]record, error) {
 		if err := recs[i].check(&c.geo); err != nil {
 			return nil, fmt.Errorf("pending ring: %w", err)
 		}
-		if _, e, known := r.current(&recs[i]); recs[i].kind == recMap && (!known || e.st&stBad != 0) {
-			r.note(Slot(recs[i].slot))
-		}
+		r.noteFresh(&recs[i])
 		r.noteBefore(&recs[i])
 		r.apply(r.next, &recs[i])
 		r.next++

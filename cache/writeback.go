@@ -122,7 +122,7 @@ func (wb *writeback) rate(b *Backing, now int64) int64 {
 		return 0
 	}
 	wb.only[b.id] = false
-	if now < wb.pause[b.id] || b.Presence() != Present || len(wb.suspects) > 0 {
+	if now < wb.pause[b.id] || b.Presence() != Present || len(wb.suspects) > 0 || b.forgetting.Load() {
 		return 0
 	}
 	v := policy.WritebackView{

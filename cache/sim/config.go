@@ -40,6 +40,7 @@ type Config struct {
 	Restarts    int // orderly stops and starts, per 10,000 steps; requests come while the index is loaded
 	SlowLoad    bool
 	Scrubs      bool // now and then what is cached is verified
+	Detaches    int  // of devices, which are attached again, per 10,000 steps
 	LoadRegions int  // how much is remembered of changes meanwhile
 	// LyingFlush makes every flush of the SSD a lie, for tests of the checker.
 	LyingFlush bool
@@ -98,6 +99,9 @@ func NewConfig(seed uint64) Config {
 	c.LoadRegions, c.SlowLoad = 1+loads.IntN(6), loads.IntN(2) == 0
 	c.Targets = !c.ZeroCopy && loads.IntN(3) == 0
 	c.Scrubs = loads.IntN(3) == 0
+	if more := rand.New(rand.NewPCG(seed, 9)); more.IntN(4) == 0 {
+		c.Detaches = 20 + more.IntN(80)
+	}
 	return c
 }
 
@@ -149,5 +153,6 @@ type Result struct {
 	LateDropped                          int64 // entries of them that had become obsolete
 	Salvaged, SalvagedBlocks             int   // crashes after which dirty data was salvaged, and how much
 	Scrubs                               int   // that have ended
+	Detached, Forced                     int   // devices; of them by force
 	Scrubbed                             int64 // blocks that they have looked at
 }

@@ -33,7 +33,7 @@ func (s *Sim) epilogue() error {
 	for _, d := range s.backs {
 		d.unmark(markUnreadable)
 	}
-	if err := s.idle("the last request", func() bool { return len(s.reqs) == 0 && s.allPresent() }); err != nil {
+	if err := s.idle("the last request", func() bool { return len(s.reqs) == 0 && s.allPresent() && s.allAttached() }); err != nil {
 		return err
 	}
 	if err := s.readAll(); err != nil {

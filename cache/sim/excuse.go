@@ -3,7 +3,6 @@ package sim
 import (
 	"errors"
 	"fmt"
-	"slices"
 
 	"ubcache/attrs"
 	"ubcache/cache"
@@ -78,7 +77,7 @@ func (s *Sim) excuse(op *cache.Op, err error) {
 // flush, or where it is a change.
 func (s *Sim) unkept(op *cache.Op) {
 	if op.Kind != cache.OpRead && s.away() { // dirty again, it is needed from an SSD that is not there
-		s.van.dirty[slices.Index(s.ids, op.Dev)] = true
+		s.van.dirty[s.device(op.Dev)] = true
 	}
 	switch op.Kind {
 	case cache.OpRead:

@@ -272,6 +272,7 @@ func (r *Result) String() string {
 		r.Hits, r.Evicted, r.WrittenBack, r.Moved, r.Healed, r.Checkpoints)
 	p("  salvaged: %d dirty blocks after %d crashes; scrubbed: %d blocks by %d scrubs\n", r.SalvagedBlocks, r.Salvaged,
 		r.Scrubbed, r.Scrubs)
+	p("  detached: %d devices, %d of them by force\n", r.Detached, r.Forced)
 	p("  attributes: %d pins, %d evictions; %d refused, %d mismatched, %d late\n",
 		r.Pins, r.Evictions, r.Refused, r.Mismatched, r.Late)
 	p("  %d reads left in the client's memory, which it meddled with %d times", r.Placed, r.Meddled)
@@ -302,7 +303,7 @@ func (r *Result) missing() (all []string) {
 		"vanished SSDs": int64(r.Vanished), "SSDs that are back": int64(r.Returned),
 		"backing devices away": int64(r.Gone), "backing devices back": int64(r.GivenBack),
 		"forgetful backing devices": int64(r.Forgotten), "reported losses": int64(r.Reported),
-		"salvaged blocks": int64(r.SalvagedBlocks), "scrubs": int64(r.Scrubs), "orderly restarts": int64(r.Restarts), "late loads": int64(r.Loaded),
+		"salvaged blocks": int64(r.SalvagedBlocks), "scrubs": int64(r.Scrubs), "detaches": int64(r.Detached), "forced detaches": int64(r.Forced), "orderly restarts": int64(r.Restarts), "late loads": int64(r.Loaded),
 		"copies that were obsolete when they were loaded": r.LateDropped,
 	} {
 		miss(n, what)

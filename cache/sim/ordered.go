@@ -292,7 +292,7 @@ func (s *Sim) lookAtImages() {
 	case 0, 1, 2, 3, 4:
 		s.lookAtAllImages()
 	case 5:
-		if i := o.rng.IntN(len(o.tuns)); o.rng.IntN(4) == 0 && s.well() {
+		if i := o.rng.IntN(len(o.tuns)); o.rng.IntN(4) == 0 && s.well() && s.leaves[i].stage == staying {
 			t := &o.tuns[i]
 			t.Ordered, o.sound[i] = !t.Ordered, false
 			t.OrderedMax = int64(1+o.rng.IntN(4)) << 20
@@ -341,7 +341,12 @@ func (s *Sim) noteBroken() (all []*cache.BackingStatus) {
 	}
 	status := s.c.Status().Backings
 	for i, id := range s.ids {
-		st := &status[slices.IndexFunc(status, func(b cache.BackingStatus) bool { return b.ID == id })]
+		at := slices.IndexFunc(status, func(b cache.BackingStatus) bool { return b.ID == id })
+		if at < 0 { // detached
+			all = append(all, &cache.BackingStatus{})
+			continue
+		}
+		st := &status[at]
 		if st.OrderedBroken > o.broken[i] {
 			o.sound[i] = false
 			s.res.Broken++

@@ -28,6 +28,9 @@ func (s *Sim) salvage(damaged bool) {
 	}
 	defer v.Close()
 	for i, id := range s.ids {
+		if id == noID {
+			continue
+		}
 		if err := s.salvageDevice(v, i, damaged); err != nil {
 			s.fail(fmt.Errorf("salvage of device %d: %w", id, err))
 			return

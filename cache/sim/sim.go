@@ -3,7 +3,6 @@ package sim
 import (
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"time"
 
@@ -53,10 +52,15 @@ type Sim struct {
 	wishes   wishes
 	van      vanishing
 	scrubs   scrubbing
-	absences []absence // of backing devices
-	ending   bool      // an SSD that is away comes back at once
-	orders   orders
-	err      error
+	leaves   []leaving
+	// Of each device: what it is attached with, and its UUID; former are the devices that had a number before.
+	attachments []cache.AttachOptions
+	uuids       []cache.UUID
+	former      map[cache.BackingID]int
+	absences    []absence // of backing devices
+	ending      bool      // an SSD that is away comes back at once
+	orders      orders
+	err         error
 	// Keep has the steps that are played; all if it is nil.
 	Keep []bool
 	// Trace, if set, is told every event.
@@ -114,6 +118,7 @@ func New(cfg Config) (*Sim, error) {
 	s := &Sim{
 		cfg: cfg, pcg: rand.NewPCG(cfg.Seed, 2), ssd: NewDisk(size),
 		ring: ringMemory(), reqs: map[uint32]*request{}, now: 1,
+		leaves: make([]leaving, cfg.Devices), former: map[cache.BackingID]int{},
 		wishes: wishes{blocks: map[wishBlock]*wishState{}},
 		van:    vanishing{markers: map[cache.UUID]cache.Missed{}},
 	}
@@ -147,11 +152,13 @@ func New(cfg Config) (*Sim, error) {
 		}
 		t.Loss = s.loss()
 		mode := s.orderTunables(&t, s.mode(), s.models[i])
-		b, err := s.c.Attach(cache.AttachOptions{
+		o := cache.AttachOptions{
 			Name: fmt.Sprint("d", i), Mode: mode, LBS: cfg.LBS,
 			Identity: cache.Identity{Size: cfg.DeviceBytes}, Tunables: t,
 			UUID: cache.UUID{2, byte(i)},
-		})
+		}
+		s.attachments, s.uuids = append(s.attachments, o), append(s.uuids, o.UUID)
+		b, err := s.c.Attach(o)
 		if err != nil {
 			return nil, err
 		}
@@ -224,12 +231,8 @@ func (s *Sim) open() error {
 			s.lossy &^= 1 << r.ID
 		}
 	}
-	for _, id := range s.ids {
-		b, err := c.Backing(id)
-		if err != nil {
-			return err
-		}
-		b.SetAbilities(s.cfg.Discards, s.cfg.Zeroes)
+	if err := s.attached(c); err != nil {
+		return err
 	}
 	return s.setQuotas()
 }
@@ -274,7 +277,7 @@ func (s *Sim) disk(id cache.BackingID) *Disk {
 	if id == cache.SSD {
 		return s.ssd
 	}
-	return s.backs[slices.Index(s.ids, id)]
+	return s.backs[s.device(id)]
 }
 
 // Run plays the history and the final checks.
@@ -326,6 +329,9 @@ func (s *Sim) step(requests bool) {
 		case x < s.cfg.Crashes+s.cfg.FaultRate+s.cfg.Vanish+s.cfg.Gone+s.cfg.Restarts:
 			s.restartInOrder()
 			return
+		case x < s.cfg.Crashes+s.cfg.FaultRate+s.cfg.Vanish+s.cfg.Gone+s.cfg.Restarts+s.cfg.Detaches:
+			s.detachStep()
+			return
 		}
 	}
 	switch x := s.rng.IntN(20); {
@@ -352,8 +358,12 @@ func (s *Sim) step(requests bool) {
 		s.now += int64(s.rng.IntN(100)) * int64(time.Millisecond)
 		s.bg().l.Tick()
 		s.scrub()
+		s.detach()
 	case requests && s.cfg.ModeChanges && s.well() && s.rng.IntN(20) == 0:
 		id := s.ids[s.rng.IntN(len(s.ids))]
+		if id == noID {
+			return
+		}
 		if err := s.c.SetMode(id, s.mode()); err != nil {
 			s.err = err
 		}
@@ -433,6 +443,9 @@ func (s *Sim) effect(f *flyingOp) {
 // issue sends a request.
 func (s *Sim) issue() {
 	dev := s.rng.IntN(len(s.ids))
+	if s.leaves[dev].stage >= closing {
+		return
+	}
 	m := s.models[dev]
 	s.tag++
 	r := &request{dev: dev}

@@ -284,8 +284,8 @@ func (in *Instance) forget(ctx context.Context, s *served, lose bool) error {
 	case s.dev == nil:
 	case gone: // its header goes on naming this cache; --force takes it all the same
 		_ = s.dev.Close()
-	default:
-		err = errors.Join(err, releaseHeader(s.dev), s.dev.Close())
+	default: // nobody is left who would flush it for what was written past the cache
+		err = errors.Join(err, releaseHeader(s.dev), s.dev.Sync(), s.dev.Close())
 	}
 	return errors.Join(err, config.Edit(in.opts.ConfigPath, func(f *config.File) error {
 		if c := f.Caches[in.opts.Name]; c != nil {
