@@ -234,7 +234,10 @@ func (t *batch) finish(l *Lane) {
 	c := l.c
 	s := t.stripe(l)
 	done := int64(0)
-	wrote := t.b.wrote.Add(1)
+	wrote := t.b.wrote.Load()
+	if t.step == batchWrite && slices.Contains(t.live[:len(t.keys)], true) {
+		wrote = t.b.wrote.Add(1)
+	}
 	s.mu.Lock()
 	for i, d := range t.keys {
 		if !t.live[i] || t.err != nil && t.step != batchWrite {
@@ -260,8 +263,8 @@ func (t *batch) finish(l *Lane) {
 	if t.err != nil {
 		t.b.failedWith(t.err, l.d.Now())
 		t.wb.pause[t.b.id] = l.d.Now() + errorPause
-		if t.step == batchWrite && t.b.lacking() > 0 {
-			l.bg.orderOf(t.b).fail(t.err, t.judged)
+		if t.step == batchWrite {
+			l.bg.baseFailed(t.b, t.err, t.judged)
 		}
 	}
 	t.busy = false

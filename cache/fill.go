@@ -73,6 +73,9 @@ func (p *readPiece) insert(l *Lane) {
 					} // else it has been read, so it must be written there again
 				}
 				c.mapBlock(b, s, k, entry{slot: slot, st: st, owner: p.r.way.tenant, sum: p.sums[i+j]})
+				if lost && st&stDirty != 0 {
+					b.order.doubt()
+				}
 				used++
 			}
 			i += r.n

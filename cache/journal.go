@@ -224,14 +224,21 @@ func (j *journal) dirtyPending(slots map[Slot]key) (found []key) {
 }
 
 // losePending takes out of the records that are not on the SSD that the backing device had what they speak of.
-// It returns what they say is dirty.
-func (j *journal) losePending(id BackingID) (found []pendingSlot) {
+// It returns what they say is dirty of that, and of what was written back there since they were made.
+func (j *journal) losePending(id BackingID, written []pendingSlot) (found []pendingSlot) {
+	back := make(map[Slot]key, len(written))
+	for _, p := range written {
+		back[p.slot] = p.k
+	}
 	j.rewrite(func(r *record) {
-		if r.backing == id && r.flags&recPending != 0 {
-			r.flags &^= recPending
-			if r.flags&recDirty != 0 {
-				found = append(found, pendingSlot{k: makeKey(id, r.block), slot: Slot(r.slot)})
-			}
+		if r.backing != id {
+			return
+		}
+		k, slot := makeKey(id, r.block), Slot(r.slot)
+		was := r.flags&recPending != 0
+		r.flags &^= recPending
+		if r.flags&recDirty != 0 && (was || back[slot] == k) {
+			found = append(found, pendingSlot{k: k, slot: slot})
 		}
 	})
 	return found

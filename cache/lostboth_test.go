@@ -379,3 +379,36 @@ func TestFUAFlushed(t *testing.T) {
 		}
 	}
 }
+
+// TestWrittenBackLostByBoth: a block was written back and is not durable on either device: its record is not on the
+// SSD, which is lost, and the backing device, which was not flushed for it, forgets it. A FLUSH must not say that it is durable.
+func TestWrittenBackLostByBoth(t *testing.T) {
+	v := newLossy(t, FormatOptions{}, Writeback)
+	v.setLoss(LossPolicy{})
+	v.write(8*BlockSize, fill(9, 1))
+	v.flush()
+	v.drain()
+	v.settle()
+	before := bytes.Clone(v.ssd)
+	v.write(0, fill(1, 1)) // acknowledged, not flushed
+	v.stuck = func(op *Op) bool { return op.Kind == OpFlush }
+	if err := v.c.SetDrain(v.b.id, true); err != nil {
+		t.Fatal(err)
+	}
+	v.until("writeback", func() bool { return v.b.dirty.Load() == 0 })
+	if n, _ := v.c.journal.pendingRecords(); n == 0 {
+		t.Fatal("its record is on the SSD")
+	}
+	v.vanish()
+	clear(v.back[:BlockSize]) // it was not flushed
+	v.c.Lost(v.b.id)
+	v.stuck = func(op *Op) bool { return op.Dev == SSD && op.Kind == OpFlush }
+	err := v.do(&Request{Op: ReqFlush})
+	v.wantError(err, ErrSSDLost, "the FLUSH of what nobody has for certain")
+	copy(v.ssd, before) // with its volatile cache
+	v.stuck = nil
+	v.restart()
+	if got, err := v.read(0, BlockSize); err == nil && got[0] != 1 {
+		t.Errorf("after a start: %d", got[0])
+	}
+}

@@ -115,6 +115,13 @@ func (o *order) wakeAll(err error) {
 	wake.wakeAll(err)
 }
 
+// waited reports whether somebody waits for the queue.
+func (o *order) waited() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.mu.room.head != nil || o.mu.settled.head != nil
+}
+
 // said is the newest settled record.
 func (o *order) said() LSN {
 	o.mu.Lock()
@@ -173,12 +180,12 @@ func (o *order) waitBased(c *Cache, w *waiter) bool {
 }
 
 // lacking is how many blocks an ordered device may have lost since it was an image, which are to be written
-// there again.
+// there again, and flushed.
 func (b *Backing) lacking() int64 {
 	if o := &b.order; !o.on.Load() || !o.image() || o.based.Load() {
 		return 0
 	}
-	return max(b.loose(), 0)
+	return max(b.loose(), 0) + b.uncovered()
 }
 
 // ageLocked is how long the oldest version has been in the queue; of one that an earlier process

@@ -153,3 +153,38 @@ func TestDrainOfAnOrderedDeviceThatFails(t *testing.T) {
 		t.Error("it is said to be written back")
 	}
 }
+
+// TestOrderedChangeWithoutSSD: what an ordered device has lost, and a FLUSH has promised since, was written
+// there again, but not flushed, when the SSD is lost. Nothing that comes later is written there before it is.
+func TestOrderedChangeWithoutSSD(t *testing.T) {
+	h := newOrderHarness(t, nil)
+	h.c.opts.Missed = func(_ Missed, done func(error)) { done(nil) }
+	if err := h.c.SetMode(h.b.ID(), Writethrough); err != nil {
+		t.Fatal(err)
+	}
+	h.settle()
+	before := bytes.Clone(h.back)
+	h.write(5*BlockSize, page(1)) // not flushed
+	h.c.SetPresence(h.b.ID(), Holding)
+	copy(h.back, before)
+	h.c.Lost(h.b.ID())
+	h.c.SetPresence(h.b.ID(), Present)
+	h.flush() // promises it: the SSD has it
+	h.stuck = func(op *Op) bool { return op.Dev != SSD && op.Kind == OpFlush }
+	h.log = nil
+	h.until("the block", func() bool { return slices.Contains(h.log, "write 5+1 1") && h.b.dirty.Load() == 0 })
+	h.fail = func(op *Op) error {
+		if op.Dev == SSD {
+			return syscall.ENODEV
+		}
+		return h.note(op)
+	}
+	h.c.ssdFailed(syscall.ENODEV)
+	h.until("the loss", h.c.ssdHealth.settled.Load)
+	h.done = false
+	h.l.Submit(&Request{Op: ReqWrite, Off: 900 * BlockSize, Len: BlockSize, Data: page(2), Backing: h.b.ID()})
+	h.run(20)
+	if h.back[900*BlockSize] == 2 {
+		t.Error("a later change is on the ordered device before what was promised is flushed there")
+	}
+}

@@ -478,3 +478,50 @@ func TestOrderedLostAndOverwritten(t *testing.T) {
 		t.Errorf("%d blocks are said to be bad, 1 was", n)
 	}
 }
+
+// TestOrderedFillAfterALoss: a read fills the cache with what an ordered device loses meanwhile. From the next
+// FLUSH on it is promised, as only the SSD has it; so it is to be on the device again before anything that comes later.
+func TestOrderedFillAfterALoss(t *testing.T) {
+	h := newOrderHarness(t, nil)
+	h.settle()
+	if err := h.c.SetMode(h.b.ID(), Writearound); err != nil {
+		t.Fatal(err)
+	}
+	before := bytes.Clone(h.back)
+	h.write(5*BlockSize, page(1)) // past the cache, not flushed
+	h.stuck = func(op *Op) bool { return op.Dev == SSD && op.Kind == OpWrite }
+	r := &Request{Op: ReqRead, Off: 5 * BlockSize, Len: BlockSize, Data: page(0), Backing: h.b.ID()}
+	h.done = false
+	h.l.Submit(r)
+	h.until("the fill", func() bool { return len(h.ops) == 1 && h.runnable() < 0 })
+	h.c.SetPresence(h.b.ID(), Holding)
+	copy(h.back, before)
+	h.c.Lost(h.b.ID())
+	h.c.SetPresence(h.b.ID(), Present)
+	h.stuck = nil
+	h.until("the read", func() bool { return h.done })
+	if r.Err != nil || r.Data[0] != 1 {
+		t.Fatalf("the read: %v, %d", r.Err, r.Data[0])
+	}
+	if err := h.do(&Request{Op: ReqFlush}); !errors.Is(err, ErrLost) {
+		t.Errorf("the first FLUSH: %v", err)
+	}
+	h.wantRead(5*BlockSize, page(1))
+	h.flush() // promises the block that was read
+	h.log = nil
+	h.wantRead(5*BlockSize, page(1))
+	if err := h.c.SetMode(h.b.ID(), Writeback); err != nil {
+		t.Fatal(err)
+	}
+	h.write(9*BlockSize, page(2))
+	h.flush()
+	h.write(12*BlockSize, page(3))
+	h.flush()
+	r = &Request{Op: ReqDiscard, Off: 20 * BlockSize, Len: BlockSize}
+	if err := h.do(r); err != nil {
+		t.Fatal(err)
+	}
+	if h.back[9*BlockSize] == 2 && h.back[5*BlockSize] != 1 {
+		t.Errorf("the ordered device has what was written after a FLUSH, and lacks what that promised")
+	}
+}

@@ -300,7 +300,13 @@ func (r *orderRun) copied() {
 
 func (r *orderRun) opDone(l *Lane, op *Op, err error) {
 	r.waits--
-	if err != nil {
+	switch {
+	case err != nil && r.step == orderBase && !r.b.order.image():
+		r.later()
+		r.b.failedWith(err, l.d.Now())
+		r.bg.baseFailed(r.b, err, r.judged)
+		return
+	case err != nil:
 		r.fail(err, r.judged)
 		return
 	}
@@ -348,6 +354,21 @@ func (r *orderRun) fail(err error, judged uint64) {
 	}
 	r.ticket = 0
 	b.order.wakeAll(err)
+}
+
+// baseFailed is for writeback of what has to be on an ordered device before its queue, which has failed. Who waits for that
+// learns of it; but if the device is no image yet, the order begins anew: nothing is lost by that.
+func (bg *background) baseFailed(b *Backing, err error, judged uint64) {
+	o := &b.order
+	if !o.on.Load() || o.based.Load() {
+		return
+	}
+	switch r := bg.orderOf(b); {
+	case b.lacking() > 0:
+		r.fail(err, judged)
+	case !o.image() && !r.busy && o.waited() && bg.l.c.journal.reserveSettled():
+		r.dissolve(true)
+	}
 }
 
 // settle makes the batch history: the backing device has it for good.

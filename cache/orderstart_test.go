@@ -191,3 +191,31 @@ func (h *orderHarness) images() string {
 	}
 	return d.Journal[len(d.Journal)-1].Images
 }
+
+// TestOrderedStartThatFails: the order is switched on while a block is dirty that the disk does not take. Who waits for
+// room in the queue is told, as on any ordered device that fails, or goes on.
+func TestOrderedStartThatFails(t *testing.T) {
+	h := newOrderHarness(t, nil)
+	h.set(func(t *Tunables) { t.Ordered = false })
+	h.until("no order", func() bool { return !h.b.order.on.Load() })
+	h.write(5*BlockSize, page(1))
+	h.fail = func(op *Op) error { // one bad sector
+		if op.Dev != SSD && op.Kind == OpWrite && op.Off <= 5*BlockSize && op.Off+op.Len > 5*BlockSize {
+			return errMedium
+		}
+		return h.note(op)
+	}
+	h.set(func(t *Tunables) { t.Ordered = true })
+	h.until("the order", func() bool { return h.b.order.on.Load() })
+	h.write(9*BlockSize, page(2))
+	h.now += int64(31e9) // older than ordered-age
+	h.done = false
+	r := &Request{Op: ReqWrite, Off: 10 * BlockSize, Len: BlockSize, Data: page(3), Backing: h.b.ID()}
+	h.l.Submit(r)
+	h.run(36000) // an hour
+	s := h.status()
+	if !h.done {
+		t.Errorf("a write waits for ever: the order is %s, broken %d times, %d bytes unsettled for %d ms", s.Ordered,
+			s.OrderedBroken, s.UnsettledBytes, s.UnsettledMs)
+	}
+}

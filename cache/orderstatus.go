@@ -20,11 +20,12 @@ func (c *Cache) orderStatus(b *Backing, t *BackingStatus) {
 	if l := c.bgLane.Load(); l != nil {
 		now = l.bg.seen.Load()
 	}
+	lacking := b.lacking()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	t.UnsettledBytes, t.UnsettledMs = o.mu.ring.len()*BlockSize, o.ageLocked(now)/int64(time.Millisecond)
-	if n := b.lacking(); n > 0 { // of unknown age
-		t.UnsettledBytes += n * BlockSize
+	if lacking > 0 { // of unknown age
+		t.UnsettledBytes += lacking * BlockSize
 		t.UnsettledMs = max(t.UnsettledMs, o.age.Load()/2/int64(time.Millisecond))
 	}
 	t.OrderedLimit, t.OrderedLost, t.OrderedBroken = o.mu.allowed*BlockSize, o.lost.Load(), o.broken.Load()

@@ -381,3 +381,37 @@ func TestCoveredIsNotLost(t *testing.T) {
 		t.Errorf("%d blocks are dirty", n)
 	}
 }
+
+// TestPinOfADurableBlock: a block was written and flushed. Then it is pinned, and the commit of that fails after
+// its page is on the SSD. The data was not in the SSD's volatile cache, so it is there after a start, also without checksums.
+func TestPinOfADurableBlock(t *testing.T) {
+	for _, landed := range []bool{false, true} {
+		v := newLossy(t, FormatOptions{NoChecksums: true}, Writeback)
+		v.write(0, fill(1, 1))
+		v.flush()
+		var pin attrs.Set
+		pin.SetHint(attrs.HintPin)
+		r := readOf(0, BlockSize)
+		r.Attrs = &pin
+		if err := v.do(r); err != nil || v.b.pinned.Load() != 1 {
+			t.Fatal(err, v.b.pinned.Load())
+		}
+		v.fail = func(op *Op) error {
+			if op.Dev == SSD && op.FUA && !v.gone {
+				if landed {
+					copy(v.ssd[op.Off:], op.Mem)
+				}
+				v.gone = true
+			}
+			return v.outcome(op)
+		}
+		v.start(&Request{Op: ReqFlush})
+		v.until("the commit", func() bool { return v.gone })
+		v.vanish()
+		v.restart()
+		got, err := v.read(0, BlockSize)
+		if err != nil || got[0] != 1 {
+			t.Errorf("landed %v: a block that was flushed is %d, %v", landed, got[0], err)
+		}
+	}
+}

@@ -202,7 +202,7 @@ func (c *Cache) lose(b *Backing, told bool) {
 		b.order.doubt()
 	}
 	if len(pending) > 0 {
-		for _, p := range c.journal.losePending(b.id) {
+		for _, p := range c.journal.losePending(b.id, pending) {
 			if c.lost() { // else settleLoss finds it
 				c.noteUnsafe(b, p.k, p.slot)
 			}
@@ -266,16 +266,17 @@ func (q *opList) pop() *Op {
 // reach reports whether an operation on a backing device may be submitted. One of a request that may
 // not is parked; the background does not begin any.
 func (l *Lane) reach(op *Op) bool {
-	b := l.c.backing(op.Dev)
-	if b == nil {
+	if op.Dev == SSD {
 		return true
 	}
-	op.losses = b.losses.Load()
-	if op.owner != nil && b.Presence() != Present {
-		l.park(op)
-		return false
+	if b := l.c.backing(op.Dev); b != nil {
+		op.losses = b.losses.Load()
+		if op.owner != nil && b.Presence() != Present {
+			l.park(op)
+			return false
+		}
 	}
-	l.flying[b.id]++
+	l.flying[op.Dev]++
 	return true
 }
 

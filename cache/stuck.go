@@ -28,8 +28,9 @@ type orphan struct {
 // kept is memory that several of them share.
 type kept struct {
 	n      int
-	region []byte
-	old    int // of a request, if swap is set
+	region []byte // of the lane's pool
+	mem    []byte // off the Go heap
+	old    int    // of a request, if swap is set
 	swap   Swapper
 }
 
@@ -48,6 +49,9 @@ func (o *orphan) opDone(l *Lane, _ *Op, _ error) {
 		return
 	}
 	l.freeRegion(k.region)
+	if k.mem != nil {
+		freeOffHeap(k.mem)
+	}
 	if k.swap != nil {
 		k.swap.Reclaim(k.old)
 	}
@@ -78,6 +82,10 @@ func (l *Lane) abandonStuck() {
 			l.abandonEdge(op, m, lost)
 		case *through:
 			l.abandon(op, &orphan{})
+		case *batch:
+			if lost {
+				l.abandonBatch(m)
+			}
 		case *writePiece:
 			if lost {
 				l.abandon(op, &orphan{})
@@ -118,6 +126,27 @@ func (l *Lane) abandonFill(p *readPiece) {
 	}
 	k := &kept{n: len(list), region: p.buf}
 	p.buf = nil
+	for _, op := range list {
+		l.abandon(op, &orphan{kept: k})
+	}
+}
+
+// abandonBatch abandons the reads of a batch, whose lock is in the way of changes without the SSD. What others of its reads
+// have returned may be written yet.
+func (l *Lane) abandonBatch(t *batch) {
+	buf, err := offHeap(regionBytes)
+	if err != nil {
+		return
+	}
+	var list []*Op
+	for op := l.ssdOps.head; op != nil; op = op.next {
+		if op.done == t {
+			list = append(list, op)
+		}
+	}
+	k := &kept{n: len(list), mem: t.buf}
+	copy(buf, t.buf)
+	t.buf = buf
 	for _, op := range list {
 		l.abandon(op, &orphan{kept: k})
 	}
