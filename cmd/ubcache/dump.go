@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
 
@@ -78,7 +79,9 @@ type dumpedHeader struct {
 }
 
 func dumpHeader(cmd *cobra.Command, g *globals, name string, i *blockdev.Info) error {
-	dev, err := i.OpenRead(cmd.Context())
+	ctx, cancel := context.WithTimeout(cmd.Context(), busyWait)
+	defer cancel()
+	dev, err := i.OpenRead(ctx)
 	if err != nil {
 		return report.Wrap("dump "+name, err, "stop the cache first")
 	}
