@@ -69,42 +69,55 @@ func (r *Report) Worst() (worst Severity) {
 }
 
 // Check examines a cache that is not running, and changes nothing. It goes on past damage, so that all
-// of it is found; it fails only if there is nothing to go by. If ctx ends it returns what it has found
-// so far with the error.
+// of it is found; it fails only if there is nothing to go by. If ctx ends it returns the error, and once
+// it is through with the metadata also what it has found so far.
 func Check(ctx context.Context, dev Storage, o CheckOptions) (*Report, error) {
-	c, rec, err := inspect(dev, o.Pending, o.Scan)
+	share := func(from, to float64) func(float64) {
+		return func(done float64) {
+			if o.Progress != nil {
+				o.Progress(from + (to-from)*done)
+			}
+		}
+	}
+	meta, data := 1.0, 1.0 // where each of them ends
+	if o.Data || o.Backing != nil {
+		meta = metaShare
+	}
+	switch {
+	case o.Backing != nil && o.Data:
+		data = (1 + meta) / 2
+	case o.Backing != nil:
+		data = meta
+	}
+	c, rec, err := inspect(ctx, dev, o.Pending, o.Scan, share(0, meta*loadShare))
 	if err != nil {
 		return nil, err
 	}
 	defer c.release()
 	r := &Report{Super: c.sb, PendingRecords: rec.pending}
 	rec.report(r)
-	c.verifyIndex(r)
+	if err := c.verifyIndex(ctx, r, share(meta*loadShare, meta)); err != nil {
+		return nil, err // what it counts is not counted
+	}
 	c.verifyStop(r)
-	share := func(from, to, done float64) {
-		if o.Progress != nil {
-			o.Progress(from + (to-from)*done)
-		}
-	}
-	middle := 1.0
-	if o.Backing != nil && o.Data {
-		middle = 0.5
-	}
 	if o.Data {
-		if err := c.verifyData(ctx, r, func(s float64) { share(0, middle, s) }); err != nil {
+		if err := c.verifyData(ctx, r, share(meta, data)); err != nil {
 			return r, err
 		}
 	}
 	if o.Backing != nil {
-		if !o.Data {
-			middle = 0
-		}
-		if err := c.verifyBackings(ctx, r, o.Backing, func(s float64) { share(middle, 1, s) }); err != nil {
+		if err := c.verifyBackings(ctx, r, o.Backing, share(data, 1)); err != nil {
 			return r, err
 		}
 	}
 	return r, nil
 }
+
+// The metadata takes about metaShare of a check of all, and to load it loadShare of that.
+const (
+	metaShare = 0.05
+	loadShare = 0.7
+)
 
 // report says what recovery met.
 func (r *recovery) report(out *Report) {
@@ -169,12 +182,21 @@ func (r *recovery) report(out *Report) {
 // topEnd is the record behind the newest page.
 func (r *recovery) topEnd() LSN { return r.top.first + LSN(r.top.count) }
 
+// verifyBuckets is how many buckets verifyIndex looks at before it tells how far it is.
+const verifyBuckets = 1024
+
 // verifyIndex compares what is counted with what is there. Nothing else may use the cache.
-func (c *Cache) verifyIndex(r *Report) {
+func (c *Cache) verifyIndex(ctx context.Context, r *Report, progress func(float64)) error {
 	var cached, dirty, pins [MaxBackings + 1]int64
 	var owned [tenantRows + 1]int64
 	var shadows int64
 	for i := range c.buckets {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if i%verifyBuckets == 0 {
+			progress(float64(i) / float64(len(c.buckets)))
+		}
 		live, dirtyHere, pinnedHere := int32(0), int32(0), int32(0)
 		c.slotsOf(BucketID(i), func(s Slot) {
 			k, st := c.index.at(s)
@@ -247,6 +269,8 @@ func (c *Cache) verifyIndex(r *Report) {
 			r.wrong("tenant %d counts %d cached blocks, has %d", i, n, owned[i])
 		}
 	}
+	progress(1)
+	return nil
 }
 
 // verifyStop compares what the last stop said that has to be loaded first with what there is.
@@ -327,8 +351,8 @@ func (c *Cache) verifyBackings(ctx context.Context, r *Report, open func(*Backin
 		}
 		total, done := max(b.cached.Load()-b.dirty.Load(), 1), int64(0)
 		clean := func(k key, st state) bool { return k.backing() == rec.ID && st&stDirty == 0 }
-		keys := c.nextKeys(nil, makeKey(rec.ID, 0), compareKeys, clean)
-		for len(keys) > 0 {
+		keys, err := c.nextKeys(ctx, nil, makeKey(rec.ID, 0), compareKeys, clean)
+		for err == nil && len(keys) > 0 {
 			next := keys[len(keys)-1].k + 1
 			for len(keys) > 0 {
 				if err := ctx.Err(); err != nil {
@@ -342,7 +366,10 @@ func (c *Cache) verifyBackings(ctx context.Context, r *Report, open func(*Backin
 				keys, done = keys[n:], done+int64(n)
 				progress((float64(i) + float64(done)/float64(total)) / float64(len(c.sb.Backings)))
 			}
-			keys = c.nextKeys(keys, next, compareKeys, clean)
+			keys, err = c.nextKeys(ctx, keys, next, compareKeys, clean)
+		}
+		if err != nil {
+			return err
 		}
 	}
 	return nil
@@ -404,7 +431,7 @@ func maskRanges(blk Block, mask state) string {
 // Verify compares the counters of a cache with its index; for tests, while no request runs.
 func (c *Cache) Verify() []string {
 	r := &Report{}
-	c.verifyIndex(r)
+	_ = c.verifyIndex(context.Background(), r, func(float64) {})
 	var list []string
 	for _, p := range r.Problems {
 		list = append(list, p.Text)

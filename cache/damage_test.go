@@ -328,7 +328,7 @@ func (d *damaged) spoilJournal(seq uint64) { d.spoil(d.c.geo.journalPageOff(seq)
 // forgetHistory takes the pages before the journal's tail away, as a turn of the ring does.
 func (d *damaged) forgetHistory() {
 	d.t.Helper()
-	c, rec, err := inspect(d.ssd, nil, false)
+	c, rec, err := inspect(d.t.Context(), d.ssd, nil, false, nil)
 	if err != nil {
 		d.t.Fatal(err)
 	}

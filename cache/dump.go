@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"time"
@@ -12,6 +13,8 @@ type DumpOptions struct {
 	Summaries bool // the state of both copies of every summary page that was written
 	Blocks    bool // every cached block
 	Pending   []byte
+	// Progress is told the share that is done, from 0 to 1.
+	Progress func(share float64)
 }
 
 // Dumped is what is on the SSD of a cache.
@@ -116,8 +119,19 @@ type DumpedBlock struct {
 }
 
 // Dump describes a cache that is not running. It goes on past damage.
-func Dump(dev Storage, o DumpOptions) (*Dumped, error) {
-	c, rec, err := inspect(dev, o.Pending, false)
+func Dump(ctx context.Context, dev Storage, o DumpOptions) (*Dumped, error) {
+	share := func(from, to float64) func(float64) {
+		return func(done float64) {
+			if o.Progress != nil {
+				o.Progress(from + (to-from)*done)
+			}
+		}
+	}
+	load := 1.0
+	if o.Summaries {
+		load = 0.5 // they are read once more
+	}
+	c, rec, err := inspect(ctx, dev, o.Pending, false, share(0, load))
 	if err != nil {
 		return nil, err
 	}
@@ -134,7 +148,9 @@ func Dump(dev Storage, o DumpOptions) (*Dumped, error) {
 		}
 	}
 	if o.Summaries {
-		c.dumpSummaries(d)
+		if err := c.dumpSummaries(ctx, d, share(load, 1)); err != nil {
+			return nil, err
+		}
 	}
 	if o.Blocks {
 		c.dumpBlocks(d)
@@ -179,8 +195,10 @@ func (c *Cache) dumpSuper(dev Storage) *Dumped {
 }
 
 func (c *Cache) dumpJournal(d *Dumped, loaded *recovery) error {
-	rec := &recovery{c: c}
-	rec.loadJournal()
+	rec := &recovery{c: c, ctx: loaded.ctx}
+	if err := rec.loadJournal(); err != nil {
+		return err
+	}
 	runs, _ := rec.chain()
 	for _, run := range runs {
 		for _, g := range rec.dmg.gaps {
@@ -216,12 +234,18 @@ func (c *Cache) dumpJournal(d *Dumped, loaded *recovery) error {
 	return nil
 }
 
-func (c *Cache) dumpSummaries(d *Dumped) {
+func (c *Cache) dumpSummaries(ctx context.Context, d *Dumped, progress func(float64)) error {
 	var buf [2][]byte
 	for i := range buf {
 		buf[i] = alignedBytes(pageSize)
 	}
 	for page := range d.SummaryPages {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if page%1024 == 0 {
+			progress(float64(page) / float64(d.SummaryPages))
+		}
 		out := DumpedSummary{Page: page, Bucket: page / c.geo.summaryPages()}
 		seen := false
 		for i := range buf {
@@ -241,6 +265,7 @@ func (c *Cache) dumpSummaries(d *Dumped) {
 			d.Summaries = append(d.Summaries, out)
 		}
 	}
+	return nil
 }
 
 func (c *Cache) dumpBlocks(d *Dumped) {

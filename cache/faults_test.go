@@ -328,7 +328,7 @@ func FuzzJournalPage(f *testing.F) {
 	if _, err := Format(dev, FormatOptions{BucketBytes: 64 << 10}); err != nil {
 		f.Fatal(err)
 	}
-	c, _, err := inspect(dev, nil, false)
+	c, _, err := inspect(f.Context(), dev, nil, false, nil)
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -118,7 +118,7 @@ func TestGoldenImage(t *testing.T) {
 			}
 			dev := readSparse(t, image)
 			var got strings.Builder
-			d, err := Dump(dev, DumpOptions{Journal: true, Blocks: true, Summaries: true})
+			d, err := Dump(t.Context(), dev, DumpOptions{Journal: true, Blocks: true, Summaries: true})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -1,18 +1,25 @@
 package cache
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 )
 
 // inspect loads as much of a cache as there is, without changing it. With rebuild it does without a
-// superblock, too, if pages of the journal or of summaries tell where things are.
-func inspect(dev Storage, pending []byte, rebuild bool) (*Cache, *recovery, error) {
+// superblock, too, if pages of the journal or of summaries tell where things are. progress, if it is not
+// nil, is told the share that is done.
+func inspect(ctx context.Context, dev Storage, pending []byte, rebuild bool, progress func(float64)) (
+	*Cache, *recovery, error,
+) {
 	sb, err := ReadSuper(dev)
 	if err != nil && rebuild && (errors.Is(err, ErrNotCache) || errors.Is(err, ErrCorrupt)) {
-		if found, ferr := findSuper(dev); ferr == nil {
+		if found, ferr := findSuper(ctx, dev); ferr == nil {
 			sb, err = found, nil
+		}
+		if e := ctx.Err(); e != nil {
+			return nil, nil, e
 		}
 	}
 	if err != nil {
@@ -21,11 +28,11 @@ func inspect(dev Storage, pending []byte, rebuild bool) (*Cache, *recovery, erro
 	if pending == nil {
 		pending = alignedBytes(PendingBytes)
 	}
-	c, err := newCache(dev, sb, Options{Pending: pending})
+	c, err := newCache(dev, sb, Options{Pending: pending, Progress: progress})
 	if err != nil {
 		return nil, nil, err
 	}
-	rec := &recovery{c: c, readOnly: true, lenient: true}
+	rec := &recovery{c: c, ctx: ctx, readOnly: true, lenient: true}
 	if err := rec.run(); err != nil {
 		c.release()
 		return nil, nil, err
@@ -37,7 +44,7 @@ func inspect(dev Storage, pending []byte, rebuild bool) (*Cache, *recovery, erro
 // findSuper makes up a superblock from the other metadata: the geometry is the one, of all that are
 // possible on the device, by which the most pages are where they say that they are. Of the backing
 // devices only the numbers are known, of the UUID one half.
-func findSuper(dev Storage) (*Superblock, error) {
+func findSuper(ctx context.Context, dev Storage) (*Superblock, error) {
 	best := &Superblock{}
 	most := 0
 	for size := int64(minBucketBytes); size <= maxBucketBytes; size *= 2 {
@@ -45,7 +52,7 @@ func findSuper(dev Storage) (*Superblock, error) {
 		if err != nil {
 			continue
 		}
-		if v := g.poll(dev); v.pages > most {
+		if v := g.poll(ctx, dev); v.pages > most {
 			most = v.pages
 			*best = Superblock{Checksums: v.sums, Geometry: g, damaged: []string{"both copies are lost"}}
 			binary.LittleEndian.PutUint64(best.UUID[:], v.id)
@@ -73,14 +80,14 @@ type ballot struct {
 // pollPages bounds what is looked at of each kind.
 const pollPages = 8 << 10
 
-// poll looks at the journal and at the summaries.
-func (g *Geometry) poll(dev Storage) (b ballot) {
+// poll looks at the journal and at the summaries, until ctx ends.
+func (g *Geometry) poll(ctx context.Context, dev Storage) (b ballot) {
 	le := binary.LittleEndian
 	votes, sums := map[uint64]int{}, map[uint64]bool{}
 	each := func(off, pages int64, sumAt int, f func(p []byte, at int64) (id uint64, ok bool)) {
 		const chunk = 1024
 		buf := alignedBytes(chunk * pageSize)
-		for at := int64(0); at < pages; at += chunk {
+		for at := int64(0); at < pages && ctx.Err() == nil; at += chunk {
 			n := min(chunk, pages-at)
 			readPages(dev, buf[:n*pageSize], off+at*pageSize)
 			for i := range n {
@@ -125,9 +132,14 @@ func (g *Geometry) poll(dev Storage) (b ballot) {
 
 // nextKeys finds the next blocks from a key on, in order, that are wanted, up to limit of them. It
 // appends to keys[:0]. Others may change what it looks at.
-func (c *Cache) nextKeys(keys []dirtyKey, from key, limit int, want func(key, state) bool) []dirtyKey {
+func (c *Cache) nextKeys(ctx context.Context, keys []dirtyKey, from key, limit int,
+	want func(key, state) bool,
+) ([]dirtyKey, error) {
 	keys = keys[:0]
 	for b := range c.buckets {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 		if c.buckets[b].live.Load() == 0 {
 			continue
 		}
@@ -142,5 +154,5 @@ func (c *Cache) nextKeys(keys []dirtyKey, from key, limit int, want func(key, st
 		}
 	}
 	keys = sortKeys(keys)
-	return keys[:min(len(keys), limit)]
+	return keys[:min(len(keys), limit)], nil
 }

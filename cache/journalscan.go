@@ -6,7 +6,7 @@ import (
 )
 
 // loadJournal reads the whole ring.
-func (r *recovery) loadJournal() {
+func (r *recovery) loadJournal() error {
 	c := r.c
 	r.pages, r.torn = map[uint64]journalPage{}, map[uint64]bool{}
 	const chunk = 1024
@@ -28,9 +28,13 @@ func (r *recovery) loadJournal() {
 				}
 			}
 		}
+		if err := r.step(n); err != nil {
+			return err
+		}
 	}
 	// A superblock that is older than the journal has an older epoch.
 	c.epoch = max(c.epoch, r.top.epoch)
+	return nil
 }
 
 // pageState is what is at the place of a journal page.
@@ -90,6 +94,9 @@ func (r *recovery) eachPage(s journalRun, f func(journalPage, []byte) error) err
 				return err
 			}
 			seq++
+		}
+		if err := r.step(int64(n)); err != nil {
+			return err
 		}
 	}
 	return nil

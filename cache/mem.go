@@ -11,6 +11,9 @@ import (
 // noMemory makes offHeap fail; tests only.
 var noMemory atomic.Bool
 
+// offHeapHeld is how many bytes offHeap has given out and has not got back; tests look at it.
+var offHeapHeld atomic.Int64
+
 // offHeap returns zeroed, page-aligned memory that the garbage collector does not see. Pages
 // become resident when they are touched.
 func offHeap(size int64) ([]byte, error) {
@@ -23,6 +26,7 @@ func offHeap(size int64) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("allocate %d bytes: %w", size, err)
 	}
+	offHeapHeld.Add(size)
 	return p, nil
 }
 
@@ -32,7 +36,9 @@ func hugePages(p []byte) { _ = unix.Madvise(p, unix.MADV_HUGEPAGE) }
 
 func freeOffHeap(p []byte) {
 	if p != nil {
-		_ = unix.Munmap(p)
+		if unix.Munmap(p) == nil {
+			offHeapHeld.Add(-int64(len(p)))
+		}
 	}
 }
 

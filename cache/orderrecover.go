@@ -37,13 +37,16 @@ func (r *recovery) endBatches() {
 	}
 }
 
+// askEvery is after how many versions it is asked whether to go on.
+const askEvery = 64 << 10
+
 // rebuildOrders says of each slot with a queued version what it is: the block's present place or a
 // shadow.
 func (r *recovery) rebuildOrders() error {
 	c := r.c
 	if r.cold || r.renew || r.lenient && !r.ordersFit() {
 		r.forgetOrders()
-		return nil
+		return r.ended()
 	}
 	r.forgetDoubted()
 	for _, b := range c.backings.Load() {
@@ -52,6 +55,9 @@ func (r *recovery) rebuildOrders() error {
 		}
 		q := &b.order.mu.ring
 		for i := q.head; i != q.tail; i++ {
+			if i%askEvery == 0 && r.ended() != nil {
+				return r.ended()
+			}
 			v := q.at(i)
 			held, st := c.index.at(v.slot)
 			switch {
@@ -78,6 +84,9 @@ func (r *recovery) ordersFit() bool {
 		}
 		q := &b.order.mu.ring
 		for i := q.head; i != q.tail; i++ {
+			if i%askEvery == 0 && r.ended() != nil {
+				return false
+			}
 			v := q.at(i)
 			held, st := r.c.index.at(v.slot)
 			if seen[v.slot] || held != 0 && (held != v.k || st&stDirty == 0) {

@@ -185,7 +185,7 @@ func TestOrderedImageOnRecordFirst(t *testing.T) {
 // images is what the newest page of the journal says of them.
 func (h *orderHarness) images() string {
 	h.t.Helper()
-	d, err := Dump(memStorage(bytes.Clone(h.ssd)), DumpOptions{Journal: true})
+	d, err := Dump(h.t.Context(), memStorage(bytes.Clone(h.ssd)), DumpOptions{Journal: true})
 	if err != nil {
 		h.t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"context"
 	"encoding/binary"
 	"fmt"
 	"slices"
@@ -10,7 +11,10 @@ import (
 // ring. A record changes only what no summary page newer than it has described: page LSNs say
 // so, one per summarySlots slots.
 type recovery struct {
-	c       *Cache
+	c *Cache
+	// ctx, if it is not nil, ends the loading of what is only looked at. A start goes on to its end.
+	ctx     context.Context
+	loaded  int64      // pages that step was told of, of those that run counts
 	pageLSN []LSN      // per summary page
 	lastLSN []LSN      // per bucket: newest change seen, for its age
 	stale   []BucketID // buckets whose summary has to be written again
@@ -72,8 +76,12 @@ func (r *recovery) run() error {
 	if r.lenient {
 		r.setBy = map[Slot]LSN{}
 	}
-	r.loadSummaries()
-	r.loadJournal()
+	if err := r.loadSummaries(); err != nil {
+		return err
+	}
+	if err := r.loadJournal(); err != nil {
+		return err
+	}
 	r.loadRing()
 	if err := r.replay(); err != nil {
 		return err
@@ -84,6 +92,9 @@ func (r *recovery) run() error {
 		return err
 	}
 	r.endBatches()
+	if err := r.step(r.allPages() - r.loaded); err != nil { // whatever of the journal needed no replay
+		return err
+	}
 	if err := r.judge(); err != nil {
 		return err
 	}
@@ -154,6 +165,26 @@ func (r *recovery) run() error {
 	return r.dropMissed()
 }
 
+// allPages is what run goes through, at most: summaries, the ring of the journal, and what of it is replayed.
+func (r *recovery) allPages() int64 { return int64(len(r.pageLSN)) + 2*int64(r.c.geo.JournalPages) }
+
+// step is told that so many more pages have been gone through. Its error says not to go on.
+func (r *recovery) step(pages int64) error {
+	r.loaded += pages
+	if tell := r.c.opts.Progress; tell != nil && r.pageLSN != nil { // else only the journal is read, by Dump
+		tell(min(1, float64(r.loaded)/float64(r.allPages())))
+	}
+	return r.ended()
+}
+
+// ended is the error of ctx.
+func (r *recovery) ended() error {
+	if r.ctx == nil {
+		return nil
+	}
+	return r.ctx.Err()
+}
+
 // readPages reads n pages, and where that fails page by page; bad says which cannot be read.
 func readPages(dev Storage, p []byte, off int64) (bad map[int64]bool) {
 	if _, err := dev.ReadAt(p, off); err == nil {
@@ -170,7 +201,7 @@ func readPages(dev Storage, p []byte, off int64) (bad map[int64]bool) {
 }
 
 // loadSummaries reads both copies side by side, and of each page the newer valid one.
-func (r *recovery) loadSummaries() {
+func (r *recovery) loadSummaries() error {
 	c := r.c
 	const chunk = 1024
 	var buf [2][]byte
@@ -194,10 +225,11 @@ func (r *recovery) loadSummaries() {
 			}
 			r.loadPage(k, at+j)
 		}
-		if c.opts.Progress != nil {
-			c.opts.Progress(float64(at+n) / float64(total))
+		if err := r.step(n); err != nil {
+			return err
 		}
 	}
+	return nil
 }
 
 // summaryState is what is at the place of a summary page.

@@ -148,6 +148,9 @@ func (r *recovery) apply(l LSN, rec *record) {
 		r.dropped[rec.backing] = l
 		r.settled(rec.backing, l)
 		for b := range c.buckets {
+			if r.ended() != nil {
+				return // eachPage says so
+			}
 			c.locked(BucketID(b), func(_ *stripe, k key, e entry) {
 				if k.backing() == rec.backing {
 					r.drop(k, e, l)

@@ -41,12 +41,12 @@ type Salvage struct {
 
 // OpenSalvage loads a cache for its dirty data, also where Open refuses and where the superblocks are
 // lost; then backing devices have made-up names, and no sizes. pending is the pending ring of a killed
-// daemon, if there is one.
-func OpenSalvage(dev Storage, pending []byte) (*Salvage, error) {
+// daemon, if there is one. progress, if it is not nil, is told the share that is loaded, from 0 to 1.
+func OpenSalvage(ctx context.Context, dev Storage, pending []byte, progress func(share float64)) (*Salvage, error) {
 	if mutated(mutSalvageRing) {
 		pending = nil
 	}
-	c, rec, err := inspect(dev, pending, true)
+	c, rec, err := inspect(ctx, dev, pending, true, progress)
 	if err != nil {
 		return nil, err
 	}
@@ -130,8 +130,9 @@ func (s *Salvage) Walk(ctx context.Context, id BackingID, f func(*SalvageBlock) 
 	}
 	var keys []dirtyKey
 	for at := makeKey(id, 0); ; {
-		if keys = c.nextKeys(keys, at, salvageKeys, dirty); len(keys) == 0 {
-			return nil
+		var err error
+		if keys, err = c.nextKeys(ctx, keys, at, salvageKeys, dirty); err != nil || len(keys) == 0 {
+			return err
 		}
 		for _, d := range keys {
 			if err := ctx.Err(); err != nil {
@@ -207,9 +208,12 @@ func (c *Cache) BadRanges(id BackingID) (list Ranges, more bool, err error) {
 	if b.bad.Load() == 0 {
 		return nil, false, nil
 	}
-	keys := c.nextKeys(nil, makeKey(id, 0), maxBadBlocks, func(k key, st state) bool {
+	keys, err := c.nextKeys(context.Background(), nil, makeKey(id, 0), maxBadBlocks, func(k key, st state) bool {
 		return k.backing() == id && st&stBad != 0
 	})
+	if err != nil {
+		return nil, false, err
+	}
 	for _, d := range keys {
 		s := c.index.stripeOf(id, d.k.block())
 		s.mu.Lock()

@@ -10,7 +10,7 @@ import (
 // salvaged is what Walk finds, as text: "proved 0=1 1=2, uncertain 3=4".
 func salvaged(t *testing.T, dev Storage, pending []byte) (string, *Salvage) {
 	t.Helper()
-	s, err := OpenSalvage(dev, pending)
+	s, err := OpenSalvage(t.Context(), dev, pending, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

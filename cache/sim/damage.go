@@ -2,6 +2,7 @@ package sim
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 
 	"ubcache/cache"
@@ -100,7 +101,7 @@ func (s *Sim) damageSummary() *damage {
 
 // damageJournal chooses a page that the newest good one says is durable.
 func (s *Sim) damageJournal() *damage {
-	dump, err := cache.Dump(s.ssd, cache.DumpOptions{Journal: true, Pending: s.ring})
+	dump, err := cache.Dump(context.Background(), s.ssd, cache.DumpOptions{Journal: true, Pending: s.ring})
 	if err != nil {
 		return nil
 	}

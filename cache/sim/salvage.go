@@ -50,7 +50,7 @@ func (s *Sim) openSalvage() (*cache.Salvage, error) {
 		return errors.New("a salvage changes the SSD")
 	}
 	ring := bytes.Clone(s.ring)
-	v, err := cache.OpenSalvage(s.ssd, s.ring)
+	v, err := cache.OpenSalvage(context.Background(), s.ssd, s.ring, nil)
 	if err == nil && !bytes.Equal(ring, s.ring) {
 		v.Close()
 		return nil, errors.New("it changes the pending ring")

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -19,6 +20,7 @@ import (
 // stopped is a cache that is not running, opened for reading.
 type stopped struct {
 	dev     *blockdev.Device
+	meta    int64         // where the data begins; as far as it is known
 	pending []byte        // what a killed daemon has left
 	conf    *config.Cache // nil: it is not in the configuration
 	backing []*blockdev.Device
@@ -53,6 +55,9 @@ func openCache(ctx context.Context, file *config.File, what, arg string) (*stopp
 // configuration.
 func (s *stopped) readPending(file *config.File) error {
 	sb, err := cache.ReadSuper(s.dev)
+	if s.meta = s.dev.Size(); err == nil {
+		s.meta = sb.Geometry.DataOff
+	}
 	var id cache.UUID
 	switch {
 	case errors.Is(err, cache.ErrNewer), errors.Is(err, cache.ErrTooSmall):
@@ -85,6 +90,23 @@ func (s *stopped) close() {
 		_ = d.Close()
 	}
 	_ = s.dev.Close()
+}
+
+// loading shows how far the metadata is loaded, once that takes a while.
+func (s *stopped) loading(m *meter, name string) func(share float64) {
+	return func(share float64) {
+		if time.Since(m.start) > time.Second {
+			m.share(name, s.meta, share)
+		}
+	}
+}
+
+// loadError is why the metadata cannot be read.
+func loadError(what string, err error) error {
+	if errors.Is(err, context.Canceled) {
+		return report.Fail(what, "interrupted", "")
+	}
+	return daemon.CacheError(what, err)
 }
 
 // openBacking opens a backing device of the configuration for reading.
@@ -176,16 +198,14 @@ func checkCommand(g *globals) *cobra.Command {
 				}
 			}
 			m := newMeter("checking", g.json)
-			o.Progress = func(share float64) {
-				total := s.dev.Size()
-				m.show(control.Progress{
-					What: a[0], TotalBytes: total, LeftBytes: total - int64(share*float64(total)),
-				})
+			o.Progress = s.loading(m, a[0])
+			if o.Data || backing {
+				o.Progress = func(share float64) { m.share(a[0], s.dev.Size(), share) }
 			}
 			r, err := cache.Check(cmd.Context(), s.dev, o)
 			m.end()
 			if r == nil {
-				return daemon.CacheError("check "+a[0], err)
+				return loadError("check "+a[0], err)
 			}
 			perr := printCheck(cmd.OutOrStdout(), g, a[0], r, err != nil)
 			if err != nil {

@@ -10,7 +10,6 @@ import (
 
 	"ubcache/cache"
 	"ubcache/internal/blockdev"
-	"ubcache/internal/daemon"
 	"ubcache/internal/header"
 	"ubcache/internal/report"
 )
@@ -46,9 +45,12 @@ It changes nothing. The cache must not be running.`,
 			}
 			defer s.close()
 			o.Pending = s.pending
-			d, err := cache.Dump(s.dev, o)
+			m := newMeter("loading", g.json)
+			o.Progress = s.loading(m, a[0])
+			d, err := cache.Dump(cmd.Context(), s.dev, o)
+			m.end()
 			if err != nil {
-				return daemon.CacheError("dump "+a[0], err)
+				return loadError("dump "+a[0], err)
 			}
 			if g.json {
 				return printJSON(cmd.OutOrStdout(), d)

@@ -21,6 +21,7 @@ func main() {
 func run() report.Code {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second Ctrl-C ends what does not notice the first
 	err := newRoot().ExecuteContext(ctx)
 	if err == nil {
 		return report.OK

@@ -89,6 +89,11 @@ func (m *meter) show(p control.Progress) {
 	fmt.Fprintln(os.Stderr, line)
 }
 
+// share shows that a share of something is done.
+func (m *meter) share(what string, total int64, share float64) {
+	m.show(control.Progress{What: what, TotalBytes: total, LeftBytes: total - int64(share*float64(total))})
+}
+
 // end leaves the terminal's line.
 func (m *meter) end() {
 	if m.drawn {

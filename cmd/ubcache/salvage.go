@@ -13,7 +13,6 @@ import (
 	"ubcache/cache"
 	"ubcache/internal/config"
 	"ubcache/internal/control"
-	"ubcache/internal/daemon"
 	"ubcache/internal/missed"
 	"ubcache/internal/report"
 )
@@ -77,9 +76,11 @@ func salvageCommand(g *globals) *cobra.Command {
 				return err
 			}
 			defer s.close()
-			v, err := cache.OpenSalvage(s.dev, s.pending)
+			m := newMeter("loading", g.json)
+			v, err := cache.OpenSalvage(cmd.Context(), s.dev, s.pending, s.loading(m, a[0]))
+			m.end()
 			if err != nil {
-				return daemon.CacheError("salvage "+a[0], err)
+				return loadError("salvage "+a[0], err)
 			}
 			defer v.Close()
 			return f.run(cmd, g, a[0], v)

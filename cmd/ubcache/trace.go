@@ -117,6 +117,7 @@ func (f *traceFlags) ask(ctx context.Context, file *config.File) ([]control.Trac
 func (f *traceFlags) goOn(cmd *cobra.Command, g *globals, file *config.File) error {
 	ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
+	context.AfterFunc(ctx, stop) // as in run
 	w := cmd.OutOrStdout()
 	if !g.json {
 		fmt.Fprintln(w, traceHeading())
