@@ -11,13 +11,13 @@ import (
 type DumpOptions struct {
 	Journal   bool // the records that replay would read, and those of the pending ring
 	Summaries bool // the state of both copies of every summary page that was written
-	Blocks    bool // every cached block
+	Blocks    bool // every cached block, for EachBucket
 	Pending   []byte
 	// Progress is told the share that is done, from 0 to 1.
 	Progress func(share float64)
 }
 
-// Dumped is what is on the SSD of a cache.
+// Dumped is what is on the SSD of a cache, but for the cached blocks: all of those would not fit in memory.
 type Dumped struct {
 	UUID         string          `json:"uuid"`
 	Label        string          `json:"label"`
@@ -43,8 +43,9 @@ type Dumped struct {
 	Journal     []DumpedPage    `json:"journal,omitempty"`
 	Ring        []DumpedRecord  `json:"pending_ring,omitempty"`
 	Summaries   []DumpedSummary `json:"summaries,omitempty"`
-	Blocks      []DumpedBlock   `json:"blocks,omitempty"`
 	Problems    []Problem       `json:"problems,omitempty"`
+
+	c *Cache // nil if the blocks are not asked for
 }
 
 // DumpedSuper is one copy of the superblock.
@@ -118,7 +119,7 @@ type DumpedBlock struct {
 	Sum    uint32 `json:"checksum"`
 }
 
-// Dump describes a cache that is not running. It goes on past damage.
+// Dump describes a cache that is not running. It goes on past damage. With o.Blocks it is to be closed.
 func Dump(ctx context.Context, dev Storage, o DumpOptions) (*Dumped, error) {
 	share := func(from, to float64) func(float64) {
 		return func(done float64) {
@@ -135,27 +136,41 @@ func Dump(ctx context.Context, dev Storage, o DumpOptions) (*Dumped, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer c.release()
 	d := c.dumpSuper(dev)
+	d.c = c
+	if err = d.fill(ctx, rec, o, share(load, 1)); err != nil || !o.Blocks {
+		d.Close()
+	}
+	if err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// fill adds what was loaded, and what is asked for besides.
+func (d *Dumped) fill(ctx context.Context, rec *recovery, o DumpOptions, progress func(float64)) error {
 	d.NextRecord, d.Pending = rec.next-LSN(rec.pending), rec.pending
-	d.FreeBuckets = int(c.alloc.freeCount.Load())
+	d.FreeBuckets = int(d.c.alloc.freeCount.Load())
 	r := &Report{}
 	rec.report(r)
 	d.Problems = r.Problems
 	if o.Journal {
-		if err := c.dumpJournal(d, rec); err != nil {
-			return nil, err
+		if err := d.c.dumpJournal(d, rec); err != nil {
+			return err
 		}
 	}
-	if o.Summaries {
-		if err := c.dumpSummaries(ctx, d, share(load, 1)); err != nil {
-			return nil, err
-		}
+	if !o.Summaries {
+		return nil
 	}
-	if o.Blocks {
-		c.dumpBlocks(d)
+	return d.c.dumpSummaries(ctx, d, progress)
+}
+
+// Close gives the memory back that the blocks need.
+func (d *Dumped) Close() {
+	if d.c != nil {
+		d.c.release()
+		d.c = nil
 	}
-	return d, nil
 }
 
 func (c *Cache) dumpSuper(dev Storage) *Dumped {
@@ -268,25 +283,45 @@ func (c *Cache) dumpSummaries(ctx context.Context, d *Dumped, progress func(floa
 	return nil
 }
 
-func (c *Cache) dumpBlocks(d *Dumped) {
+// EachBucket calls f with the blocks of every bucket that has some, if they were asked for. The list is
+// good until f returns.
+func (d *Dumped) EachBucket(ctx context.Context, f func([]DumpedBlock) error) error {
+	c := d.c
+	if c == nil {
+		return nil
+	}
+	var list []DumpedBlock
 	for i := range c.buckets {
-		if c.buckets[i].live.Load() == 0 {
-			continue
+		if err := ctx.Err(); err != nil {
+			return err
 		}
+		list = list[:0]
 		c.locked(BucketID(i), func(_ *stripe, k key, e entry) {
-			d.Blocks = append(d.Blocks, DumpedBlock{
+			list = append(list, DumpedBlock{
 				Slot: e.slot, Bucket: BucketID(i), Backing: k.backing(), Block: k.block(),
 				Sectors: uint8(e.st & stMask), Dirty: e.st&stDirty != 0, Bad: e.st&stBad != 0,
 				Pinned: e.st&stPinned != 0, Sum: e.sum,
 				Queued: e.st&stQueued != 0 && !e.st.shadow(), Shadow: e.st.shadow(),
 			})
 		})
+		if len(list) == 0 {
+			continue
+		}
+		if err := f(list); err != nil {
+			return err
+		}
 	}
+	return nil
 }
 
-// Print writes it for people and for golden tests.
-func (d *Dumped) Print(w io.Writer) {
-	p := func(format string, args ...any) { _, _ = fmt.Fprintf(w, format, args...) }
+// Print writes it for people and for golden tests, until ctx ends.
+func (d *Dumped) Print(ctx context.Context, w io.Writer) error {
+	var failed error
+	p := func(format string, args ...any) {
+		if _, err := fmt.Fprintf(w, format, args...); err != nil && failed == nil {
+			failed = err
+		}
+	}
 	p("cache %s label=%q sequence=%d epoch=%d clean=%v checksums=%v created=%s lsn=%d\n", d.UUID, d.Label,
 		d.Sequence, d.Epoch, d.Clean, d.Checksums, d.Created.Format("2006-01-02T15:04:05Z"), d.LSN)
 	for _, s := range d.Supers {
@@ -331,7 +366,14 @@ func (d *Dumped) Print(w io.Writer) {
 	for _, s := range d.Summaries {
 		p("summary %d bucket=%d A=%s B=%s\n", s.Page, s.Bucket, s.Copies[0], s.Copies[1])
 	}
-	d.printBlocks(p)
+	err := d.EachBucket(ctx, func(list []DumpedBlock) error {
+		printBucket(p, list)
+		return failed
+	})
+	if err == nil {
+		err = failed
+	}
+	return err
 }
 
 func (b *DumpedBacking) print(p func(string, ...any)) {
@@ -355,19 +397,16 @@ func settingsText(t *Tunables) string {
 		t.DirtyTarget, t.DirtyMax, t.WritebackDelay, t.PinQuota)
 }
 
-func (d *Dumped) printBlocks(p func(string, ...any)) {
-	for i := range d.Blocks {
-		b := &d.Blocks[i]
-		if i == 0 || d.Blocks[i-1].Bucket != b.Bucket {
-			live, dirty := 0, 0
-			for j := i; j < len(d.Blocks) && d.Blocks[j].Bucket == b.Bucket; j++ {
-				live++
-				if d.Blocks[j].Dirty {
-					dirty++
-				}
-			}
-			p("bucket %d live=%d dirty=%d\n", b.Bucket, live, dirty)
+func printBucket(p func(string, ...any), list []DumpedBlock) {
+	dirty := 0
+	for i := range list {
+		if list[i].Dirty {
+			dirty++
 		}
+	}
+	p("bucket %d live=%d dirty=%d\n", list[0].Bucket, len(list), dirty)
+	for i := range list {
+		b := &list[i]
 		p("  slot %d backing=%d block=%d mask=%02x dirty=%v sum=%08x", b.Slot, b.Backing, b.Block, b.Sectors,
 			b.Dirty, b.Sum)
 		if b.Pinned {

@@ -122,7 +122,10 @@ func TestGoldenImage(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			d.Print(&got)
+			if err := d.Print(t.Context(), &got); err != nil {
+				t.Fatal(err)
+			}
+			d.Close()
 			if *update {
 				if err := os.WriteFile(golden, []byte(got.String()), 0o644); err != nil {
 					t.Fatal(err)

@@ -64,7 +64,14 @@ func TestInterruptedLoading(t *testing.T) {
 			return err
 		}},
 		{"dump", dev, func(ctx context.Context, dev Storage) error {
-			_, err := Dump(ctx, dev, DumpOptions{Journal: true, Summaries: true})
+			d, err := Dump(ctx, dev, DumpOptions{Journal: true, Summaries: true, Blocks: true})
+			if err == nil {
+				d.Close()
+			}
+			return err
+		}},
+		{"dump without blocks", dev, func(ctx context.Context, dev Storage) error {
+			_, err := Dump(ctx, dev, DumpOptions{Journal: true})
 			return err
 		}},
 	} {

@@ -2,7 +2,10 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 
@@ -52,12 +55,20 @@ It changes nothing. The cache must not be running.`,
 			if err != nil {
 				return loadError("dump "+a[0], err)
 			}
-			if g.json {
-				return printJSON(cmd.OutOrStdout(), d)
-			}
+			defer d.Close()
 			w := bufio.NewWriter(cmd.OutOrStdout())
-			d.Print(w)
-			return w.Flush()
+			if g.json {
+				err = printDumpJSON(cmd.Context(), w, d)
+			} else {
+				err = d.Print(cmd.Context(), w)
+			}
+			if e := w.Flush(); err == nil {
+				err = e
+			}
+			if errors.Is(err, context.Canceled) {
+				return report.Fail("dump "+a[0], "interrupted", "")
+			}
+			return err
 		},
 	}
 	fs := cmd.Flags()
@@ -65,6 +76,50 @@ It changes nothing. The cache must not be running.`,
 	fs.BoolVar(&o.Summaries, "summaries", false, "the state of both copies of every summary page")
 	fs.BoolVar(&o.Blocks, "blocks", false, "every cached block")
 	return cmd
+}
+
+// printDumpJSON writes a dump as printJSON would if it had the blocks as its last field but the problems.
+// They are too many to be encoded as a whole.
+func printDumpJSON(ctx context.Context, w io.Writer, d *cache.Dumped) error {
+	const indent = "  "
+	part := func(before, prefix string, v any) error {
+		text, err := json.MarshalIndent(v, prefix, indent)
+		if err == nil {
+			_, err = fmt.Fprintf(w, "%s%s", before, text)
+		}
+		return err
+	}
+	problems := d.Problems
+	d.Problems = nil
+	text, err := json.MarshalIndent(d, "", indent)
+	d.Problems = problems
+	if err != nil {
+		return err
+	}
+	if _, err := w.Write(bytes.TrimSuffix(text, []byte("\n}"))); err != nil {
+		return err
+	}
+	before, end := ",\n  \"blocks\": [\n    ", ""
+	err = d.EachBucket(ctx, func(list []cache.DumpedBlock) error {
+		for i := range list {
+			if err := part(before, indent+indent, &list[i]); err != nil {
+				return err
+			}
+			before, end = ",\n    ", "\n  ]"
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if len(problems) > 0 {
+		if err := part(end+",\n  \"problems\": ", indent, problems); err != nil {
+			return err
+		}
+		end = ""
+	}
+	_, err = fmt.Fprintf(w, "%s\n}\n", end)
+	return err
 }
 
 // dumpedHeader is a copy of a backing header for scripts.
