@@ -28,6 +28,9 @@ type Options struct {
 	// Drop names backing devices that have changed without the SSD's knowledge: what it has of them is
 	// dropped, dirty data included.
 	Drop []UUID
+	// After is a superblock of the same cache, newer than that on the SSD, which is an older copy of itself: epoch and
+	// sequence number go on behind its.
+	After *Superblock
 	// Health is told, on the background's thread, that the SSD's health has changed. It must not block.
 	Health func(HealthEvent)
 	// Suspect is told, on a lane's thread, that an operation on a backing device has failed in a

@@ -162,6 +162,11 @@ func (c *Cache) load() error {
 	}
 	c.recallUntold()
 	c.sb.stop, c.sb.doubt = nil, doubtRange{}
+	if n := c.opts.After; n != nil {
+		c.epoch = max(c.epoch, n.Epoch)
+		// By an even number: the next superblock still goes over the older copy.
+		c.sb.Seq += (max(n.Seq, c.sb.Seq) - c.sb.Seq + 1) &^ 1
+	}
 	if c.epoch == 0 || !mutated(mutEpochKept) {
 		c.epoch++
 	}

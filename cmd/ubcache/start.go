@@ -41,7 +41,7 @@ After a crash or kill -9 it waits until the last I/O of the dead daemon is over,
 journal, and takes the block devices over, so that mounted filesystems go on.
 
 A backing device that was changed without the cache, mounted by itself for instance, or while the
-cache was without its SSD, is noticed. If the
+cache was without its SSD, is noticed, and so is an SSD that is an older copy of itself. If the
 cache has no newer data for it, what is cached of it is dropped. Otherwise start refuses: ubcache salvage
 saves the newer data elsewhere, --drop NAME gives it up, --keep NAME keeps it, so that it is written over
 the changes. Damaged metadata is repaired where that loses nothing; where dirty data may be lost, start

@@ -78,6 +78,7 @@ func (in *Instance) openBackings(ctx context.Context, sb *cache.Superblock) erro
 		if err := in.checkMissed(name, r, sb, dev); err != nil {
 			return err
 		}
+		in.doubtOld(name, r.UUID)
 	}
 	for _, r := range records {
 		in.log.Warn("the cache has a backing device that the configuration does not name",
@@ -86,6 +87,7 @@ func (in *Instance) openBackings(ctx context.Context, sb *cache.Superblock) erro
 		if err := in.checkMissed(r.Name, r, sb, nil); err != nil {
 			return err
 		}
+		in.doubtOld(r.Name, r.UUID)
 	}
 	return nil
 }

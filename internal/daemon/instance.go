@@ -75,6 +75,8 @@ type Instance struct {
 	drop     []cache.UUID
 	// doubted are those of which nobody knew how much dirty data the SSD had when they were changed without it.
 	doubted []cache.UUID
+	// newer is the copy of the superblock if the SSD is an older one; see checkAge.
+	newer *cache.Superblock
 	// copied is the copy of the superblock of a start without the SSD, and without what can be served then.
 	copied  *cache.Superblock
 	without map[string]withoutSSD
@@ -279,6 +281,12 @@ func (in *Instance) openDevices(ctx context.Context) error {
 	if err := in.ssd.Reserve(sb.Geometry.DataOff); err != nil {
 		return report.Wrap("open cache on "+in.ssdInfo.Path, err, "free some space on its filesystem")
 	}
+	if err := in.checkAge(sb); err != nil {
+		return err
+	}
+	if in.newer != nil {
+		sb.Clean = false // what it says of the backing devices is of an earlier stop
+	}
 	return in.openBackings(ctx, sb)
 }
 
@@ -340,7 +348,7 @@ func (in *Instance) openCache() error {
 		Pending: in.pending.mem, Discard: in.conf.Discard && in.ssdInfo.Discard,
 		StallLimit: stall, LossLimit: loss, Missed: in.markMissed, Drop: in.drop, Health: in.ssdHealth,
 		Confirm: in.confirmUnused, GiveUp: in.dropped(),
-		Suspect: in.suspect,
+		Suspect: in.suspect, After: in.newer,
 	})
 	if report.CodeOf(err) == report.Refused {
 		return err

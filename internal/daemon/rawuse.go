@@ -171,7 +171,14 @@ func (in *Instance) confirmUnused(c *cache.Cache) (drop []cache.BackingID, err e
 			continue
 		}
 		if slices.Contains(in.doubted, r.UUID) {
-			if n := c.DirtyBlocks(r.ID); n > 0 {
+			n := c.DirtyBlocks(r.ID)
+			if n > 0 && in.newer != nil && in.nameOf(r) != "" {
+				return nil, report.Refuse("open cache on "+in.ssdInfo.Path, fmt.Sprintf("it is an older copy of the SSD, with %s "+
+					"of %s that was not written back when it was made", config.Size(n*cache.BlockSize).Human(), s.name),
+					fmt.Sprintf("ubcache salvage writes that to an image; start --drop %s goes on with what the disk has, start "+
+						"--keep %[1]s with what this copy has", s.name))
+			}
+			if n > 0 && in.newer == nil {
 				return nil, report.Refuse("open backing device "+s.name, fmt.Sprintf("%s was changed without the SSD, "+
 					"which has %s of it that was never written back", s.name, config.Size(n*cache.BlockSize).Human()),
 					"it is kept: ubcache salvage writes it to an image, ubcache start --drop "+s.name+" gives it up")
@@ -186,7 +193,7 @@ func (in *Instance) confirmUnused(c *cache.Cache) (drop []cache.BackingID, err e
 		if s.dev == nil { // the fingerprint stays for when it is back
 			continue
 		}
-		why := in.usedRaw(c, r, s.name, s.dev, sb.Clean, sb.Epoch+1)
+		why := in.usedRaw(c, r, s.name, s.dev, sb.Clean, in.nextEpoch(&sb))
 		dirty := c.DirtyBlocks(r.ID)
 		switch {
 		case why == "":
@@ -260,7 +267,7 @@ func (in *Instance) newHeader(c *cache.Cache, sb *cache.Superblock, r *cache.Bac
 	}
 	h, err := header.Read(s.dev)
 	if err == nil {
-		h.Start = sb.Epoch + 1
+		h.Start = in.nextEpoch(sb)
 		err = header.Write(s.dev, h)
 	}
 	if err != nil { // perhaps one copy has it

@@ -105,8 +105,8 @@ func (w *ssdWatch) look() {
 			"ubcache salvage, or ubcache start --drop", "names", strings.Join(loss.DirtyMissed, ", "))
 		return
 	}
-	if now := in.cache.Super().Epoch; sb.Epoch < now {
-		w.tell("it is a copy from before", "its start", sb.Epoch, "the start that lost it", now)
+	if now := in.cache.Super(); sb.Epoch < now.Epoch || sb.Seq < now.Seq {
+		w.tell("it is a copy from before", "its start", sb.Epoch, "the start that lost it", now.Epoch)
 		return
 	}
 	if err := in.opts.rewrite(info, ssdUnused); err != nil {
