@@ -254,7 +254,7 @@ func (in *Instance) openDevices(ctx context.Context) error {
 	defer cancel()
 	if in.ssdInfo, err = in.waitForSSD(ctx); err != nil {
 		if !isMissing(err) {
-			return err
+			return in.openRestored(ctx, err)
 		}
 		if ok, werr := in.goWithout(ctx, err); ok || werr != nil {
 			return werr
@@ -270,8 +270,16 @@ func (in *Instance) openDevices(ctx context.Context) error {
 	}
 	sb, err := cache.ReadSuper(in.ssd)
 	if err != nil {
-		return CacheError("open cache on "+in.ssdInfo.Path, err)
+		err = CacheError("open cache on "+in.ssdInfo.Path, err)
+		if sb, _ = in.restoreSuper(); sb == nil {
+			return err
+		}
 	}
+	return in.openWith(ctx, sb)
+}
+
+// openWith opens what the cache on the SSD needs besides.
+func (in *Instance) openWith(ctx context.Context, sb *cache.Superblock) error {
 	if sb.UUID.String() != in.conf.UUID {
 		return report.Refuse("open cache on "+in.ssdInfo.Path,
 			"it holds cache "+sb.UUID.String()+", not "+in.conf.UUID,

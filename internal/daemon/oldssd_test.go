@@ -270,3 +270,66 @@ func TestSSDIsNotTakenForOlder(t *testing.T) {
 		}
 	}
 }
+
+// TestBothSuperblocksLost: with nothing dirty the cache starts as it was; otherwise, or if the state folder has nothing, or
+// something older, it is refused and left alone.
+func TestBothSuperblocksLost(t *testing.T) {
+	for _, magic := range []bool{false, true} {
+		b := newOldBench(t, "writethrough")
+		lose := func() {
+			f, err := os.OpenFile(b.ssd, os.O_RDWR, 0)
+			must(t, err)
+			for off := int64(64 << 10); off < 1<<20; off += 64 << 10 {
+				p, at := make([]byte, 64<<10), off
+				if magic { // and all the rest is wrong
+					p, at = p[:4096], off+4096
+				}
+				_, err = f.WriteAt(p, at)
+				must(t, err)
+			}
+			must(t, f.Close())
+		}
+		refused := func() {
+			t.Helper()
+			before := head(t, b.ssd)
+			if err := b.start(Options{}); err == nil || strings.Contains(err.Error(), "\n") {
+				t.Fatalf("start without superblocks: %v", err)
+			}
+			if head(t, b.ssd) != before {
+				t.Error("the refused start has changed the SSD")
+			}
+		}
+		b.write(1)
+		b.stop()
+		lose()
+		must(t, b.start(Options{}))
+		b.want(1)
+		if n := b.Status().Devices[0].CachedBytes; n == 0 {
+			t.Error("it is cold")
+		}
+		b.stop()
+		copyImage(t, filepath.Join(b.stateDir, "super", b.conf.UUID), b.dir+"/kept")
+		b.again()
+		b.write(2)
+		b.crash()
+		copyImage(t, b.ssd, b.ssd+".whole")
+		lose()
+		refused() // not stopped in order
+		copyImage(t, b.dir+"/kept", filepath.Join(b.stateDir, "super", b.conf.UUID))
+		refused() // of an earlier stop
+		must(t, os.RemoveAll(b.stateDir))
+		refused()
+		copyImage(t, b.ssd+".whole", b.ssd)
+		b.again()
+		_, err := b.set(context.Background(), control.SetArgs{Name: "disk0", Settings: map[string]string{"mode": "writeback"}}, nil)
+		must(t, err)
+		b.write(3)
+		b.stop()
+		copyImage(t, b.ssd, b.ssd+".whole")
+		lose()
+		refused() // with dirty data
+		copyImage(t, b.ssd+".whole", b.ssd)
+		b.again()
+		b.want(3)
+	}
+}
