@@ -228,12 +228,14 @@ func (in *Instance) dropped() (ids []cache.BackingID) {
 }
 
 // usedRaw says by what it is noticed that a backing device was changed without the cache; empty if it is not.
-// Nobody may use the device yet. next is the epoch of a start that did not come to its end.
+// Nobody may use the device yet. next is the epoch of a start that did not come to its end. With dirty data, and nothing
+// to compare, it warns: writeback will go over whatever is there.
 func (in *Instance) usedRaw(c *cache.Cache, r *cache.BackingRecord, name string, dev *blockdev.Device,
 	thorough bool, next uint64,
 ) string {
-	if h, err := header.Read(dev); err == nil && r.DataOff != 0 && r.Head != 0 && h.Start != r.Head &&
-		h.Start != next {
+	h, err := header.Read(dev)
+	compared := err == nil && r.DataOff != 0 && r.Head != 0
+	if compared && h.Start != r.Head && h.Start != next {
 		return fmt.Sprintf("its header is of start %d of the cache instead of %d", h.Start, r.Head)
 	}
 	n := fewSamples
@@ -247,6 +249,8 @@ func (in *Instance) usedRaw(c *cache.Cache, r *cache.BackingRecord, name string,
 			in.log.Warn("backing device not compared with its fingerprint", "name", name, "error", err)
 		case p.Sum != r.Print.Sum:
 			return "it is not as it was at the stop of " + r.Print.Time.UTC().Format("2006-01-02T15:04:05Z")
+		default:
+			compared = true
 		}
 	}
 	same, differ, err := CompareSamples(dev, c.Samples(r.ID, n), 0)
@@ -255,6 +259,14 @@ func (in *Instance) usedRaw(c *cache.Cache, r *cache.BackingRecord, name string,
 	}
 	if differ > 0 {
 		return fmt.Sprintf("%d of %d blocks compared are not as they were", differ, same+differ)
+	}
+	if dirty := c.DirtyBlocks(r.ID); dirty > 0 && same == 0 && !compared && !slices.Contains(in.opts.Keep, name) {
+		text := fmt.Sprintf("%s: nothing shows whether it was used without the cache; if it was, %s of newer data in the "+
+			"cache will go over that (attach --header prevents such use)", name, config.Size(dirty*cache.BlockSize).Human())
+		in.log.Warn(text)
+		if in.bg == nil { // else it is long since anybody has listened
+			in.opts.Note(text)
+		}
 	}
 	return ""
 }

@@ -1,13 +1,17 @@
 package daemon
 
 import (
+	"context"
 	"encoding/binary"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
+	api "ubcache/attrs/client"
 	"ubcache/cache"
 	"ubcache/internal/blockdev"
+	"ubcache/internal/control"
 	"ubcache/internal/header"
 )
 
@@ -159,4 +163,58 @@ func FuzzPartitions(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestNothingToCompare: a start after a crash says so if there is dirty data of a device, and nothing by which use without
+// the cache would be noticed.
+func TestNothingToCompare(t *testing.T) {
+	for _, tt := range []struct {
+		name                              string
+		noChecksums, header, clean, drain bool
+		end                               func(b *directBench)
+		warned                            bool
+	}{
+		{name: "killed, all is dirty", end: (*directBench).crash, warned: true},
+		{name: "killed, no checksums", noChecksums: true, clean: true, end: (*directBench).crash, warned: true},
+		{name: "killed, something is clean", clean: true, end: (*directBench).crash},
+		{name: "killed, nothing is dirty", drain: true, end: (*directBench).crash},
+		{name: "killed, with a header", header: true, end: (*directBench).crash},
+		{name: "stopped", end: func(b *directBench) { must(b.t, b.Stop(context.Background(), true)) }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b := newDirectBench(t, directOptions{noChecksums: tt.noChecksums})
+			_, err := b.attach(context.Background(), control.AttachArgs{
+				Name: "disk2", Device: makeImage(t, filepath.Join(b.dir, "disk2"), directDiskBytes), UblkID: -1, Header: tt.header,
+				Settings: map[string]string{"mode": "writeback", "writeback-delay": "1h"},
+			}, nil)
+			must(t, err)
+			writeBack := func() {
+				_, err := b.flush(context.Background(), control.NameArgs{Name: "disk2"}, func(control.Progress) {})
+				must(t, err)
+			}
+			d := b.open(api.Options{Device: "disk2"})
+			if tt.clean {
+				must(t, b.writeAt(d, 1<<20, 1, 4096))
+				writeBack()
+			}
+			must(t, b.writeAt(d, 0, 1, 8192))
+			b.flushed(d)
+			closeDevice(t, d)
+			if tt.drain {
+				writeBack()
+			}
+			tt.end(b)
+			var notes []string
+			b.opts.Note = func(s string) { notes = append(notes, s) }
+			b.again()
+			all := strings.Join(notes, "\n")
+			if got := strings.Contains(all, "disk2: nothing shows whether it was used"); got != tt.warned ||
+				got && !strings.Contains(all, "8.0 KiB of newer data") || strings.Contains(all, "disk0") {
+				t.Errorf("it says: %s", all)
+			}
+			d = b.open(api.Options{Device: "disk2"})
+			b.wantAt(d, 0, 1, 8192)
+			closeDevice(t, d)
+		})
+	}
 }
