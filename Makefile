@@ -15,8 +15,9 @@ VM_FLAGS_NEWEST ?= --timeout 3h --env UBCACHE_VM_SCOPE=full
 # A package whose tests reset the machine; it has a run of its own.
 VM_RESET_PKG ?= ./internal/vmtest/powercut
 
-# Histories that the simulator plays in make unit, and how long make soak goes on.
+# Histories that the simulator plays in make unit, of all kinds and of SSDs that vanish, and how long make soak goes on.
 SIM_SEEDS ?= 10500
+SIM_VANISHING ?= 3000
 SOAK ?= 1h
 SOAK_ROUNDS ?= 5
 
@@ -83,6 +84,8 @@ unit: bin ## unit and simulation tests, with the race detector; benchmarks once
 		go test ./cache/sim -run 'TestHistories$$' -timeout 30m -v -seeds $(SIM_SEEDS)
 	$(STAGE) "simulator, ordered devices" \
 		go test ./cache/sim -run OrderedHistories -timeout 30m -v -seeds 400
+	$(STAGE) "simulator, SSDs that vanish" \
+		go test ./cache/sim -run 'Vanishing$$' -timeout 30m -v -seeds $(SIM_VANISHING)
 	$(STAGE) "simulator, a fault at every third step" \
 		go test ./cache/sim -run Sweeps -timeout 30m -v -every 3
 	$(STAGE) "simulator, broken engines" \
@@ -128,6 +131,8 @@ soak: stages bin/ubvm ## new histories for SOAK=1h, every fault at length, then 
 		-for $(SOAK) -from $$(date +%s)000000
 	$(STAGE) "simulator, ordered devices" \
 		go test ./cache/sim -run OrderedHistories -timeout 0 -v -seeds 20000
+	$(STAGE) "simulator, SSDs that vanish" go test ./cache/sim -run 'Vanishing$$' -timeout 0 -v \
+		-for $(SOAK) -part 4 -from $$(date +%s)000000
 	$(STAGE) "simulator, a fault at every step" go test ./cache/sim -run Sweeps -timeout 0 -v -every 1
 	$(STAGE) "faults in the VM, at length" $(UBVM) test --kernel $(KERNEL) --timeout 24h \
 		--env UBCACHE_VM_SCOPE=soak --pkg ./internal/vmtest/faults --out $(FAULTS)/soak $(VM_FLAGS)

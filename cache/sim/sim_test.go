@@ -10,6 +10,7 @@ var (
 	seedsFlag = flag.Uint64("seeds", 320/fewer, "play this many histories")
 	fromFlag  = flag.Uint64("from", 1, "the first seed")
 	timeFlag  = flag.Duration("for", 0, "go on for so long instead")
+	partFlag  = flag.Int("part", 1, "of that time, TestVanishing takes one in so many parts")
 	setFlag   = flag.String("set", "", "with -seed: fields of the configuration, name=value,…")
 	keepFlag  = flag.String("keep", "", "with -seed: play only these steps, such as 3-7,12")
 )
