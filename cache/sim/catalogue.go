@@ -83,6 +83,17 @@ var Catalogue = []Scenario{
 	{Name: "torn commits", Alone: 8, Script: `write 0 8; flush; drain on; drained; drain off
 		24 times {write 1440 480; write 960 480; write 480 480; write 0 480; begin flush; ops 2; crash 0; write 0 8; flush; crash 0; read 0 64}`},
 	{Name: "torn checkpoints", Alone: 8, Script: tornCheckpoints(), Config: func(c *Config) { c.BigBuckets = true }},
+	{
+		Name: "ordered", Script: `write 0 16; flush; write 8 16; write! 32 8; write 0 8; flush; pass 1500; write 4 2; flush; write 40 16
+		pass 300; write 0 64; flush; write 8 8; begin write 16 8; begin flush; begin write 8 8; wait; pass 1500; read 0 64; flush; write 20 30`,
+		Config: ordered,
+	},
+	{
+		Name: "ordered, past the cache", Script: `write 0 32; flush; write 0 8; discard 16 8; flush; mode writethrough; write 0 12; mode none; write 24 8; read 0 64
+		mode writeback; write 24 4; flush; pass 300; discard 0 40; write 8 8; zero 10 2; mode writearound; begin write 8 8; begin discard 16 24; begin flush; wait
+		mode writeback; write 0 64; flush; pass 1500; write 3 9; discard 16 16; flush; restart; write 0 8; flush; pass 1200; write 0 4`,
+		Config: ordered,
+	},
 	{Name: "sequential", Script: `begin write 0 512; begin write 512 512; begin write 1024 512; wait; read 0 2048; write 512 8; flush; write 0 1024`},
 	{Name: "detach", Script: `write 0 64; flush; detach; write 8 8; drained; read 0 64; flush; write 0 16; attach; write 0 8; read 0 64; flush`},
 	{
@@ -90,6 +101,9 @@ var Catalogue = []Scenario{
 		Config: func(c *Config) { c.DeviceBytes = 10 * sectorSize },
 	},
 }
+
+// ordered makes the devices ordered; they are small, as their images are looked at again and again.
+func ordered(c *Config) { c.Ordered, c.DeviceBytes = true, 128<<10 }
 
 // tornCheckpoints cuts the power all along a checkpoint, after one that was complete.
 func tornCheckpoints() string {

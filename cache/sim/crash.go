@@ -272,6 +272,9 @@ func (s *Sim) idle(what string, done func() bool) error {
 		if s.err != nil {
 			return s.err
 		}
+		if s.van.over {
+			return errOver
+		}
 		if s.ending && s.away() || s.script && s.failedFlush() {
 			if s.comeBack(); s.van.over {
 				return errOver

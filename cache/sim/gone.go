@@ -43,7 +43,13 @@ func (s *Sim) goneStep() {
 		s.revive(i)
 		return
 	}
-	d.gone, d.forgets = goneErrors[s.rng.IntN(len(goneErrors))], s.rng.IntN(2) == 0
+	s.leave(i, goneErrors[s.rng.IntN(len(goneErrors))], s.rng.IntN(2) == 0)
+}
+
+// leave takes a backing device away.
+func (s *Sim) leave(i int, err error, forgets bool) {
+	d := s.backs[i]
+	d.gone, d.forgets = err, forgets
 	s.res.Gone++
 	s.trace("device %d is gone: %v", s.ids[i], d.gone)
 	for _, f := range s.ops {

@@ -172,6 +172,9 @@ func (h *hunt) sweep(sc *Scenario) (string, error) {
 	for what := 0; what < numSweeps && sc.Alone == 0; what++ {
 		for at := 1; !h.caught.Load(); at++ {
 			w := &sweep{sc: sc, checksums: true, what: what, at: at}
+			if w.skips() {
+				break
+			}
 			reached, _, err := w.play(nil)
 			h.played.Add(1)
 			if err != nil {

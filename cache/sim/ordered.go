@@ -288,6 +288,12 @@ func (s *Sim) lookAtImages() {
 	if o.rng == nil || s.err != nil || s.c == nil {
 		return
 	}
+	if s.script { // its order is switched by nobody
+		if o.rng.IntN(8) == 0 {
+			s.lookAtAllImages()
+		}
+		return
+	}
 	switch o.rng.IntN(400) {
 	case 0, 1, 2, 3, 4:
 		s.lookAtAllImages()

@@ -31,6 +31,8 @@ import (
 //	resume         the same, but without waiting until the index is loaded; loaded waits for that
 //	slow on|off    the index is loaded only when there is nothing else to do
 //	hold on|off    flushes of backing devices do not end; let ends the oldest one
+//	hold writes    nor do writes of them
+//	hurt F         the SSD can no longer read sector F, if it has it
 //	again F N      write N sectors from sector F on until the first of them is in the slot again in which it is now
 //	N times {…}    repeat; {…} may not contain another one
 type Scenario struct {
@@ -43,7 +45,7 @@ type Scenario struct {
 }
 
 // scripted makes a Sim for a scenario, on which operations complete in order.
-func (sc *Scenario) sim(checksums bool) (*Sim, error) {
+func (sc *Scenario) sim(checksums bool, configure func(*Config)) (*Sim, error) {
 	cfg := Config{
 		Seed: 3, Lanes: 1, Depth: 64, Checksums: checksums, Devices: 1, DeviceBytes: 1 << 20,
 		LBS: sectorSize, Discards: true, Zeroes: true,
@@ -51,15 +53,14 @@ func (sc *Scenario) sim(checksums bool) (*Sim, error) {
 	if sc.Config != nil {
 		sc.Config(&cfg)
 	}
+	configure(&cfg)
 	s, err := New(cfg)
 	if err != nil {
 		return nil, err
 	}
 	s.script = true
-	t := cache.DefaultTunables()
-	t.SequentialCutoff, t.WritebackDelay = 256<<10, time.Hour
-	for _, id := range s.ids {
-		if err := s.c.SetTunables(id, t); err != nil {
+	for i, id := range s.ids {
+		if err := s.c.SetTunables(id, s.tunables(i)); err != nil {
 			return nil, err
 		}
 		if err := s.c.SetMode(id, cache.Writeback); err != nil {
@@ -67,6 +68,17 @@ func (sc *Scenario) sim(checksums bool) (*Sim, error) {
 		}
 	}
 	return s, nil
+}
+
+// tunables are those of device i of a scenario.
+func (s *Sim) tunables(i int) cache.Tunables {
+	t := cache.DefaultTunables()
+	t.SequentialCutoff, t.WritebackDelay = 256<<10, time.Hour
+	if s.cfg.Ordered {
+		t.Ordered, t.OrderedAge = true, time.Second
+		s.orders.tuns[i] = t
+	}
+	return t
 }
 
 // play plays the scenario; the end of it and the final checks are the caller's.
@@ -105,6 +117,9 @@ func (p *player) steps(line string) error {
 		if err := p.step(step); err != nil {
 			return fmt.Errorf("%s: %w", step, err)
 		}
+		if p.s.van.over {
+			return errOver
+		}
 	}
 	return p.s.err
 }
@@ -124,6 +139,9 @@ func (p *player) step(step string) error {
 		p.dev, _ = strconv.Atoi(rest)
 	case "mode":
 		m, err := cache.ParseMode(rest)
+		if err == nil { // the superblock can be written, or need not be
+			err = s.idle(step, func() bool { return s.well() || s.van.health == cache.HealthLost })
+		}
 		if err != nil {
 			return err
 		}
@@ -131,8 +149,14 @@ func (p *player) step(step string) error {
 	case "drain":
 		return s.c.SetDrain(id, rest == "on")
 	case "detach":
+		if err := s.control(step); err != nil {
+			return err
+		}
 		return s.c.BeginDetach(id)
 	case "attach":
+		if err := s.control(step); err != nil {
+			return err
+		}
 		return s.c.CancelDetach(id)
 	case "drained":
 		// After a crash nobody remembers that the device was to be drained.
@@ -144,12 +168,12 @@ func (p *player) step(step string) error {
 		}
 	case "pass":
 		n, _ := strconv.Atoi(rest)
-		for until := s.now + int64(n)*int64(time.Millisecond); s.now < until; {
+		for until := s.now + int64(n)*int64(time.Millisecond); s.now < until && !s.van.over; {
 			s.next()
 		}
 	case "summaries":
 		for i := range 5000 {
-			if s.summaryFlies() || s.err != nil {
+			if s.summaryFlies() || s.err != nil || s.van.over {
 				break
 			}
 			if len(s.reqs) == 0 {
@@ -163,20 +187,23 @@ func (p *player) step(step string) error {
 	case "crash":
 		n, _ := strconv.Atoi(rest)
 		s.crashNow(Crash(n))
-	case "restart":
+	case "restart", "resume":
 		if err := p.step("wait"); err != nil {
 			return err
 		}
-		return s.restart(true)
-	case "resume":
-		if err := p.step("wait"); err != nil {
+		if err := s.presentAgain(step); err != nil {
 			return err
 		}
-		return s.restart(false)
+		return s.restart(word == "restart")
 	case "hold":
-		s.held = rest == "on"
+		s.held = map[string]cache.OpKind{"on": cache.OpFlush, "writes": cache.OpWrite}[rest]
+	case "hurt":
+		n, _ := strconv.Atoi(rest)
+		if at, ok := s.c.Locate(id, int64(n)*sectorSize); ok {
+			s.hurt(FaultSSDSector, s.ssd, at.Off+int64(n%blockSectors)*sectorSize, 1)
+		}
 	case "let":
-		i := slices.IndexFunc(s.ops, func(f *flyingOp) bool { return holds(f.op) })
+		i := slices.IndexFunc(s.ops, func(f *flyingOp) bool { return s.holds(f.op) })
 		if i < 0 {
 			return errors.New("no backing device is being flushed")
 		}
@@ -231,7 +258,12 @@ func (p *player) again(id cache.BackingID, where string) error {
 }
 
 // holds reports whether an operation is one that does not end.
-func holds(op *cache.Op) bool { return op.Dev != cache.SSD && op.Kind == cache.OpFlush }
+func (s *Sim) holds(op *cache.Op) bool {
+	return s.held != cache.OpRead && op.Dev != cache.SSD && op.Kind == s.held
+}
+
+// blocked reports whether an operation cannot end now.
+func (s *Sim) blocked(f *flyingOp) bool { return s.holds(f.op) || s.disk(f.op.Dev).stalled > s.now }
 
 // submit sends the request of a step.
 func (p *player) submit(step string) (*request, error) {
@@ -256,6 +288,9 @@ func (p *player) submit(step string) (*request, error) {
 	}
 	r := p.s.newRequest(p.dev, kind, first, n)
 	r.FUA = fua
+	if r.read != nil {
+		p.s.keep(r)
+	}
 	switch op {
 	case "pin":
 		r.hinted = true
@@ -288,20 +323,19 @@ func (s *Sim) next() {
 		return
 	}
 	s.now += int64(time.Millisecond)
-	i := 0
-	switch {
-	case s.held:
-		i = slices.IndexFunc(s.ops, func(f *flyingOp) bool { return !holds(f.op) })
-	case s.slow:
-		i = slices.IndexFunc(s.ops, func(f *flyingOp) bool { return !s.loads(f.op) })
-		if i < 0 {
-			if s.slowTick++; s.slowTick%slowTicks == 0 {
-				i = 0
-			}
+	if s.passAway() {
+		return
+	}
+	i := slices.IndexFunc(s.ops, func(f *flyingOp) bool { return !s.blocked(f) && !(s.slow && s.loads(f.op)) })
+	if i < 0 && s.slow {
+		if s.slowTick++; s.slowTick%slowTicks == 0 {
+			i = slices.IndexFunc(s.ops, func(f *flyingOp) bool { return !s.blocked(f) })
 		}
 	}
-	if len(s.ops) == 0 || i < 0 {
+	if i < 0 {
 		s.now += int64(100 * time.Millisecond)
+		s.finishMarker()
+		s.guard()
 		s.bg().l.Tick()
 		return
 	}
@@ -311,18 +345,34 @@ func (s *Sim) next() {
 		return
 	}
 	s.count++
-	s.conclude(i)
+	if s.strikeAt(); !s.blocked(s.ops[i]) {
+		s.conclude(i)
+	}
 }
 
 // conclude ends an operation of a scenario.
 func (s *Sim) conclude(i int) {
 	f := s.ops[i]
 	s.ops = slices.Delete(s.ops, i, i+1)
-	f.l.l.Complete(f.op, s.outcome(f))
+	if s.vanished(f) {
+		return
+	}
+	err := s.absent(f)
+	if err == nil {
+		err = s.outcome(f)
+	}
+	if err == nil && s.cfg.Gone > 0 {
+		s.made(f.op)
+	}
+	f.l.l.Complete(f.op, err)
 }
 
 // crashNow crashes in that way and starts again.
 func (s *Sim) crashNow(how Crash) {
+	if s.trouble.do != nil && s.away() {
+		s.comeBack() // it cannot start without
+		return
+	}
 	s.countStats()
 	s.die(how)
 	s.c.Abandon()

@@ -40,7 +40,8 @@ type Sim struct {
 	shaky    uint64 // the journal has failed; operations up to that one may know
 	// Of scenarios: operations complete in order, and it crashes at one of them.
 	script   bool
-	held     bool // flushes of backing devices do not end
+	held     cache.OpKind // of backing devices, none of that kind ends; but reads do
+	trouble  trouble
 	count    int
 	crashAt  int
 	crashHow Crash

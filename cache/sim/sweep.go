@@ -9,7 +9,7 @@ import (
 )
 
 // sweep plays a scenario again and again, and lets operation 1, 2, 3 … of either device fail, or
-// crashes there, until it runs through.
+// crashes there, or a device goes away then, until it runs through.
 type sweep struct {
 	sc        *Scenario
 	checksums bool
@@ -25,12 +25,17 @@ const (
 	sweepSecondCrash                          // after a kill at the end, the start crashes at its write at
 	sweepSecondPower                          // likewise after a power cut
 	sweepStart                                // after a kill, operation at of the start fails
+	sweepVanish                               // the SSD vanishes at the operation, and comes back; see vanish.go
+	sweepStall                                // it stalls from then on, for some time
+	sweepFull                                 // it has no space from then on, for some time
+	sweepGone                                 // a backing device goes away, and has forgotten something when it is back
 	numSweeps
 )
 
 var sweepNames = [numSweeps]string{
 	"power", "ssdpower", "backingpower", "kill", "killbacking",
 	"error", "lost", "misdirected", "crashedstart", "cutstart", "failedstart",
+	"vanish", "stall", "full", "gone",
 }
 
 // String is how -sweep names the attempt.
@@ -69,7 +74,7 @@ func parseSweep(text string) (*sweep, error) {
 
 // play plays the scenario with its fault and the final checks, and reports whether the fault came.
 func (w *sweep) play(trace func(string, ...any)) (reached bool, r Result, err error) {
-	s, err := w.sc.sim(w.checksums)
+	s, err := w.sc.sim(w.checksums, w.configure)
 	if err != nil {
 		return false, r, err
 	}
@@ -77,6 +82,9 @@ func (w *sweep) play(trace func(string, ...any)) (reached bool, r Result, err er
 	defer s.Close()
 	defer s.catch(&err)
 	s.pcg.Seed(uint64(w.at), uint64(w.what))
+	if err := w.prepare(s); err != nil {
+		return false, r, err
+	}
 	if w.what < int(numCrashes) {
 		s.crashAt, s.crashHow = w.at, Crash(w.what)
 	} else {
@@ -88,19 +96,19 @@ func (w *sweep) play(trace func(string, ...any)) (reached bool, r Result, err er
 			return kind, ok
 		}
 	}
-	if err := w.sc.play(s); errors.Is(err, errOver) {
+	if err := w.sc.play(s); errors.Is(err, errOver) || s.van.over {
 		s.c.Abandon()
 		return true, s.res, s.err
 	} else if err != nil {
 		return true, s.res, errors.Join(s.err, err)
 	}
 	reached = s.count >= w.at
-	if w.what >= sweepSecondCrash {
+	if w.what >= sweepSecondCrash && w.what <= sweepStart {
 		if reached, err = w.start(s); err != nil {
 			return true, s.res, err
 		}
 	}
-	s.strike, s.crashAt = nil, 0
+	s.strike, s.crashAt, s.trouble.at = nil, 0, 0
 	if s.err == nil {
 		s.err = s.end()
 	}
@@ -116,7 +124,7 @@ func (w *sweep) fault(s *Sim, op *cache.Op) (Fault, bool) {
 		return FaultLost, data && w.checksums
 	case w.what == sweepMisdirected:
 		return FaultMisdirected, data && w.checksums
-	case w.what != sweepError:
+	case w.what != sweepError, ssd && s.cfg.Ordered: // see NewOrderedConfig
 		return 0, false
 	}
 	kinds := [...]Fault{FaultBackingRead, FaultBackingWrite, FaultBackingFlush}
@@ -167,11 +175,11 @@ func (sc *Scenario) sweep(every int) (total Result, err error) {
 	from := 1 + len(sc.Script)%every // not the same everywhere
 	for _, sums := range []bool{true, false} {
 		for what := range numSweeps {
-			if !sums && (what == sweepLost || what == sweepMisdirected) {
-				continue
-			}
 			for at := from; ; at += every {
 				w := &sweep{sc: sc, checksums: sums, what: what, at: at}
+				if w.skips() {
+					break
+				}
 				reached, err := w.count(&total)
 				if err != nil {
 					return total, err

@@ -88,11 +88,16 @@ func (s *Sim) vanishStep() {
 		s.trace("the SSD stalls until %d", s.ssd.stalled)
 		return
 	}
-	s.ssd.stalled = 0
-	s.van.gone = syscall.EIO
+	err := syscall.EIO
 	if s.rng.IntN(2) == 0 {
-		s.van.gone = syscall.ENODEV
+		err = syscall.ENODEV
 	}
+	s.vanish(err)
+}
+
+// vanish takes the SSD away.
+func (s *Sim) vanish(err error) {
+	s.ssd.stalled, s.van.gone = 0, err
 	s.ssd.hook = func(kind cache.OpKind, _, _ int64) error {
 		s.van.forgot = s.van.forgot || kind == cache.OpFlush
 		return s.van.gone
