@@ -83,6 +83,8 @@ var Catalogue = []Scenario{
 	{Name: "torn commits", Alone: 8, Script: `write 0 8; flush; drain on; drained; drain off
 		24 times {write 1440 480; write 960 480; write 480 480; write 0 480; begin flush; ops 2; crash 0; write 0 8; flush; crash 0; read 0 64}`},
 	{Name: "torn checkpoints", Alone: 8, Script: tornCheckpoints(), Config: func(c *Config) { c.BigBuckets = true }},
+	{Name: "lost while it is written back", Script: `write 0 64; flush; hold writes; drain on; pass 500; hurt 9; read 8 8; pass 200; read 8 8
+		pass 200; read 8 8; hold off; drained; drain off; pass 1500; read 0 64; flush; write 8 8; read 0 64`},
 	{
 		Name: "ordered", Script: `write 0 16; flush; write 8 16; write! 32 8; write 0 8; flush; pass 1500; write 4 2; flush; write 40 16
 		pass 300; write 0 64; flush; write 8 8; begin write 16 8; begin flush; begin write 8 8; wait; pass 1500; read 0 64; flush; write 20 30`,

@@ -19,7 +19,7 @@ import (
 var (
 	mutantFlag = flag.String("mutant", "", "break the engine in this way, in all tests")
 	onlyFlag   = flag.String("mutants", "", "hunt only these mutants: name,…")
-	huntFlag   = flag.Uint64("hunt", 20000, "histories that are played to catch a mutant, before the sweeps")
+	huntFlag   = flag.Uint64("hunt", 10500, "histories that are played to catch a mutant, before the sweeps: no more than make test plays")
 )
 
 func TestMain(m *testing.M) {
