@@ -168,7 +168,7 @@ func (p *player) step(step string) error {
 		}
 	case "pass":
 		n, _ := strconv.Atoi(rest)
-		for until := s.now + int64(n)*int64(time.Millisecond); s.now < until && !s.van.over; {
+		for until := s.now + int64(n)*int64(time.Millisecond); s.now < until && s.err == nil && !s.van.over; {
 			s.next()
 		}
 	case "summaries":
