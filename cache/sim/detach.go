@@ -66,7 +66,7 @@ func (s *Sim) detach() {
 			s.closeToLeave(i)
 		case forgetting:
 			if !v.force { // else forceOut is at it
-				s.leave(i)
+				s.forgetStep(i)
 			}
 		case detached:
 			if s.well() && (s.ending || s.rng.IntN(3) == 0) {
@@ -138,7 +138,7 @@ func (s *Sim) forceOut(i int) {
 	err := s.idle("a forced detach", func() bool {
 		if s.leaves[i].stage == forgetting && s.rng.IntN(8) == 0 {
 			s.bg().l.Tick()
-			s.leave(i)
+			s.forgetStep(i)
 		}
 		return s.leaves[i].stage != forgetting || s.van.over
 	})
@@ -147,8 +147,8 @@ func (s *Sim) forceOut(i int) {
 	}
 }
 
-// leave makes a step of what forgets the device.
-func (s *Sim) leave(i int) {
+// forgetStep makes a step of what forgets the device.
+func (s *Sim) forgetStep(i int) {
 	v := &s.leaves[i]
 	ended, err := v.step()
 	switch {
