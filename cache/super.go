@@ -431,6 +431,9 @@ func ReadSuper(dev Storage) (*Superblock, error) {
 	return best, nil
 }
 
+// Damaged reports whether the other copy is not whole: it may have been the newer one.
+func (sb *Superblock) Damaged() bool { return sb.damaged != nil }
+
 // writeSuper writes the next superblock over the older copy, makes it durable, and brings the other
 // copy in line, so that the loss of either loses nothing.
 func writeSuper(dev Storage, sb *Superblock) error {

@@ -27,7 +27,11 @@ func (in *Instance) checkAge(sb *cache.Superblock) error {
 		in.log.Warn("the SSD is not compared with the copy of its superblock", "error", err)
 		return nil
 	}
-	if kept == nil || kept.Seq <= sb.Seq {
+	seq := sb.Seq
+	if sb.Damaged() {
+		seq++
+	}
+	if kept == nil || kept.Seq <= seq {
 		return nil
 	}
 	in.newer = kept

@@ -235,6 +235,28 @@ func TestOlderSSDUnknown(t *testing.T) {
 	b.want(1)
 }
 
+// TestDamagedSuperblockIsNotOld: if the newer copy of the superblock is damaged, the other one may be the one before.
+func TestDamagedSuperblockIsNotOld(t *testing.T) {
+	const a, z, size = 64 << 10, 128 << 10, 64 << 10 // both copies, see FORMAT.md
+	b := newOldBench(t, "")
+	b.write(1)
+	before, err := os.ReadFile(b.ssd)
+	must(t, err)
+	b.stop()
+	f, err := os.OpenFile(b.ssd, os.O_WRONLY, 0)
+	must(t, err)
+	_, err = f.WriteAt(make([]byte, size), a)
+	must(t, err)
+	_, err = f.WriteAt(before[z:][:size], z)
+	must(t, err)
+	must(t, f.Close())
+	must(t, b.start(Options{}))
+	if b.newer != nil {
+		t.Error("the SSD is taken for an older copy")
+	}
+	b.want(1)
+}
+
 // TestSSDIsNotTakenForOlder: whatever way the daemon ends, the SSD is not older than what the state folder has.
 func TestSSDIsNotTakenForOlder(t *testing.T) {
 	b := newOldBench(t, "")
