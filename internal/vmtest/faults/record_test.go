@@ -54,6 +54,7 @@ func (r *recorded) read(t *testing.T) *writelog.Log {
 // recorder is a cache under load whose SSD and backing device are recorded.
 type recorder struct {
 	ssd, backing *recorded
+	trace        *trace
 	dev          string // the cached device
 	config       string // of the cache
 	writers      *vmtest.Writers
@@ -102,6 +103,8 @@ const (
 	leastAcked = 5
 	// leastMoments is how many moments a recording must have; each cut is one.
 	leastMoments = 50
+	// leastPoints is how often each device must have made something durable.
+	leastPoints = 5
 )
 
 // startRaw starts writers of the bare device, as fio would be one, but which know what they have flushed.
@@ -176,7 +179,12 @@ func (r *recorder) run(t *testing.T, length time.Duration) {
 	t.Helper()
 	rnd := rand.New(rand.NewPCG(uint64(length), 9))
 	end, last := time.Now().Add(length), time.Now().Add(recordMax)
-	enough := func() bool { return r.cuts >= leastMoments && r.least() >= leastAcked }
+	before := r.trace.points(t)
+	enough := func() bool {
+		points := r.trace.points(t)
+		return r.cuts >= leastMoments && r.least() >= leastAcked &&
+			points[0]-before[0] >= leastPoints && points[1]-before[1] >= leastPoints
+	}
 	for now := time.Now(); now.Before(end) || now.Before(last) && !enough(); now = time.Now() {
 		time.Sleep(time.Duration(rnd.Int64N(int64(cutPauseMax))))
 		if err := r.cut(); err != nil {

@@ -87,22 +87,36 @@ func (r replayRow) run(t *testing.T) {
 	ssdCopy, backingCopy := slice(replaySSD), slice(replayBacking)
 	logDevs := [2]string{slice(replayLog), slice(replayLog)}
 	rec := &recorder{}
+	t.Cleanup(stopTrace)
 	// What ends with the subtest is the recording: the devices close their logs.
 	if !t.Run("record", func(t *testing.T) {
 		rec.ssd = record(t, "logged-ssd", vmtest.Loop(t, ssdBase), logDevs[0])
 		rec.backing = record(t, "logged-backing", vmtest.Loop(t, backingBase), logDevs[1])
+		rec.trace = startTrace(t, rec.ssd.dev, rec.backing.dev)
+		if err := rec.marks("traced"); err != nil {
+			t.Fatal(err)
+		}
 		r.record(t, rec)
 	}) {
 		return
 	}
 	logs := writelog.Pair{rec.ssd.read(t), rec.backing.read(t)}
-	all := logs.Cuts()
+	done := rec.trace.read(t)
+	all, points, err := logs.Cuts(done)
+	if err != nil {
+		t.Fatal(err)
+	}
 	const seed = 1
 	cuts := writelog.Sample(all, r.perKind(t), seed)
-	fmt.Printf("%s: %d and %d entries, %d marks, %s; of these %d are tried\n", t.Name(),
+	fmt.Printf("%s: %d and %d entries, %d marks, %s, none left out; of these %d are tried\n", t.Name(),
 		len(logs[0].Entries), len(logs[1].Entries), rec.cuts, countKinds(all), len(cuts))
 	if len(all) < leastMoments {
 		t.Fatalf("only %d moments were recorded", len(all))
+	}
+	for d, n := range points {
+		if n < leastPoints {
+			t.Errorf("only %d flushes and writes with FUA of %s were recorded", n, devices[d])
+		}
 	}
 	p := &player{row: r, rec: rec, logs: logs}
 	p.to[0], p.to[1] = openTarget(t, ssdCopy), openTarget(t, backingCopy)
@@ -126,12 +140,14 @@ func countKinds(cuts []writelog.Cut) string {
 	return strings.Join(list, ", ")
 }
 
+var devices = [2]string{"the SSD", "the backing device"}
+
 // kindOf names the device that a cut is about as well.
 func kindOf(c *writelog.Cut) string {
 	if c.Kind == writelog.CutBoth {
 		return string(c.Kind)
 	}
-	return string(c.Kind) + " of " + [2]string{"the SSD", "the backing device"}[c.Moved]
+	return string(c.Kind) + " of " + devices[c.Moved]
 }
 
 // record runs the load.
@@ -139,7 +155,7 @@ func (r replayRow) record(t *testing.T, rec *recorder) {
 	c := vmtest.NewCache(t, rec.ssd.dev)
 	// Writeback goes on all the time.
 	rec.dev = c.Attach(t, rec.backing.dev, "data", "--mode="+r.mode, "--sequential-cutoff=0",
-		"--dirty-target=2", "--writeback-delay=500ms")
+		"--dirty-target=2", "--writeback-delay=100ms")
 	text, err := os.ReadFile(configPath)
 	if err != nil {
 		t.Fatal(err)

@@ -1,8 +1,10 @@
 package writelog
 
 import (
+	"cmp"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 )
 
@@ -10,9 +12,16 @@ import (
 //
 // They have no clock in common. So a recorder stops both devices now and then, with no I/O under way,
 // and has the same mark ("cut-0", "cut-1" and so on) written to both logs: what stands before it is
-// what a cut at that moment leaves at the worst. A writer that has made something durable writes a mark
-// "ack-WRITER-NUMBER", to the first log first.
+// what a cut at that moment leaves at the worst. What was in which order between two of these is known from the
+// completions of flushes and writes with FUA, of both devices in one list ([Done]), which begins where both logs have
+// the mark "traced". A writer that has made something durable writes a mark "ack-WRITER-NUMBER", to the first log first.
 type Pair [2]*Log
+
+// Done says that a flush or a write with FUA has ended.
+type Done struct {
+	Dev      int
+	Off, Len int64 // of a write
+}
 
 // CutKind says what the devices were doing at a [Cut].
 type CutKind string
@@ -21,7 +30,7 @@ type CutKind string
 const (
 	// CutBoth is a moment in which both devices stood still.
 	CutBoth CutKind = "at rest"
-	// CutAt is just after something became durable on one device, and nothing did on the other.
+	// CutAt is just after something became durable on one device.
 	CutAt CutKind = "after a flush"
 	// CutIn is before a flush ended: any of what it covers is durable, or half of it.
 	CutIn CutKind = "during a flush"
@@ -46,58 +55,97 @@ func (c *Cut) String() string {
 	return s
 }
 
-// Cuts lists all moments that the logs tell of, in order. Between two marks the order of what happened
-// on the one device and on the other is unknown, so that those moments are left out in which
-// something became durable on both between the same marks.
-func (p Pair) Cuts() (cuts []Cut) {
-	marks := [2][]int{p[0].marks(), p[1].marks()}
-	n := min(len(marks[0]), len(marks[1]))
-	for k := range n {
-		start := [2]int{marks[0][k], marks[1][k]}
-		cuts = append(cuts, Cut{Kind: CutBoth, Segment: k, At: start})
-		var moves [2][]int
-		for d, l := range p {
-			end := len(l.Entries)
-			if k+1 < n {
-				end = marks[d][k+1]
-			}
-			moves[d] = l.durable(start[d], end)
-		}
-		for d, l := range p {
-			if len(moves[1-d]) == 0 {
-				cuts = append(cuts, l.sweep(moves[d], Cut{Segment: k, At: start, Moved: d})...)
-			}
-		}
-	}
-	return cuts
+// point is where something became durable.
+type point struct {
+	dev, at int
+	segment int // -1 before the first mark
+	done    int // in the list of completions
 }
 
-// sweep lists the moments at which something became durable on one device.
-func (l *Log) sweep(moves []int, c Cut) (cuts []Cut) {
-	for _, i := range moves {
-		if from := l.batch(i); from < i {
-			c.Kind, c.At[c.Moved], c.Flush = CutIn, from, i
+// Cuts lists all moments that the logs tell of, in order, and how many points there are on each device at which
+// something became durable.
+//
+// Whoever waits for a flush learns of it when it is completed, so that until then all or nothing of what it covers may
+// be durable, or some of it. So what is completed first may be durable without what is completed later, even if the
+// one was logged after the other.
+func (p Pair) Cuts(done []Done) (cuts []Cut, points [2]int, err error) {
+	var all []point
+	var marks [2][]int
+	for d, l := range p {
+		marks[d] = l.marks()
+		list, err := l.points(d, marks[d], done)
+		if err != nil {
+			return nil, points, err
+		}
+		all = append(all, list...)
+	}
+	slices.SortStableFunc(all, func(a, b point) int {
+		return cmp.Or(cmp.Compare(a.segment, b.segment), cmp.Compare(a.done, b.done))
+	})
+	var at [2]int
+	i := 0
+	for k := -1; k < min(len(marks[0]), len(marks[1])); k++ {
+		if k >= 0 {
+			at = [2]int{marks[0][k], marks[1][k]}
+			cuts = append(cuts, Cut{Kind: CutBoth, Segment: k, At: at})
+		}
+		for ; i < len(all) && all[i].segment == k; i++ {
+			e := &all[i]
+			c := Cut{Segment: k, At: at, Moved: e.dev}
+			at[e.dev] = e.at + 1
+			if k < 0 {
+				continue
+			}
+			points[e.dev]++
+			if from := p[e.dev].batch(e.at); from < e.at {
+				c.Kind, c.At[e.dev], c.Flush = CutIn, from, e.at
+				cuts = append(cuts, c)
+			}
+			c.Kind, c.At, c.Flush = CutAt, at, 0
 			cuts = append(cuts, c)
 		}
-		c.Kind, c.At[c.Moved], c.Flush = CutAt, i+1, 0
-		cuts = append(cuts, c)
 	}
-	return cuts
+	return cuts, points, nil
+}
+
+// points finds where something became durable on device d, and when it was completed.
+func (l *Log) points(d int, marks []int, done []Done) (list []point, err error) {
+	ends := map[Done][]int{}
+	for i, x := range done {
+		ends[x] = append(ends[x], i)
+	}
+	traced := false
+	segment := -1
+	for i, e := range l.Entries {
+		traced = traced || e.Kind == Mark && e.Text == "traced"
+		if segment+1 < len(marks) && i >= marks[segment+1] {
+			segment++
+		}
+		if !traced || !e.Durable() {
+			continue
+		}
+		x := Done{d, e.Off, e.Len}
+		if e.Kind == Flush {
+			x = Done{Dev: d}
+		}
+		if len(ends[x]) == 0 {
+			return nil, fmt.Errorf("entry %d of device %d, %v, has not been completed", i, d, e)
+		}
+		list = append(list, point{d, i, segment, ends[x][0]})
+		ends[x] = ends[x][1:]
+	}
+	// Two of the same device may be completed the other way round than they were logged: then the earlier end counts,
+	// by which both were under way and may be durable.
+	for i := len(list) - 2; i >= 0; i-- {
+		list[i].done = min(list[i].done, list[i+1].done)
+	}
+	return list, nil
 }
 
 // marks is where a log has cut-0, cut-1 and so on.
 func (l *Log) marks() (at []int) {
 	for i, e := range l.Entries {
 		if e.Kind == Mark && strings.HasPrefix(e.Text, "cut-") {
-			at = append(at, i)
-		}
-	}
-	return at
-}
-
-func (l *Log) durable(from, to int) (at []int) {
-	for i := from; i < to; i++ {
-		if l.Entries[i].Durable() {
 			at = append(at, i)
 		}
 	}

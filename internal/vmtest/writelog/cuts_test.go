@@ -27,43 +27,101 @@ func logOf(t *testing.T, words string) *Log {
 	return m.log(t)
 }
 
-func TestCuts(t *testing.T) {
-	p := Pair{
-		//           0 1 2     3     4 5 6 7       8     9     10    11 12 13    14
-		logOf(t, "w f cut-0 w w f ack-0-1 u cut-1 cut-2 w f    cut-3 w end"),
-		//           0     1       2     3 4 5       6 7     8
-		logOf(t, "cut-0 ack-0-1 cut-1 w f ack-1-7 cut-2 w f cut-3 end"),
+// doneOf makes completions of words like 0f, a flush of device 0, and 1u3, write number 3 of device 1.
+func doneOf(t *testing.T, words string) (list []Done) {
+	t.Helper()
+	for _, w := range strings.Fields(words) {
+		x := Done{Dev: int(w[0] - '0')}
+		if w[1] == 'u' {
+			x.Off, x.Len = int64(w[2]-'0')*512, 512
+		}
+		list = append(list, x)
+	}
+	return list
+}
+
+// isCuts compares, and looks whether each cut goes on from the one before on both devices.
+func isCuts(t *testing.T, p Pair, done string, want ...string) (cuts []Cut) {
+	t.Helper()
+	cuts, _, err := p.Cuts(doneOf(t, done))
+	if err != nil {
+		t.Fatal(err)
 	}
 	var got []string
-	for _, c := range p.Cuts() {
+	var at [2]int
+	for _, c := range cuts {
 		got = append(got, c.String())
-	}
-	want := []string{
-		"cut at rest in segment 0, at entries 2 and 0",
-		"cut during a flush in segment 0, at entries 3 and 0, with some of 2 more on device 0",
-		"cut after a flush in segment 0, at entries 6 and 0",
-		"cut after a flush in segment 0, at entries 8 and 0",
-		"cut at rest in segment 1, at entries 8 and 2",
-		"cut during a flush in segment 1, at entries 8 and 3, with some of 1 more on device 1",
-		"cut after a flush in segment 1, at entries 8 and 5",
-		// In segment 2 both have flushed: who was first is not known.
-		"cut at rest in segment 2, at entries 9 and 6",
-		"cut at rest in segment 3, at entries 12 and 9",
+		if c.At[0] < at[0] || c.At[1] < at[1] {
+			t.Errorf("%v goes back", &c)
+		}
+		at = c.At
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
-	for i, acked := range [][]int64{{0, 0}, {0, 0}, {0, 0}, {1, 0}, {1, 0}, {1, 0}, {1, 0}, {1, 7}, {1, 7}} {
-		c := p.Cuts()[i]
-		if a := p.Acked(&c, 2); !slices.Equal(a, acked) {
-			t.Errorf("%v: acknowledged are %v, not %v", &c, a, acked)
+	return cuts
+}
+
+func TestCuts(t *testing.T) {
+	p := Pair{
+		//        0 1 2      3 4     5 6 7 8       9 10    11    12 13 14    15
+		logOf(t, "w f traced u cut-0 w w f ack-0-1 u cut-1 cut-2 w f   cut-3 w end"),
+		//        0      1     2       3     4 5 6       7     8 9     10
+		logOf(t, "traced cut-0 ack-0-1 cut-1 w f ack-1-7 cut-2 w f cut-3 end"),
+	}
+	const done = "0u2 0f 0u5 1f 1f 0f"
+	cuts := isCuts(
+		t, p, done,
+		"cut at rest in segment 0, at entries 4 and 1",
+		"cut during a flush in segment 0, at entries 5 and 1, with some of 2 more on device 0",
+		"cut after a flush in segment 0, at entries 8 and 1",
+		"cut after a flush in segment 0, at entries 10 and 1",
+		"cut at rest in segment 1, at entries 10 and 3",
+		"cut during a flush in segment 1, at entries 10 and 4, with some of 1 more on device 1",
+		"cut after a flush in segment 1, at entries 10 and 6",
+		"cut at rest in segment 2, at entries 11 and 7",
+		"cut during a flush in segment 2, at entries 11 and 8, with some of 1 more on device 1",
+		"cut after a flush in segment 2, at entries 11 and 10",
+		"cut during a flush in segment 2, at entries 12 and 10, with some of 1 more on device 0",
+		"cut after a flush in segment 2, at entries 14 and 10",
+		"cut at rest in segment 3, at entries 14 and 10",
+	)
+	for i, acked := range [][]int64{
+		{0, 0}, {0, 0}, {0, 0}, {1, 0}, {1, 0}, {1, 0}, {1, 0}, {1, 7}, {1, 7}, {1, 7}, {1, 7}, {1, 7}, {1, 7},
+	} {
+		if a := p.Acked(&cuts[i], 2); !slices.Equal(a, acked) {
+			t.Errorf("%v: acknowledged are %v, not %v", &cuts[i], a, acked)
 		}
+	}
+	if _, points, err := p.Cuts(doneOf(t, done)); err != nil || points != [2]int{3, 2} {
+		t.Errorf("%d points, %v", points, err)
+	}
+	if _, _, err := p.Cuts(doneOf(t, "0u2 0f 0u5 1f 1f")); err == nil {
+		t.Error("a flush without an end was not noticed")
 	}
 }
 
+// TestCutsOutOfOrder: the first of two writes was completed last. Its end is not later than that of the second, then, and
+// what the other device did in between comes after both.
+func TestCutsOutOfOrder(t *testing.T) {
+	p := Pair{logOf(t, "traced cut-0 u u cut-1"), logOf(t, "traced cut-0 w f cut-1")}
+	isCuts(
+		t, p, "0u2 1f 0u1",
+		"cut at rest in segment 0, at entries 1 and 1",
+		"cut after a flush in segment 0, at entries 3 and 1",
+		"cut after a flush in segment 0, at entries 4 and 1",
+		"cut during a flush in segment 0, at entries 4 and 2, with some of 1 more on device 1",
+		"cut after a flush in segment 0, at entries 4 and 4",
+		"cut at rest in segment 1, at entries 4 and 4",
+	)
+}
+
 func TestSample(t *testing.T) {
-	p := Pair{logOf(t, "cut-0 w f w f w f cut-1"), logOf(t, "cut-0 cut-1 w f w f")}
-	cuts := p.Cuts()
+	p := Pair{logOf(t, "traced cut-0 w f w f w f cut-1"), logOf(t, "traced cut-0 cut-1 w f w f")}
+	cuts, _, err := p.Cuts(doneOf(t, "0f 0f 0f 1f 1f"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	some := Sample(cuts, 1, 1)
 	if len(cuts) != 2+6+4 || len(some) != 1+2+2 || len(Sample(cuts, 0, 1)) != len(cuts) {
 		t.Fatalf("%d of %d cuts", len(some), len(cuts))
@@ -75,8 +133,11 @@ func TestSample(t *testing.T) {
 
 // TestPlayFlushing: over many tries each write is seen whole and not at all, and nothing else is touched.
 func TestPlayFlushing(t *testing.T) {
-	p := Pair{logOf(t, "w f cut-0 w w w f w f"), logOf(t, "cut-0")}
-	cuts := p.Cuts()
+	p := Pair{logOf(t, "w f traced cut-0 w w w f w f"), logOf(t, "traced cut-0")}
+	cuts, _, err := p.Cuts(doneOf(t, "0f 0f"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	c := cuts[1]
 	if c.Kind != CutIn {
 		t.Fatal(cuts)
