@@ -117,10 +117,19 @@ func TestUpgrade(t *testing.T) {
 		beyond = append(beyond, pause-restart)
 	}
 	u.end(t, y)
+	notBeyondRestart(t, beyond)
+}
+
+// notBeyondRestart returns the median of how much longer than the new daemon's start writers waited, and fails the test if
+// that is too much.
+func notBeyondRestart(t *testing.T, beyond []time.Duration) time.Duration {
+	t.Helper()
 	slices.Sort(beyond)
-	if median := beyond[len(beyond)/2]; median > beyondRestart {
+	median := beyond[len(beyond)/2]
+	if median > beyondRestart {
 		t.Errorf("writers waited %s longer than the start of the new daemon took (median of %s)", median, beyond)
 	}
+	return median
 }
 
 // TestStopContinue stops the daemon with SIGSTOP under load and lets it go on, or kills it while it
