@@ -46,23 +46,25 @@ type ssdFault struct {
 	writes bool
 	// fails says that the SSD reports it; else only the checksums show it.
 	fails bool
+	// long says that with dirty data it is on the long list only.
+	long bool
 }
 
 var ssdFaults = []ssdFault{
-	{"SSD: reads fail", 1, "error_reads", false, true},
-	{"SSD: writes are dropped", 1, "drop_writes", true, false},
-	{"SSD: reads return wrong bytes", 2, "random_read_corrupt 500000000", false, false},
-	{"SSD: wrong bytes are written", 2, "random_write_corrupt 500000000", true, false},
+	{"SSD: reads fail", 1, "error_reads", false, true, false},
+	{"SSD: writes are dropped", 1, "drop_writes", true, false, true},
+	{"SSD: reads return wrong bytes", 2, "random_read_corrupt 500000000", false, false, false},
+	{"SSD: wrong bytes are written", 2, "random_write_corrupt 500000000", true, false, true},
 }
 
 // TestSSDFaults swaps the SSD for one that fails or lies, under load, and back. With clean data
 // nobody notices anything. With dirty data, blocks may fail that only the SSD had, and no others.
 func TestSSDFaults(t *testing.T) {
-	for i, f := range ssdFaults {
+	for _, f := range ssdFaults {
 		for _, kind := range []string{"clean", "dirty"} {
 			name := f.name + ", " + kind + " data"
 			t.Run(name, func(t *testing.T) {
-				if vmtest.OnlyFull(t); i > 0 && kind == "dirty" {
+				if vmtest.OnlyFull(t); f.long && kind == "dirty" {
 					vmtest.OnlyLong(t)
 				}
 				vmtest.Limit(t, 5*time.Minute)
