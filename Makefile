@@ -35,6 +35,9 @@ endif
 export STAGES := $(CURDIR)/bin/stages
 # What tests note for the table of faults, one folder per run.
 FAULTS := bin/faults
+# The newest kernel must have tried all of them, unless it was told to run some tests only.
+ALL_FAULTS = $(if $(filter newest,$1),$(if $(findstring --run,$(VM_FLAGS)),,--all))
+SIM_FAULTS := env UBCACHE_FAULT_TABLE=$(CURDIR)/$(FAULTS)/simulator.jsonl
 
 TOOL = go tool -modfile=tools/go.mod
 STAGE = @tools/stage
@@ -58,7 +61,7 @@ stages:
 
 .PHONY: faults
 faults: bin/ubvm
-	$(STAGE) "faults: nothing lost, nothing wrong" $(UBVM) faults $(FAULTS)
+	$(STAGE) "faults: nothing lost, nothing wrong" $(UBVM) faults $(call ALL_FAULTS,$(KERNELS)) $(FAULTS)
 
 .PHONY: check
 check: bin ## formatting, vet, staticcheck, go.mod
@@ -80,8 +83,9 @@ unit: bin ## unit and simulation tests, with the race detector; benchmarks once
 		go test -race -timeout 40m $$(go list ./... | grep -v '^ubcache/cmd/ubcache$$')
 	$(STAGE) "unit tests without it" go test -timeout 10m ./cmd/ubcache ./attrs/client
 	$(STAGE) "unit tests, one CPU" env GOMAXPROCS=1 go test -timeout 10m ./ublk/... ./internal/uring
+	@mkdir -p $(FAULTS); rm -f $(FAULTS)/simulator.jsonl
 	$(STAGE) "simulator, $(SIM_SEEDS) histories" \
-		go test ./cache/sim -run 'TestHistories$$' -timeout 30m -v -seeds $(SIM_SEEDS)
+		$(SIM_FAULTS) go test ./cache/sim -run 'TestHistories$$' -timeout 30m -v -seeds $(SIM_SEEDS)
 	$(STAGE) "simulator, ordered devices" \
 		go test ./cache/sim -run OrderedHistories -timeout 30m -v -seeds 400
 	$(STAGE) "simulator, SSDs that vanish" \
@@ -122,12 +126,13 @@ vm-long: stages bin/ubvm ## the VM tests on one kernel, with those that make tes
 	$(STAGE) "VM power cuts, long list" $(UBVM) test --kernel $(KERNEL) --timeout 3h \
 		--env UBCACHE_VM_SCOPE=long --pkg $(VM_RESET_PKG) --on-reset reboot --out $(FAULTS)/long-powercut \
 		$(VM_FLAGS)
-	$(STAGE) "faults: nothing lost, nothing wrong" $(UBVM) faults $(FAULTS)
+	$(STAGE) "faults: nothing lost, nothing wrong" $(UBVM) faults $(call ALL_FAULTS,$(KERNEL)) $(FAULTS)
 
 # The long versions of tests (vmtest.Soak) play back every point of a recording and repeat each fault.
 .PHONY: soak
 soak: stages bin/ubvm ## new histories for SOAK=1h, every fault at length, then the VM tests SOAK_ROUNDS=5 times
-	$(STAGE) "simulator for $(SOAK)" go test ./cache/sim -run 'TestHistories$$' -timeout 0 -v \
+	@mkdir -p $(FAULTS)
+	$(STAGE) "simulator for $(SOAK)" $(SIM_FAULTS) go test ./cache/sim -run 'TestHistories$$' -timeout 0 -v \
 		-for $(SOAK) -from $$(date +%s)000000
 	$(STAGE) "simulator, ordered devices" \
 		go test ./cache/sim -run OrderedHistories -timeout 0 -v -seeds 20000
@@ -142,7 +147,7 @@ soak: stages bin/ubvm ## new histories for SOAK=1h, every fault at length, then 
 	$(STAGE) "VM tests, $(SOAK_ROUNDS) times" $(UBVM) test --kernel $(KERNEL) --timeout 12h \
 		--env UBCACHE_VM_SCOPE=full $(addprefix --pkg ,$(VM_PKGS)) --out $(FAULTS)/soak-rounds $(VM_FLAGS) \
 		-- -test.count=$(SOAK_ROUNDS)
-	$(STAGE) "faults: nothing lost, nothing wrong" $(UBVM) faults $(FAULTS)
+	$(STAGE) "faults: nothing lost, nothing wrong" $(UBVM) faults $(call ALL_FAULTS,$(KERNEL)) $(FAULTS)
 
 .PHONY: fmt
 fmt: ## format all Go files

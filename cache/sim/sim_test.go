@@ -2,7 +2,10 @@ package sim
 
 import (
 	"flag"
+	"os"
 	"testing"
+
+	"ubcache/internal/faulttable"
 )
 
 var (
@@ -39,4 +42,30 @@ func TestHistories(t *testing.T) {
 			t.Error(problem)
 		}
 	}
+	noteFaults(t, &r)
+}
+
+// noteFaults adds rows to the table of faults, if there is one. A history ends at the first thing that is wrong, which has
+// failed the test.
+func noteFaults(t *testing.T, r *Result) {
+	t.Helper()
+	file := os.Getenv(faulttable.EnvFile)
+	if file == "" {
+		return
+	}
+	note := func(fault string, times int64) {
+		row := faulttable.Row{Fault: fault, Place: faulttable.PlaceSimulator, Times: times, Failed: t.Failed()}
+		if err := faulttable.Append(file, row); err != nil {
+			t.Error(err)
+		}
+	}
+	for i, n := range r.Cuts {
+		note("crash: "+Crash(i).String(), int64(n))
+	}
+	for i, n := range r.Faults {
+		note("fault: "+Fault(i).String(), int64(n))
+	}
+	note("SSD away", int64(r.Vanished))
+	note("backing device away", int64(r.Gone))
+	note("dirty data salvaged after a crash", int64(r.Salvaged))
 }

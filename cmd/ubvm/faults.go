@@ -2,9 +2,11 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -13,7 +15,8 @@ import (
 
 // faultsCommand prints the table that ends make test.
 func faultsCommand() *cobra.Command {
-	return &cobra.Command{
+	var all bool
+	cmd := &cobra.Command{
 		Use:   "faults FOLDER",
 		Short: "Print the table of faults that tests have noted below a folder; fail if a row is not all zero",
 		Args:  cobra.ExactArgs(1),
@@ -29,9 +32,23 @@ func faultsCommand() *cobra.Command {
 			if err == nil && !good {
 				err = errors.New("the table of faults has rows that are not all zero")
 			}
+			if all {
+				err = errors.Join(err, complete(rows))
+			}
 			return err
 		},
 	}
+	cmd.Flags().BoolVar(&all, "all", false, "fail as well if a row is missing that the newest kernel must have")
+	return cmd
+}
+
+// complete fails if a fault has not been tried on the newest kernel.
+func complete(rows []faulttable.Row) error {
+	kernel, missing := faulttable.Missing(rows)
+	if len(missing) == 0 {
+		return nil
+	}
+	return fmt.Errorf("the table of faults has no row of Linux %s for\n  %s", kernel, strings.Join(missing, "\n  "))
 }
 
 // readFaults reads the rows of all files *.jsonl below a folder.

@@ -3,6 +3,7 @@ package faulttable
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -50,6 +51,27 @@ func TestBadRowsFail(t *testing.T) {
 		if good, err := Print(&b, Merge(rows)); good || err != nil || !strings.Contains(b.String(), "FAIL") {
 			t.Errorf("%s: good %t, %v\n%s", name, good, err, b.String())
 		}
+	}
+}
+
+func TestMissing(t *testing.T) {
+	var rows []Row
+	for _, name := range Required {
+		rows = append(rows, Row{Fault: name, Place: "7.10.4+deb13-cloud-amd64", Times: 1})
+	}
+	rows = append(rows, Row{Fault: "power cuts", Place: PlaceSimulator, Times: 1})
+	if _, missing := Missing(rows); len(missing) != 0 {
+		t.Errorf("missing: %q", missing)
+	}
+	// What an older kernel has does not count, nor what the simulator has.
+	for _, place := range []string{"7.9.5+deb13-cloud-amd64", PlaceSimulator} {
+		rows[3].Place = place
+		if kernel, missing := Missing(rows); !slices.Equal(missing, Required[3:4]) || kernel != rows[0].Place {
+			t.Errorf("of %s are missing %q", kernel, missing)
+		}
+	}
+	if _, missing := Missing(nil); len(missing) != len(Required) {
+		t.Errorf("%d are missing of an empty table", len(missing))
 	}
 }
 

@@ -91,7 +91,14 @@ func scsiDebug(t *testing.T) vanishing {
 	}
 }
 
+// goneRows are the names in the table of faults.
+var goneRows = map[string]string{
+	"table":   "backing device: gone under a filesystem, I/O waits",
+	"removed": "backing device: gone under a filesystem, returns by another path",
+}
+
 func backingGone(t *testing.T, v vanishing, name string) {
+	y := Fault(t, goneRows[name])
 	c := NewCache(t, Slice(t, "ssd", 0, 512))
 	was := v.dev()
 	flags := []string{"--mode=writeback", "--sequential-cutoff=0", "--backing-loss=hold"}
@@ -113,6 +120,7 @@ func backingGone(t *testing.T, v vanishing, name string) {
 	file("dirty", 8)
 	Run(t, "dmesg", "-C")
 
+	y.Tried(1)
 	v.leave()
 	// A miss, far behind what the filesystem has: nobody else has to find out.
 	ctx, cancel := context.WithCancel(t.Context())
@@ -137,7 +145,8 @@ func backingGone(t *testing.T, v vanishing, name string) {
 	Refused(t, refused, "gone", "detach", "data")
 	select {
 	case err := <-over:
-		t.Fatalf("the miss did not wait: %v", err)
+		y.Failed("the miss did not wait: %v", err)
+		t.FailNow()
 	default:
 	}
 
@@ -152,16 +161,16 @@ func backingGone(t *testing.T, v vanishing, name string) {
 		t.Errorf("the backing device is %s, was %s, and is %s to the cache", now, was, d.BackingDevice)
 	}
 	if err := <-over; err != nil {
-		t.Errorf("the miss: %v", err)
+		y.Failed("the miss: %v", err)
 	}
 	Ubcache(t, "flush", "data")
 	if got := sums(dir); got != want {
-		t.Error("the files are not what they were")
+		y.Wrong("the files are not what they were")
 	}
 	if log := Run(t, "dmesg"); strings.Contains(log, filepath.Base(dev)) && strings.Contains(log, "error") {
 		for line := range strings.Lines(log) {
 			if strings.Contains(line, filepath.Base(dev)) {
-				t.Errorf("kernel: %s", line)
+				y.Failed("kernel: %s", line)
 			}
 		}
 	}
@@ -175,7 +184,7 @@ func backingGone(t *testing.T, v vanishing, name string) {
 	}
 	raw := Mount(t, v.dev(), options)
 	if got := sums(raw); got != want {
-		t.Error("the backing device alone has other files")
+		y.Lost("the backing device alone has other files")
 	}
 	Run(t, "umount", raw)
 }

@@ -52,6 +52,7 @@ type DeviceStatus struct {
 	SizeBytes     int64  `json:"size_bytes"`
 	CachedBytes   int64  `json:"cached_bytes"`
 	DirtyBytes    int64  `json:"dirty_bytes"`
+	DirtyMaxBytes int64  `json:"dirty_max_bytes"`
 	PinnedBytes   int64  `json:"pinned_bytes"`
 	BadBytes      int64  `json:"bad_bytes"`
 	BackingDevice string `json:"backing_device"`

@@ -43,6 +43,8 @@ func TestOrdered(t *testing.T) {
 }
 
 func (fs FS) ordered(t *testing.T) {
+	y := Fault(t, "ordered device: its disk alone, under load, "+fs.name)
+	forGood := Fault(t, "ordered device: SSD lost for good, "+fs.name)
 	c := NewCache(t, Slice(t, "ssd", 0, 160))
 	disk := Slice(t, "slow", 0, orderedMiB)
 	dev := c.Attach(t, disk, "data", "--mode=writeback", "--ordered=on",
@@ -82,7 +84,7 @@ func (fs FS) ordered(t *testing.T) {
 		t.Run(fmt.Sprint("image", taken), func(t *testing.T) {
 			Run(t, "dmsetup", "suspend", "--noflush", "--nolockfs", filepath.Base(disk))
 			defer Run(t, "dmsetup", "resume", filepath.Base(disk))
-			behind += fs.checkImage(t, w)
+			behind += fs.checkImage(t, y, w)
 		})
 		if err := w.err(); err != nil {
 			t.Fatal(err)
@@ -92,7 +94,7 @@ func (fs FS) ordered(t *testing.T) {
 	batches := c.Stats(t).Devices["data"].SettledBatches
 	t.Run("killed", func(t *testing.T) {
 		c.Kill(t)
-		behind += fs.checkImage(t, w)
+		behind += fs.checkImage(t, forGood, w)
 	})
 	c.Start(t) // the writer goes on
 	stop()
@@ -112,7 +114,8 @@ func (fs FS) ordered(t *testing.T) {
 }
 
 // checkImage looks at the filesystem that is on the disk alone, and returns how many files it lacks.
-func (fs FS) checkImage(t *testing.T, w *orderedWriter) (behind int) {
+func (fs FS) checkImage(t *testing.T, y *Tally, w *orderedWriter) (behind int) {
+	y.Tried(1)
 	now, done := time.Now(), w.done.Load()
 	snap := Snapshot(t, RawSlice(t, "slow", 0, orderedMiB))
 	options := "defaults"
@@ -123,8 +126,13 @@ func (fs FS) checkImage(t *testing.T, w *orderedWriter) (behind int) {
 	Run(t, "mount", "-o", options, snap, dir)
 	n, err := w.check(dir, now)
 	Run(t, "umount", dir)
-	if err != nil {
-		t.Error(err)
+	switch {
+	case errors.Is(err, errNotItsOwn):
+		y.Wrong("%v", err)
+	case errors.Is(err, errLacks):
+		y.Lost("%v", err)
+	case err != nil:
+		y.Failed("%v", err)
 	}
 	fs.Verify(t, snap)
 	return int(done) - n
@@ -236,6 +244,12 @@ func (w *orderedWriter) churn(i int) error {
 	return os.Rename(filepath.Join(dir, "7"), filepath.Join(dir, "renamed"))
 }
 
+// What [orderedWriter.check] finds.
+var (
+	errNotItsOwn = errors.New("not its own")
+	errLacks     = errors.New("the image lacks something")
+)
+
 // check compares an image taken at a time with what had been written by then: it has the files up
 // to some number, all that are old enough, and the counter fits.
 func (w *orderedWriter) check(dir string, at time.Time) (n int, err error) {
@@ -250,7 +264,7 @@ func (w *orderedWriter) check(dir string, at time.Time) (n int, err error) {
 		if want := orderedData(n); !bytes.Equal(got, want) {
 			// The one that was being written need not be whole, but then nothing comes after it.
 			if _, err := os.Stat(orderedName(dir, n+1)); err == nil {
-				return n, fmt.Errorf("file %d has %d bytes that are not its own, and file %d is there", n, len(got), n+1)
+				return n, fmt.Errorf("file %d has %d bytes that are %w, and file %d is there", n, len(got), errNotItsOwn, n+1)
 			}
 			break
 		}
@@ -260,7 +274,7 @@ func (w *orderedWriter) check(dir string, at time.Time) (n int, err error) {
 		return n, err
 	}
 	if len(all) > n+1 {
-		return n, fmt.Errorf("files up to %d are there, and %d in all, the last of them %s", n, len(all),
+		return n, fmt.Errorf("%w: files up to %d are there, and %d in all, the last of them %s", errLacks, n, len(all),
 			strings.Join(all[len(all)-3:], " "))
 	}
 	if n > 0 {
@@ -269,18 +283,18 @@ func (w *orderedWriter) check(dir string, at time.Time) (n int, err error) {
 			return n, err
 		}
 		if len(p) < 8 {
-			return n, fmt.Errorf("the counter has %d bytes", len(p))
+			return n, fmt.Errorf("%w: the counter has %d bytes", errLacks, len(p))
 		}
 		// It was written before file n-1, and before file n.
 		if v := int(binary.LittleEndian.Uint64(p)); v != n && v != n-1 {
-			return n, fmt.Errorf("files up to %d are there, but the counter says %d", n, v)
+			return n, fmt.Errorf("%w: files up to %d are there, but the counter says %d", errLacks, n, v)
 		}
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for i := n; i < len(w.times); i++ {
 		if old := at.Sub(w.times[i]); old > orderedAge+orderedSlack {
-			return n, fmt.Errorf("file %d was synced %v ago and is not there", i, old)
+			return n, fmt.Errorf("%w: file %d was synced %v ago and is not there", errLacks, i, old)
 		}
 	}
 	return n, nil

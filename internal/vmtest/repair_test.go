@@ -39,6 +39,8 @@ func TestRawUse(t *testing.T) {
 }
 
 func rawUse(t *testing.T, fs FS) {
+	clean := Fault(t, "backing device: used without the cache, clean data, "+fs.name)
+	dirty := Fault(t, "backing device: used without the cache, dirty data, "+fs.name)
 	c := NewCache(t, Slice(t, "ssd", 0, 256))
 	backing := Slice(t, "slow", 0, 320)
 	dev := c.Attach(t, backing, "data", "--mode=writeback", "--dirty-max=90", "--dirty-target=80",
@@ -50,12 +52,22 @@ func rawUse(t *testing.T, fs FS) {
 		Run(t, "mount", on, dir)
 		Sh(t, fmt.Sprintf("seq 1 200000 >%s/%s; sync; umount %s", dir, file, dir))
 	}
-	has := func(file string) bool {
+	has := func(y *Tally, files ...string) {
+		t.Helper()
 		dir := t.TempDir()
 		Run(t, "mount", "-o", "ro", dev, dir)
-		_, err := os.Stat(filepath.Join(dir, file))
+		for _, file := range files {
+			name := filepath.Join(dir, file)
+			if _, err := os.Stat(name); err != nil {
+				y.Lost("%v", err)
+			} else if _, err := Try(t, "sh", "-c", "seq 1 200000 | cmp - "+name); err != nil {
+				y.Wrong("%s is not what was written: %v", file, err)
+			}
+		}
+		if _, err := os.Stat(filepath.Join(dir, "dirty")); err == nil && y == dirty {
+			y.Wrong("after --drop there is what was dropped")
+		}
 		Run(t, "umount", dir)
-		return err == nil
 	}
 	work(dev, "first")
 	Ubcache(t, "flush", "data")
@@ -71,6 +83,7 @@ func rawUse(t *testing.T, fs FS) {
 
 	// Clean: forgotten.
 	c.Stop(t)
+	clean.Tried(1)
 	work(backing, "raw")
 	c.Start(t)
 	if n := c.Device(t, "data").CachedBytes; n > 64<<10 { // the kernel has looked for partitions
@@ -80,9 +93,7 @@ func rawUse(t *testing.T, fs FS) {
 	if strings.Count(log, "was changed without the cache") != 1 {
 		t.Errorf("expected one line about it in\n%s", log)
 	}
-	if !has("first") || !has("raw") {
-		t.Error("what was written to the device by itself is not there")
-	}
+	has(clean, "first", "raw")
 
 	// Dirty: refused, and nothing is lost either way.
 	work(dev, "dirty")
@@ -90,6 +101,7 @@ func rawUse(t *testing.T, fs FS) {
 		t.Fatal("nothing is dirty")
 	}
 	c.Stop(t)
+	dirty.Tried(1)
 	work(backing, "again")
 	Refused(t, 3, "changed without the cache", "start")
 	image := filepath.Join(t.TempDir(), "image")
@@ -97,9 +109,7 @@ func rawUse(t *testing.T, fs FS) {
 	Ubcache(t, "salvage", "main", "--backing", "data", "--to", image, "--write")
 	Refused(t, 3, "changed without the cache", "start")
 	Ubcache(t, "start", "--drop", "data")
-	if !has("first") || !has("raw") || !has("again") || has("dirty") {
-		t.Error("after --drop the device is not what it was by itself")
-	}
+	has(dirty, "first", "raw", "again")
 	fs.Verify(t, dev)
 }
 
@@ -289,6 +299,7 @@ func TestSalvage(t *testing.T) {
 }
 
 func salvage(t *testing.T, what string) {
+	y := Fault(t, "SSD: metadata lost ("+what+"), dirty data salvaged")
 	ssd := Slice(t, "ssd", 0, 256)
 	c := NewCache(t, ssd)
 	dev := c.Attach(t, Slice(t, "slow", 0, 512), "data", "--mode=writeback", "--dirty-max=90", "--dirty-target=80",
@@ -299,11 +310,38 @@ func salvage(t *testing.T, what string) {
 	Sh(t, fmt.Sprintf("cd %s; for i in $(seq 200); do seq $i 5000 >file$i; done; sha256sum file* >/tmp/sums; sync", dir))
 	Run(t, "umount", dir)
 	c.Stop(t)
+	// compare looks for the files in a mounted filesystem.
+	compare := func(y *Tally, dir string) {
+		t.Helper()
+		if out, err := Try(t, "sh", "-c", "cd "+dir+" && sha256sum --quiet -c /tmp/sums 2>&1"); err != nil {
+			if strings.Contains(out, "No such file") {
+				y.Lost("%s", out)
+			} else {
+				y.Wrong("%s (%v)", out, err)
+			}
+		}
+	}
 	args := []string{"salvage", "main", "--write", "--backing"}
 	image := filepath.Join(t.TempDir(), "image")
 	t.Cleanup(func() { _ = os.Remove(image) })
 	switch what {
 	case "superblocks":
+		one := Fault(t, "SSD: one superblock lost, dirty data")
+		for seek := range 2 {
+			one.Tried(1)
+			Run(t, "dd", "if=/dev/zero", "of="+ssd, "bs=64k", fmt.Sprint("seek=", 1+seek), "count=1", "oflag=direct",
+				"status=none")
+			c.Start(t)
+			if c.Device(t, "data").DirtyBytes == 0 {
+				one.Lost("nothing is dirty any more")
+			}
+			dir := t.TempDir()
+			Run(t, "mount", "-o", "ro", c.Device(t, "data").Path, dir)
+			compare(one, dir)
+			Run(t, "umount", dir)
+			c.Stop(t)
+		}
+		y.Tried(1)
 		Run(t, "dd", "if=/dev/zero", "of="+ssd, "bs=64k", "seek=1", "count=2", "oflag=direct", "status=none")
 		Refused(t, 3, "salvage", "start")
 		args = append(args, "backing-1", "--to", image)
@@ -317,6 +355,7 @@ func salvage(t *testing.T, what string) {
 		// Without the daemon, and without its block device.
 		c.Kill(t)
 		nothingServed(t)
+		y.Tried(1)
 		spoilJournal(t, ssd)
 		// Before the refusal it says that it replays the journal.
 		if out := shFails(t, 3, "ubcache start 2>&1"); !strings.Contains(out, "pages of the journal are lost") {
@@ -331,7 +370,7 @@ func salvage(t *testing.T, what string) {
 	Run(t, "truncate", "-s", "128M", image)
 	Run(t, "e2fsck", "-fn", image)
 	at := Mount(t, image, "loop,ro")
-	Sh(t, fmt.Sprintf("cd %s; sha256sum --quiet -c /tmp/sums", at))
+	compare(y, at)
 	if what == "journal" {
 		// The operator gives up what is lost; it is as good as new.
 		Ubcache(t, "start", "--drop", "data")

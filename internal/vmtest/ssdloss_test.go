@@ -55,11 +55,12 @@ func (f *fragile) stall() {
 // device is a cached device that is read and written past the page cache.
 type device struct {
 	t   testing.TB
+	y   *Tally
 	f   *os.File
 	mem []byte
 }
 
-func openDevice(t testing.TB, path string) *device {
+func openDevice(t testing.TB, y *Tally, path string) *device {
 	t.Helper()
 	f, err := os.OpenFile(path, os.O_RDWR|unix.O_DIRECT, 0)
 	if err != nil {
@@ -70,7 +71,7 @@ func openDevice(t testing.TB, path string) *device {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = f.Close() })
-	return &device{t, f, mem}
+	return &device{t, y, f, mem}
 }
 
 func (d *device) write(off int64, v byte, n int) error {
@@ -79,38 +80,69 @@ func (d *device) write(off int64, v byte, n int) error {
 	return err
 }
 
+var errOther = errors.New("other data")
+
 func (d *device) read(off int64, v byte, n int) error {
 	if _, err := d.f.ReadAt(d.mem[:n], off); err != nil {
 		return err
 	}
 	if !bytes.Equal(d.mem[:n], bytes.Repeat([]byte{v}, n)) {
-		return fmt.Errorf("read at %d has %d instead of %d", off, d.mem[0], v)
+		return fmt.Errorf("read at %d has %d instead of %d: %w", off, d.mem[0], v, errOther)
 	}
 	return nil
 }
 
 func (d *device) must(err error) {
 	d.t.Helper()
-	if err != nil {
-		d.t.Fatal(err)
+	switch {
+	case errors.Is(err, errOther):
+		d.y.Wrong("%v", err)
+		d.t.FailNow()
+	case err != nil:
+		d.y.Failed("%v", err)
+		d.t.FailNow()
+	}
+}
+
+// mustFail ends the test if what nobody has any more was read.
+func (d *device) mustFail(what string, err error) {
+	d.t.Helper()
+	switch {
+	case err == nil || errors.Is(err, errOther):
+		d.y.Wrong("%s: %v", what, err)
+		d.t.FailNow()
+	case !errors.Is(err, syscall.EIO):
+		d.t.Fatalf("%s: %v", what, err)
 	}
 }
 
 // TestSSDLoss takes the SSD away under a running cache and brings it back.
 func TestSSDLoss(t *testing.T) {
-	for name, test := range map[string]func(*testing.T){
-		"clean": lossClean, "held": lossHeld, "dirty": lossDirty, "stall": lossStall,
+	for _, k := range []struct {
+		name string
+		test func(*testing.T, *Tally)
+		full bool
+	}{
+		{"clean data, fio goes on", lossClean, false},
+		{"dirty data, I/O waits", lossHeld, false},
+		{"dirty data, ssd-loss=error", lossDirty, false},
+		{"dirty data, ssd-loss=read-only", lossReadOnly, true},
+		{"dirty data, ssd-loss=stop", lossStop, true},
+		{"stalls", lossStall, false},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(k.name, func(t *testing.T) {
+			if k.full {
+				OnlyFull(t)
+			}
 			Limit(t, 5*time.Minute)
-			test(t)
+			k.test(t, Fault(t, "SSD lost: "+k.name))
 		})
 	}
 }
 
 // lossClean: fio writes and verifies without an error while the SSD vanishes and comes back, by which the
 // daemon starts anew, with an empty cache for what the SSD has missed.
-func lossClean(t *testing.T) {
+func lossClean(t *testing.T, y *Tally) {
 	ssd := newFragile(t, 96)
 	c := NewCache(t, ssd.dev)
 	dev := c.Attach(t, Slice(t, "ssd", 1024, 192), "data", "--mode=writethrough", "--sequential-cutoff=0")
@@ -122,6 +154,7 @@ func lossClean(t *testing.T) {
 		Wait(t, time.Minute, "writes", func() bool {
 			return c.Stats(t).Devices["data"].Writes > seen+200 || load.failed()
 		})
+		y.Tried(1)
 		ssd.vanish()
 		WaitSSD(t, "lost")
 		seen = c.Stats(t).Devices["data"].Writes
@@ -137,7 +170,8 @@ func lossClean(t *testing.T) {
 	}
 	load.stop()
 	if err := load.err(); err != nil {
-		t.Fatal(err)
+		y.Load(err)
+		t.FailNow()
 	}
 	if left, _ := filepath.Glob("/var/lib/ubcache/missed/*"); len(left) != 0 {
 		t.Errorf("markers are left: %v", left)
@@ -148,25 +182,27 @@ func lossClean(t *testing.T) {
 }
 
 // lossHeld: the SSD is away for less than requests wait. No error, and dirty data is there again.
-func lossHeld(t *testing.T) {
+func lossHeld(t *testing.T, y *Tally) {
 	ssd := newFragile(t, 96)
 	c := NewCache(t, ssd.dev)
 	dev := c.Attach(t, Slice(t, "slow", 0, 192), "data", "--mode=writeback", "--ssd-loss-hold=2m",
 		"--writeback-delay=1h", "--dirty-target=60")
-	d := openDevice(t, dev)
+	d := openDevice(t, y, dev)
 	d.must(d.write(0, 1, 1<<20))
 	d.must(d.f.Sync())
 	d.must(d.write(1<<20, 2, 1<<20)) // not flushed: its records are in the pending ring at most
+	y.Tried(1)
 	ssd.vanish()
 	done := make(chan error, 1)
-	e := openDevice(t, dev)
+	e := openDevice(t, y, dev)
 	go func() {
 		done <- errors.Join(e.read(0, 1, 1<<20), e.read(1<<20, 2, 1<<20), e.write(0, 3, 4096), e.f.Sync())
 	}()
 	WaitSSD(t, "lost")
 	select {
 	case err := <-done:
-		t.Fatalf("what needs the SSD did not wait for it: %v", err)
+		y.Failed("what needs the SSD did not wait for it: %v", err)
+		t.FailNow()
 	case <-time.After(time.Second):
 	}
 	ssd.back()
@@ -175,7 +211,8 @@ func lossHeld(t *testing.T) {
 	case err := <-done:
 		d.must(err)
 	case <-time.After(time.Minute):
-		t.Fatal("requests go on waiting")
+		y.Failed("requests go on waiting")
+		t.FailNow()
 	}
 	d.must(d.read(0, 3, 4096))
 	d.must(d.read(4096, 1, 1<<20-4096))
@@ -186,24 +223,21 @@ func lossHeld(t *testing.T) {
 
 // lossDirty: after the hold dirty sectors fail, and no others. The SSD that comes back is refused by the
 // running daemon and by the next, which says what to do.
-func lossDirty(t *testing.T) {
+func lossDirty(t *testing.T, y *Tally) {
 	ssd := newFragile(t, 96)
 	c := NewCache(t, ssd.dev)
 	dev := c.Attach(t, Slice(t, "slow", 0, 192), "data", "--mode=writeback", "--ssd-loss-hold=1s",
 		"--writeback-delay=1h", "--dirty-target=60")
-	d := openDevice(t, dev)
+	d := openDevice(t, y, dev)
 	d.must(d.write(0, 1, 64<<10))
 	d.must(d.f.Sync())
+	y.Tried(1)
 	ssd.vanish()
-	if err := d.read(4096, 1, 4096); !errors.Is(err, syscall.EIO) {
-		t.Fatalf("read of dirty data: %v", err)
-	}
+	d.mustFail("read of dirty data", d.read(4096, 1, 4096))
 	d.must(d.read(128<<10, 0, 64<<10))
 	d.must(d.write(4096, 5, 4096))
 	d.must(d.read(4096, 5, 4096))
-	if err := d.read(8192, 1, 512); !errors.Is(err, syscall.EIO) {
-		t.Errorf("read of other dirty data: %v", err)
-	}
+	d.mustFail("read of other dirty data", d.read(8192, 1, 512))
 	d.must(d.f.Sync())
 	pid := c.Status(t).PID
 	ssd.back()
@@ -219,19 +253,66 @@ func lossDirty(t *testing.T) {
 	Ubcache(t, "stop")
 	Refused(t, refused, "--drop data", "start")
 	Ubcache(t, "start", "--drop", "data")
-	d = openDevice(t, c.Device(t, "data").Path)
+	d = openDevice(t, y, c.Device(t, "data").Path)
 	d.must(d.read(4096, 5, 4096))
 	d.must(d.read(8192, 0, 4096))
 	d.must(d.f.Close())
 }
 
+// lossReadOnly: after the hold dirty sectors fail, and every change.
+func lossReadOnly(t *testing.T, y *Tally) {
+	d := lossOf(t, y, "read-only")
+	d.must(d.read(128<<10, 0, 64<<10))
+	d.mustFail("write of other sectors", d.write(128<<10, 5, 4096))
+	d.must(d.read(128<<10, 0, 64<<10))
+	d.mustFail("write of dirty data", d.write(4096, 5, 4096))
+	d.must(d.f.Close())
+}
+
+// lossStop: after the hold everything fails.
+func lossStop(t *testing.T, y *Tally) {
+	d := lossOf(t, y, "stop")
+	d.mustFail("read of other sectors", d.read(128<<10, 0, 4096))
+	d.mustFail("write of other sectors", d.write(128<<10, 5, 4096))
+	d.must(d.f.Close())
+}
+
+// lossOf loses the SSD with 64 KiB of dirty data, beyond the hold. When the SSD is back, nothing has changed meanwhile,
+// and all is there again.
+func lossOf(t *testing.T, y *Tally, policy string) *device {
+	t.Helper()
+	ssd := newFragile(t, 96)
+	c := NewCache(t, ssd.dev)
+	dev := c.Attach(t, Slice(t, "slow", 0, 192), "data", "--mode=writeback", "--ssd-loss-hold=1s", "--ssd-loss="+policy,
+		"--writeback-delay=1h", "--dirty-target=60")
+	d := openDevice(t, y, dev)
+	d.must(d.write(0, 1, 64<<10))
+	d.must(d.f.Sync())
+	t.Cleanup(func() {
+		if t.Failed() {
+			return
+		}
+		ssd.back()
+		WaitSSD(t, "ok")
+		d := openDevice(t, y, dev)
+		d.must(d.read(0, 1, 64<<10))
+		d.must(d.read(128<<10, 0, 64<<10))
+		d.must(d.f.Close())
+	})
+	y.Tried(1)
+	ssd.vanish()
+	WaitSSD(t, "lost")
+	d.mustFail("read of dirty data", d.read(4096, 1, 4096))
+	return d
+}
+
 // lossStall: while the SSD hangs, reads of what the disk has go there; afterwards all is as before.
-func lossStall(t *testing.T) {
+func lossStall(t *testing.T, y *Tally) {
 	ssd := newFragile(t, 96)
 	c := NewCache(t, ssd.dev)
 	c.SetSSDLimits(t, "1s", "5m")
 	dev := c.Attach(t, Slice(t, "slow", 0, 192), "data", "--mode=writethrough", "--sequential-cutoff=0")
-	d := openDevice(t, dev)
+	d := openDevice(t, y, dev)
 	d.must(d.write(0, 1, 1<<20))
 	d.must(d.f.Sync())
 	Ubcache(t, "flush", "data")
@@ -240,9 +321,10 @@ func lossStall(t *testing.T) {
 	if now := c.Stats(t).Devices["data"].HitBlocks; now != hits+256 {
 		t.Fatalf("%d hits, expected 256", now-hits)
 	}
+	y.Tried(1)
 	ssd.stall()
 	stuck := make(chan error, 1)
-	e := openDevice(t, dev)
+	e := openDevice(t, y, dev)
 	go func() { stuck <- e.read(0, 1, 4096) }()
 	WaitSSD(t, "slow")
 	start := time.Now()
@@ -254,7 +336,7 @@ func lossStall(t *testing.T) {
 	case err := <-stuck: // the SSD had begun it, and has it still
 		d.must(err)
 	case <-time.After(30 * time.Second):
-		t.Error("a read that the SSD had begun goes on waiting")
+		y.Failed("a read that the SSD had begun goes on waiting")
 	}
 	ssd.back()
 	WaitSSD(t, "ok")
