@@ -264,7 +264,17 @@ func (r *recovery) startCold() error {
 			r.noteBucket(BucketID(int64(page)/c.geo.summaryPages()), next)
 		}
 	}
-	return r.commitDrops(ids)
+	return r.commitNew(ids)
+}
+
+// commitNew begins the journal, from which on nothing is cached of these devices. Some record has to be there: the journal has
+// what comes before it.
+func (r *recovery) commitNew(ids []BackingID) error {
+	if len(ids) > 0 {
+		return r.commitDrops(ids)
+	}
+	r.next++
+	return r.c.commitBlocking(&r.c.journal, r.next-1, []record{{kind: recUnmap, backing: 1}})
 }
 
 func (r *recovery) noteBucket(b BucketID, l LSN) {

@@ -309,6 +309,10 @@ func TestColdStartAfterDetach(t *testing.T) {
 	if s := h.c.Repaired(); !strings.Contains(s, "starts cold") {
 		t.Fatalf("the start says: %q", s)
 	}
+	reopen()
+	if s := h.c.Repaired(); s != "" {
+		t.Fatalf("the next start says: %q", s)
+	}
 	if err := h.c.SetMode(other.ID(), Writeback); err != nil {
 		t.Fatal(err)
 	}
@@ -316,6 +320,33 @@ func TestColdStartAfterDetach(t *testing.T) {
 	h.flush()
 	reopen()
 	h.wantRead(0, fill(9, 8))
+}
+
+// TestColdStartWithoutDevices: a journal that is damaged is begun anew, also if no device is attached.
+func TestColdStartWithoutDevices(t *testing.T) {
+	h := small(t)
+	if err := h.c.SetMode(h.b.ID(), Writethrough); err != nil {
+		t.Fatal(err)
+	}
+	h.write(0, fill(1, 8))
+	h.flush()
+	h.drain()
+	h.flush()
+	if err := h.during(func(ctx context.Context) error { return h.c.FinishDetach(ctx, h.b.ID(), false) }); err != nil {
+		t.Fatal(err)
+	}
+	ssd := slices.Clone(h.ssd)
+	ssd[h.c.geo.journalPageOff(h.c.journal.mu.pageSeq-2)+100] ^= 1
+	for _, want := range []string{"starts cold", ""} {
+		c, err := Open(ssd, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Abandon()
+		if s := c.Repaired(); s != want && (want == "" || !strings.Contains(s, want)) {
+			t.Fatalf("the start says: %q", s)
+		}
+	}
 }
 
 // TestReusedNumberOfASmallerDevice: the number of a device that was detached is given to a smaller one, and the daemon dies

@@ -131,11 +131,8 @@ func (r *recovery) run() error {
 	case r.cold:
 		err = r.startCold()
 	case r.renew:
-		// A record without effect, so that the journal has what comes before it.
 		r.renewJournal()
-		recs := append([]record{{kind: recUnmap, backing: 1}}, dropRecords(r.detached)...)
-		r.next += LSN(len(recs))
-		err = c.commitBlocking(&c.journal, r.next-LSN(len(recs)), recs)
+		err = r.commitNew(r.detached)
 	case len(recs) > 0:
 		if r.doubtful {
 			if err = r.noteDoubt(len(recs)); err != nil {
