@@ -18,7 +18,7 @@ VM_RESET_PKG ?= ./internal/vmtest/powercut
 # Histories that the simulator plays in make unit, of all kinds and of SSDs that vanish, and how long make soak goes on.
 SIM_SEEDS ?= 10500
 SIM_VANISHING ?= 3000
-SOAK ?= 1h
+SOAK ?= 4h
 SOAK_ROUNDS ?= 5
 
 DEMO_FLAGS ?=
@@ -130,7 +130,7 @@ vm-long: stages bin/ubvm ## the VM tests on one kernel, with those that make tes
 
 # The long versions of tests (vmtest.Soak) play back every point of a recording and repeat each fault.
 .PHONY: soak
-soak: stages bin/ubvm ## new histories for SOAK=1h, every fault at length, then the VM tests SOAK_ROUNDS=5 times
+soak: stages bin/ubvm ## new histories for SOAK=4h, every fault at length, then the VM tests SOAK_ROUNDS=5 times
 	@mkdir -p $(FAULTS)
 	$(STAGE) "simulator for $(SOAK)" $(SIM_FAULTS) go test ./cache/sim -run 'TestHistories$$' -timeout 0 -v \
 		-for $(SOAK) -from $$(date +%s)000000
