@@ -123,7 +123,8 @@ func (t *through) restart(l *Lane) {
 		l.issue(op, t.r)
 		return
 	}
-	l.c.journal.unreserve(t.room)
+	l.c.journal.unreserveChange(t.r.b, t.held, t.room)
+	t.held = 0
 	l.c.loading.giveBack(t.marks)
 	t.unlock(l)
 	t.anew = true

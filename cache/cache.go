@@ -174,6 +174,11 @@ type Backing struct {
 		markerErr error
 		backErr   error // of the last batch of writeback that has failed
 	}
+	// share is the journal room that changes of the device have been promised, and who waits for more. Guarded by journal.mu.
+	share struct {
+		held    int
+		waiting waitList
+	}
 	fails atomic.Int64 // tries of writeback that have failed
 	tried atomic.Int64 // what fails before then is part of the last of them: batches are under way side by side
 }

@@ -29,8 +29,8 @@ func (c *Cache) CancelDetach(id BackingID) error {
 }
 
 // FinishDetach forgets a backing device, which takes no requests any more. Dirty data makes it
-// fail with ErrNotFinished unless force is set; that data is lost then. What is being written back there ends first, unless the device
-// does not answer for detachPatience: afterwards it is somebody else's.
+// fail with ErrNotFinished unless force is set; that data is lost then. What is under way there ends first, for afterwards the
+// device is somebody else's, and so may its number be: it fails with ErrBusy if that takes longer than detachPatience.
 func (c *Cache) FinishDetach(ctx context.Context, id BackingID, force bool) error {
 	f, err := c.beginForget(id, force)
 	if err != nil {
@@ -129,7 +129,7 @@ func (c *Cache) drop(ctx context.Context, d *dropping) error {
 	return cmp.Or(err, d.err)
 }
 
-// detachPatience is how long a detach waits for writes to the device that are under way.
+// detachPatience is how long a detach waits for operations on the device.
 const detachPatience = 30 * time.Second
 
 // dropping takes all blocks of a backing device out of the index under one record, and waits until that is durable.
@@ -137,7 +137,7 @@ type dropping struct {
 	c     *Cache
 	b     *Backing
 	lsn   LSN   // of the record, 0 before there is one
-	since int64 // when it began to wait for writes, 0 before that
+	since int64 // when it began to wait for operations, 0 before that
 	err   error
 }
 
@@ -155,13 +155,13 @@ func (d *dropping) step(l *Lane) bool {
 	} else {
 		c.journal.kick(l)
 	}
-	return false
+	return d.err != nil
 }
 
 // ready reports whether nothing stands in the way of the record, for which there is room then.
 func (d *dropping) ready(l *Lane) bool {
 	c, b := d.c, d.b
-	if c.loading.on.Load() || !l.bg.leaveScrub(b) || d.writing(l) || !c.journal.reserve(1) {
+	if c.loading.on.Load() || d.busy(l) || !c.journal.reserve(1) {
 		return false
 	}
 	if !l.bg.dropOrder(b) { // only with the record at hand that says so
@@ -171,16 +171,21 @@ func (d *dropping) ready(l *Lane) bool {
 	return true
 }
 
-// writing reports whether writeback is at the device.
-func (d *dropping) writing(l *Lane) bool {
-	if l.bg.wb.flyingOf[d.b.id] == 0 || mutated(mutDetachWrites) {
+// busy reports whether something is under way on the device; there is an error if that does not end.
+func (d *dropping) busy(l *Lane) bool {
+	b, r := d.b, l.bg.orders[d.b.id]
+	busy := !l.bg.leaveScrub(b) || l.bg.wb.flyingOf[b.id] > 0 || l.flying[b.id] > 0 || r != nil && r.busy
+	if !busy || mutated(mutDetachWrites) {
 		return false
 	}
 	now := l.d.Now()
 	if d.since == 0 {
 		d.since = now
 	}
-	return now-d.since < int64(detachPatience)
+	if now-d.since >= int64(detachPatience) {
+		d.err = fmt.Errorf("%w: what is under way on %s has not ended for %v", ErrBusy, b.name, detachPatience)
+	}
+	return true
 }
 
 // take takes the blocks out.

@@ -155,64 +155,6 @@ func TestAttachRefuses(t *testing.T) {
 	}
 }
 
-// TestFlushOutlivesItsDevice: a flush that hangs, and ends when its device has been detached and its number is another's,
-// says nothing about that one, and does not keep it from being flushed.
-func TestFlushOutlivesItsDevice(t *testing.T) {
-	h := small(t)
-	id := h.b.ID()
-	if err := h.c.SetMode(id, Writethrough); err != nil {
-		t.Fatal(err)
-	}
-	for range 100 {
-		h.write(0, fill(1, 1))
-	}
-	h.stuck = func(op *Op) bool { return op.Kind == OpFlush && op.Dev != SSD }
-	flushes := func() (n int) {
-		for _, op := range h.ops {
-			if h.stuck(op) {
-				n++
-			}
-		}
-		return n
-	}
-	h.until("the flush", func() bool { return flushes() == 1 })
-	for n := byte(1); n == 1 || h.b.ID() != id; n++ {
-		old := h.b.ID()
-		if err := h.during(func(ctx context.Context) error { return h.c.FinishDetach(ctx, old, true) }); err != nil {
-			t.Fatal(err)
-		}
-		b, err := h.c.Attach(AttachOptions{
-			Name: "disk", Mode: Writethrough, LBS: 512, Identity: Identity{Size: int64(len(h.back))},
-			Tunables: DefaultTunables(), UUID: UUID{0xc, n},
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		h.b = b
-	}
-	h.write(0, fill(2, 1))
-	for range 30 {
-		h.tick()
-		h.step()
-	}
-	if n := flushes(); n != 2 {
-		t.Errorf("%d flushes are under way, the new device's is to be one", n)
-	}
-	i := slices.IndexFunc(h.ops, h.stuck)
-	op := h.ops[i]
-	h.ops = slices.Delete(h.ops, i, i+1)
-	h.l.Complete(op, nil)
-	h.tick()
-	if p, ok := h.c.Locate(id, 0); !ok || !p.Pending {
-		t.Errorf("not flushed, the block is %+v", p)
-	}
-	h.stuck = nil
-	h.until("cleaning", func() bool { return len(h.b.mu.pending) == 0 })
-	if p, ok := h.c.Locate(id, 0); !ok || p.Dirty {
-		t.Errorf("flushed, the block is %+v", p)
-	}
-}
-
 // TestCrashAfterDetach: the summaries still have blocks of a device that was detached when the daemon dies. The start is
 // as any other, and what other devices have is there.
 func TestCrashAfterDetach(t *testing.T) {
@@ -406,45 +348,67 @@ func TestReusedNumberOfASmallerDevice(t *testing.T) {
 	c.Abandon()
 }
 
-// TestForcedDetachLeavesNoWrite: what is being written back when a detach is forced is written before that ends, and nothing
-// is begun any more; a device that does not answer is not waited for for ever.
-func TestForcedDetachLeavesNoWrite(t *testing.T) {
-	for _, hangs := range []bool{false, true} {
-		h := small(t)
-		h.write(0, fill(1, 8))
-		h.write(100*BlockSize, fill(1, 8))
-		h.stuck = func(op *Op) bool { return op.Dev != SSD }
-		h.b.draining.Store(true)
-		writing := func() bool {
-			return slices.ContainsFunc(h.ops, func(op *Op) bool { return op.Dev != SSD && op.Kind == OpWrite })
-		}
-		h.until("the write", writing)
-		step, err := h.l.StartDetach(h.b.ID(), true)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ended := false
-		forgotten := func() bool {
-			if !ended {
-				if ended, err = step(); err != nil {
+// TestForcedDetachLeavesNothing: what is under way on a device when a detach is forced ends first, and nothing is begun any
+// more. If it does not end the detach fails, and can be tried again.
+func TestForcedDetachLeavesNothing(t *testing.T) {
+	write := func(op *Op) bool { return op.Dev != SSD && op.Kind == OpWrite }
+	begin := func(h *harness) { h.write(0, fill(1, 8)); h.write(100*BlockSize, fill(1, 8)); h.b.draining.Store(true) }
+	for _, c := range []struct {
+		what    string
+		ordered bool
+		begin   func(h *harness)
+		is      func(op *Op) bool
+	}{
+		{"writeback", false, begin, write},
+		{"writeback in order", true, func(h *harness) { begin(h); h.flush() }, write},
+		{"a flush", false, func(h *harness) {
+			if err := h.c.SetMode(h.b.id, Writethrough); err != nil {
+				t.Fatal(err)
+			}
+			h.write(0, fill(1, 8))
+		}, func(op *Op) bool { return op.Dev != SSD && op.Kind == OpFlush }},
+		{"a scrub", false, func(h *harness) {
+			h.write(0, fill(1, 8))
+			h.drain()
+			if _, err := h.l.StartScrub(h.b.id, ScrubOptions{}); err != nil {
+				t.Fatal(err)
+			}
+		}, func(op *Op) bool { return op.Dev != SSD && op.Kind == OpRead }},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			var h *harness
+			if c.ordered {
+				h = newOrderHarness(t, nil).harness
+			} else {
+				h = small(t)
+			}
+			hung := false
+			h.stuck = func(op *Op) bool { return hung && op.Dev != SSD }
+			c.begin(h)
+			hung = true
+			underWay := func() bool { return slices.ContainsFunc(h.ops, func(op *Op) bool { return op.Dev != SSD }) }
+			h.until(c.what, func() bool { return slices.ContainsFunc(h.ops, c.is) })
+			forced := func(d time.Duration) (ended bool, err error) {
+				step, err := h.l.StartDetach(h.b.ID(), true)
+				if err != nil {
 					t.Fatal(err)
 				}
+				h.within(d, func() bool {
+					ended, err = step()
+					return ended
+				})
+				return ended, err
 			}
-			return ended
-		}
-		if h.within(detachPatience/2, forgotten) {
-			t.Fatal("the device is detached while it is written to")
-		}
-		if hangs {
-			if !h.within(detachPatience, forgotten) || !writing() {
-				t.Error("a device that does not answer is waited for")
+			if ended, err := forced(2 * detachPatience); !ended || !errors.Is(err, ErrBusy) {
+				t.Fatalf("the detach of a device that does not answer: %v", err)
 			}
-			continue
-		}
-		h.stuck = nil
-		h.until("the end", forgotten)
-		if writing() {
-			t.Error("a write is under way after the detach")
-		}
+			hung = false
+			if ended, err := forced(detachPatience); !ended || err != nil {
+				t.Fatalf("it answers again: ended %v, %v", ended, err)
+			}
+			if underWay() {
+				t.Error("something is under way after the detach")
+			}
+		})
 	}
 }

@@ -155,6 +155,44 @@ func (j *journal) unreserve(n int) {
 	wake.wakeAll(nil)
 }
 
+// changeShare is the part of the room that changes of one backing device may have been promised: while the device is gone
+// they keep it, and others need some.
+const changeShare = 4
+
+// reserveChange is reserveOrWait for a change of a backing device. One at a time may have more than the share.
+func (j *journal) reserveChange(b *Backing, n int, w *waiter) bool {
+	most := min(j.mu.ring.cap, j.pages*pageRecords) / changeShare
+	j.mu.Lock()
+	if b.share.held > 0 && uint64(b.share.held+n) > most && !j.c.lost() {
+		b.share.waiting.push(w)
+		j.mu.Unlock()
+		return false
+	}
+	b.share.held += n
+	j.mu.Unlock()
+	if j.reserveOrWait(n, w) {
+		return true
+	}
+	j.unshare(b, n)
+	return false
+}
+
+// unreserveChange gives back what is left of what was promised.
+func (j *journal) unreserveChange(b *Backing, promised, left int) {
+	j.unreserve(left)
+	if promised > 0 {
+		j.unshare(b, promised)
+	}
+}
+
+func (j *journal) unshare(b *Backing, n int) {
+	j.mu.Lock()
+	b.share.held -= n
+	wake := b.share.waiting.takeAll()
+	j.mu.Unlock()
+	wake.wakeAll(nil)
+}
+
 // append adds a record that was reserved. The stripe of the block is locked by the caller, so
 // that records of one block are in the order of its changes. The buckets that the change touches
 // are noted for the next checkpoint.
@@ -189,6 +227,11 @@ func (j *journal) release(err error) {
 	j.mu.Lock()
 	list := j.mu.waiting.takeAll()
 	list.join(j.mu.credits.takeAll())
+	for _, b := range j.c.backings.Load() {
+		if b != nil {
+			list.join(b.share.waiting.takeAll())
+		}
+	}
 	j.mu.Unlock()
 	list.wakeAll(err)
 }

@@ -185,7 +185,7 @@ func (b *Backing) lacking() int64 {
 	if o := &b.order; !o.on.Load() || !o.image() || o.based.Load() {
 		return 0
 	}
-	return max(b.loose(), 0) + b.uncovered()
+	return max(b.loose(), 0) + b.uncovered() + int64(b.losing.Load()) // some are not counted while they are being lost
 }
 
 // ageLocked is how long the oldest version has been in the queue; of one that an earlier process

@@ -3,6 +3,7 @@ package cache
 import (
 	"bytes"
 	"errors"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -524,4 +525,55 @@ func TestOrderedFillAfterALoss(t *testing.T) {
 	if h.back[9*BlockSize] == 2 && h.back[5*BlockSize] != 1 {
 		t.Errorf("the ordered device has what was written after a FLUSH, and lacks what that promised")
 	}
+}
+
+// TestOrderedOverwriteWhileLost: what was pending on an ordered device becomes dirty again, block by block, since its flush has
+// failed on another lane. Nobody overwrites the first of them, which a FLUSH promises meanwhile, before the last one has become dirty.
+func TestOrderedOverwriteWhileLost(t *testing.T) {
+	h := newOrderHarness(t, nil)
+	if err := h.c.SetMode(h.b.ID(), Writethrough); err != nil {
+		t.Fatal(err)
+	}
+	h.settle()
+	before := bytes.Clone(h.back)
+	h.write(5*BlockSize, page(1)) // not flushed
+	blk := Block(regionBlocks)
+	for h.c.index.stripeOf(h.b.id, blk) == h.c.index.stripeOf(h.b.id, 5) {
+		blk += regionBlocks
+	}
+	h.write(int64(blk)*BlockSize, page(1)) // neither
+	if err := h.c.SetMode(h.b.ID(), Writeback); err != nil {
+		t.Fatal(err)
+	}
+	copy(h.back, before) // its volatile cache is gone, which its flush says
+	s := h.c.index.stripeOf(h.b.id, blk)
+	s.mu.Lock() // as somebody does who looks at a block
+	done := make(chan struct{})
+	go func() { // another lane, whose flush of the device has failed: Lane.hold
+		h.c.lose(h.b, false)
+		close(done)
+	}()
+	for h.b.dirty.Load() == 0 {
+		runtime.Gosched()
+	}
+	h.flush() // promises block 5, which the SSD has
+	h.write(9*BlockSize, page(2))
+	h.flush()
+	h.done = false
+	h.l.Submit(&Request{Op: ReqWrite, Off: 5 * BlockSize, Len: BlockSize, Data: page(3), Backing: h.b.ID()})
+	h.run(20)
+	if h.done {
+		t.Error("the only copy of what was promised is overwritten")
+	}
+	s.mu.Unlock()
+	<-done
+	h.until("the write", func() bool { return h.done })
+	h.flush()
+	h.b.draining.Store(true)
+	h.until("the drain", func() bool {
+		if h.back[9*BlockSize] == 2 && h.back[5*BlockSize] == 0 {
+			t.Fatal("the ordered device has what was written after a FLUSH, and nothing of what that FLUSH promised")
+		}
+		return h.b.Remaining() == 0 && len(h.ops) == 0
+	})
 }

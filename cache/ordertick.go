@@ -53,6 +53,8 @@ func (r *orderRun) tick(now int64) (soon bool) {
 			r.settle()
 		}
 		return true
+	case r.b.forgetting.Load():
+		return false
 	case !o.want.Load() && o.on.Load():
 		// The superblock says so already, but it may have said otherwise again by a later start.
 		if !c.journal.reserveSettled() {
@@ -92,7 +94,7 @@ func (r *orderRun) base(now int64) {
 	o.mu.Lock()
 	r.doubts = o.mu.doubts // before a look at what is dirty
 	o.mu.Unlock()
-	if r.b.loose() > 0 || r.bg.wb.flyingOf[r.b.id] > 0 {
+	if r.b.loose() > 0 || r.bg.wb.flyingOf[r.b.id] > 0 || r.b.losing.Load() > 0 {
 		switch j := &r.bg.l.c.journal; {
 		case !o.image() || now < r.bg.wb.pause[r.b.id]:
 			r.giveUp() // it may take long, and nothing is lost by beginning anew

@@ -187,6 +187,9 @@ func (c *Cache) lose(b *Backing, told bool) {
 			c.keepUntold(b, told)
 		}
 	}
+	if len(pending) > 0 {
+		b.order.doubt() // before the first of them may be overwritten
+	}
 	for _, p := range pending {
 		s := c.index.stripeOf(b.id, p.k.block())
 		s.mu.Lock()

@@ -29,7 +29,8 @@ type through struct {
 	w     waiter
 	locks []rangeLock // one per region of the window
 	at    int         // the lock that is waited for
-	room  int         // journal room not used yet
+	held  int         // journal room that it was promised
+	room  int         // what is not used of it yet
 	waits int
 	err   error
 	stale bool // dirty copies are left
@@ -211,8 +212,8 @@ func (t *through) run(l *Lane, err error) {
 		if !t.promise(l) {
 			return
 		}
-		if l.c.journal.reserveOrWait(t.room, &t.w) {
-			t.step = throughLock
+		if l.c.journal.reserveChange(t.r.b, t.room, &t.w) {
+			t.held, t.step = t.room, throughLock
 			t.lock(l)
 		}
 	case throughLock:
@@ -506,9 +507,9 @@ func (t *through) opsDone(l *Lane) {
 
 // finish lets go of everything and answers, or begins the next window.
 func (t *through) finish(l *Lane) {
-	l.c.journal.unreserve(t.room)
+	l.c.journal.unreserveChange(t.r.b, t.held, t.room)
 	l.c.loading.giveBack(t.marks)
-	t.room, t.marks = 0, 0
+	t.held, t.room, t.marks = 0, 0, 0
 	t.unlock(l)
 	l.dropRuns(t.runs)
 	t.runs = t.runs[:0]

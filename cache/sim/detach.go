@@ -291,7 +291,7 @@ func (s *Sim) attached(c *cache.Cache) error {
 			return err
 		case v.stage >= closing:
 			v.stage, v.step, v.force = draining, nil, false
-		case s.detaching(c, id): // on record, though that failed when it began
+		case s.cfg.Detaches > 0 && s.detaching(c, id): // on record, though that failed when it began
 			v.stage = draining
 		}
 		if err == nil {
