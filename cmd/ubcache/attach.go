@@ -47,8 +47,8 @@ a write has any effect, and each block read is verified by the kernel. It costs 
 	fs.StringVar(&f.cache, "cache", "", "the cache [the only one]")
 	fs.StringVar(&f.args.Name, "name", "", "name of the cached device [last part of DEVICE]")
 	fs.BoolVar(&f.args.Header, "header", false, "reserve a header at the start of the device")
-	fs.BoolVar(&f.args.Force, "force", false, "take a device that belongs to another cache, or "+
-		"lose what a device holds to --header")
+	fs.BoolVar(&f.args.Force, "force", false, "take a device that a cache has already, or lose "+
+		"what it holds to --header")
 	fs.BoolVar(&f.args.Integrity, "integrity", false, "protect data on its way with checksums "+
 		"(Linux 7.0)")
 	fs.IntVar(&f.args.UblkID, "ublk-id", -1, "number N of /dev/ublkbN [the lowest free]")

@@ -132,6 +132,12 @@ func (in *Instance) checkNew(dev *blockdev.Device, a *control.AttachArgs,
 	case foreign && !a.Force:
 		return report.Refuse(what, fmt.Sprintf("it belongs to cache %s, which may have newer data",
 			h.Cache), "detach it there first, or --force takes it all the same")
+	case !a.Force:
+		if err := in.checkRecorded(what, dev); err != nil {
+			return err
+		}
+	}
+	switch {
 	case err == nil && !a.Header && h.DataOff != 0:
 		return report.Refuse(what, "it has a backing header, its data begins at 1 MiB",
 			"use --header, or wipe the header")
