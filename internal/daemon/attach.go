@@ -279,6 +279,7 @@ func (in *Instance) forget(ctx context.Context, s *served, lose bool) error {
 		in.renounce(s, false)
 		return err
 	}
+	in.keepSuperNow()
 	in.mu.Lock()
 	delete(in.mu.served, id)
 	in.mu.Unlock()

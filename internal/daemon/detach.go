@@ -92,7 +92,11 @@ func (in *Instance) beginDetach(id cache.BackingID) error {
 		return err
 	}
 	defer in.changing.Unlock()
-	return in.cache.BeginDetach(id)
+	if err := in.cache.BeginDetach(id); err != nil {
+		return err
+	}
+	in.keepSuperNow()
+	return nil
 }
 
 // cancelDetach puts a backing device back in service.
@@ -117,6 +121,7 @@ func (in *Instance) cancelDetach(_ context.Context, a control.NameArgs, _ contro
 	if err := in.cache.CancelDetach(s.b.ID()); err != nil {
 		return nil, report.Wrap("cancel detach of "+a.Name, err, "")
 	}
+	in.keepSuperNow()
 	d, _ := in.device(uint16(s.b.ID()))
 	return d, nil
 }

@@ -58,6 +58,7 @@ func (in *Instance) admitLate(ctx context.Context, s *served, dev *blockdev.Devi
 // noteLate records that the cache has the device from here on. The superblock must not name a start that the
 // header does not have: while that is written, it names none.
 func (in *Instance) noteLate(r *cache.BackingRecord, dev *blockdev.Device, epoch uint64) error {
+	defer in.keepSuperNow()
 	if err := in.cache.NoteUse(r.ID, 0); err != nil || r.DataOff == 0 {
 		return err
 	}

@@ -355,3 +355,76 @@ func TestBothSuperblocksLost(t *testing.T) {
 		b.want(3)
 	}
 }
+
+// TestOlderSSDOfTheSameStart: a copy from before the last change of what the SSD has of its devices is noticed, also if it is of the
+// same start, which the power cut ended.
+func TestOlderSSDOfTheSameStart(t *testing.T) {
+	ctx, quiet := context.Background(), func(control.Progress) {}
+	for name, what := range map[string]func(b *oldBench) error{
+		"set": func(b *oldBench) error {
+			_, err := b.set(ctx, control.SetArgs{Name: "disk0", Settings: map[string]string{"writeback-delay": "2h"}}, nil)
+			return err
+		},
+		"set, which fails": func(b *oldBench) error {
+			must(b.t, os.Rename(b.opts.ConfigPath, b.opts.ConfigPath+".away"))
+			_, err := b.set(ctx, control.SetArgs{Name: "disk0", Settings: map[string]string{"writeback-delay": "2h"}}, nil)
+			if err == nil {
+				b.t.Error("set without a configuration")
+			}
+			return os.Rename(b.opts.ConfigPath+".away", b.opts.ConfigPath)
+		},
+		"attach": func(b *oldBench) error {
+			return b.attachData("x", makeImage(b.t, filepath.Join(b.dir, "x"), directDiskBytes), false, false)
+		},
+		"detach": func(b *oldBench) error {
+			_, err := b.detach(ctx, control.DetachArgs{Name: "disk1"}, quiet)
+			return err
+		},
+		"detach, which has begun": func(b *oldBench) error {
+			_, err := b.detach(ctx, control.DetachArgs{Name: "disk1", NoWait: true}, quiet)
+			return err
+		},
+		"a device that comes late": func(b *oldBench) error {
+			must(b.t, os.Rename(filepath.Join(b.dir, "disk2.away"), filepath.Join(b.dir, "disk2")))
+			return b.reopenLate("late")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newOldBench(t, "")
+			late := filepath.Join(b.dir, "disk2")
+			must(t, b.attachData("late", makeImage(t, late, directDiskBytes), true, false))
+			b.stop()
+			must(t, os.Rename(late, late+".away"))
+			b.again()
+			b.write(1)
+			copyImage(t, b.ssd, b.ssd+".old") // the half of a mirror drops out
+			must(t, what(b))
+			b.notNewer()
+			b.write(2)
+			b.drain()
+			b.crash()
+			b.swap(".old", ".new")
+			must(t, os.RemoveAll(filepath.Join(b.dir, "run")))
+			b.refused()
+			b.swap(".new", ".old")
+			must(t, b.start(Options{}))
+			b.want(2)
+		})
+	}
+	t.Run("detach, cancelled", func(t *testing.T) {
+		b := newOldBench(t, "")
+		_, err := b.detach(ctx, control.DetachArgs{Name: "disk1", NoWait: true}, quiet)
+		must(t, err)
+		b.write(1)
+		copyImage(t, b.ssd, b.ssd+".old")
+		_, err = b.cancelDetach(ctx, control.NameArgs{Name: "disk1"}, nil)
+		must(t, err)
+		b.notNewer()
+		b.crash()
+		b.swap(".old", ".new")
+		must(t, os.RemoveAll(filepath.Join(b.dir, "run")))
+		b.refused()
+		b.swap(".new", ".old")
+		must(t, b.start(Options{}))
+	})
+}

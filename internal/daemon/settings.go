@@ -231,6 +231,7 @@ func (in *Instance) set(_ context.Context, a control.SetArgs, _ control.Progress
 	change := func(m cache.Mode, t cache.Tunables) error {
 		return errors.Join(in.cache.SetMode(s.b.ID(), m), in.cache.SetTunables(s.b.ID(), t))
 	}
+	defer in.keepSuperNow() // not before the settings are what they will be
 	if err := change(mode, tun); err != nil {
 		return nil, report.Wrap("set "+a.Name, err, "")
 	}

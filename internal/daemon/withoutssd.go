@@ -238,8 +238,12 @@ func (in *Instance) keepSuper(sb *cache.Superblock) error {
 	return nil
 }
 
-// keepSuperNow is keepSuper while the cache runs, when its backing devices have changed.
+// keepSuperNow is keepSuper while the cache runs, when what the SSD has of its backing devices has changed. in.changing
+// is held.
 func (in *Instance) keepSuperNow() {
+	if _, lost := in.cache.Loss(); lost { // what has changed is not on the SSD, perhaps
+		return
+	}
 	sb := in.cache.Super()
 	if err := in.keepSuper(&sb); err != nil {
 		in.log.Error("the copy of the superblock in state-dir is out of date", "error", err)
