@@ -109,10 +109,10 @@ func (in *Instance) openBacking(ctx context.Context, b *config.Backing, r *cache
 ) (*blockdev.Device, error) {
 	i, err := in.inspectUnless(old, b.Device)
 	if err == nil {
-		err = checkIdentity(i, r, sb.Clean)
+		err = checkIdentity(i, r)
 	}
 	if err != nil {
-		if other := findBacking(r, sb.Clean, old); other != nil {
+		if other := findBacking(r, old); other != nil {
 			in.log.Warn("backing device has another name than in the configuration", "configured",
 				b.Device, "found", other.Path)
 			i, err = other, nil
@@ -154,10 +154,9 @@ func (in *Instance) openChecked(ctx context.Context, i *blockdev.Info, r *cache.
 	return d, nil
 }
 
-// checkIdentity compares a device with what was recorded of it. What is on it is recorded when the
-// cache stops in order with nothing dirty left, and compared only after such a stop: a client of
-// the cached device may put another filesystem there at any time.
-func checkIdentity(i *blockdev.Info, r *cache.BackingRecord, clean bool) error {
+// checkIdentity compares a device with what was recorded of it, as far as that can be seen from outside. Another
+// filesystem makes no other device of it: see usedRaw.
+func checkIdentity(i *blockdev.Info, r *cache.BackingRecord) error {
 	want := r.Identity
 	refuse := func(format string, args ...any) error {
 		return &report.Error{
@@ -171,20 +170,18 @@ func checkIdentity(i *blockdev.Info, r *cache.BackingRecord, clean bool) error {
 		return refuse("it has %d bytes instead of %d", i.SizeBytes, want.Size)
 	case want.Serial != "" && i.Serial != "" && i.Serial != want.Serial:
 		return refuse("its serial number is %s instead of %s", i.Serial, want.Serial)
-	case clean && want.FSUUID != "" && i.Content.UUID != "" && i.Content.UUID != want.FSUUID:
-		return refuse("it holds %s instead of %s with uuid %s", i.Content, want.FSType, want.FSUUID)
 	}
 	return nil
 }
 
 // findBacking looks for the device among all but old: by its serial number, or by its header.
-func findBacking(r *cache.BackingRecord, clean bool, old *blockdev.Device) *blockdev.Info {
+func findBacking(r *cache.BackingRecord, old *blockdev.Device) *blockdev.Info {
 	for _, path := range blockdev.All() {
 		if i, err := blockdev.Stat(path); err != nil || old != nil && old.Is(i) {
 			continue
 		}
 		i, err := blockdev.Inspect(path)
-		if err != nil || checkIdentity(i, r, clean) != nil {
+		if err != nil || checkIdentity(i, r) != nil {
 			continue
 		}
 		byHeader := i.Content.Type == blockdev.TypeHeader && i.Content.UUID == r.UUID.String()

@@ -18,7 +18,7 @@ import (
 )
 
 // A backing device that was used without the cache, mounted raw for instance, has newer data than the
-// cache. It is noticed at the next start by two things:
+// cache. It is noticed at the next start by these things:
 //
 //   - The fingerprint: a hash over places of the device that change when it is used. It is taken, and goes
 //     to the superblock of the cache, when the cache is stopped in order, and compared only after such
@@ -27,6 +27,7 @@ import (
 //   - Samples: blocks that are clean in the cache, which the device must have, too, whatever happened.
 //     They are compared after every stop and crash. That cannot give a false alarm, since a clean copy is
 //     taken out of the cache, durably, before the device is changed under it.
+//   - The filesystem, or partition table, whose UUID goes to the superblock with the fingerprint if nothing is dirty.
 //   - The epoch in the backing header, where there is one: each start writes its own there, so that an
 //     older copy of the device, restored perhaps, is told from it.
 //
@@ -193,7 +194,10 @@ func (in *Instance) confirmUnused(c *cache.Cache) (drop []cache.BackingID, err e
 		if s.dev == nil { // the fingerprint stays for when it is back
 			continue
 		}
-		why := in.usedRaw(c, r, s.name, s.dev, sb.Clean, in.nextEpoch(&sb))
+		why := ""
+		if !slices.Contains(in.drop, r.UUID) { // else it is known, and nothing of it is cached any more
+			why = in.usedRaw(c, r, s.name, s.dev, sb.Clean, in.nextEpoch(&sb))
+		}
 		dirty := c.DirtyBlocks(r.ID)
 		switch {
 		case why == "":
@@ -237,6 +241,11 @@ func (in *Instance) usedRaw(c *cache.Cache, r *cache.BackingRecord, name string,
 	compared := err == nil && r.DataOff != 0 && r.Head != 0
 	if compared && h.Start != r.Head && h.Start != next {
 		return fmt.Sprintf("its header is of start %d of the cache instead of %d", h.Start, r.Head)
+	}
+	if want := r.Identity; r.Print.Kind != 0 && want.FSUUID != "" {
+		if now, err := dev.Probe(); err == nil && now.UUID != "" && now.UUID != want.FSUUID {
+			return fmt.Sprintf("it holds %s instead of %s with uuid %s", now, want.FSType, want.FSUUID)
+		}
 	}
 	n := fewSamples
 	if thorough {

@@ -218,3 +218,88 @@ func TestNothingToCompare(t *testing.T) {
 		})
 	}
 }
+
+// extHead is the first 4 KiB of an ext2 filesystem with that UUID.
+func extHead(id byte) []byte {
+	p := make([]byte, 4096)
+	p[1080], p[1081] = 0x53, 0xef
+	for i := range 16 {
+		p[1024+104+i] = id
+	}
+	return p
+}
+
+// putHead writes the first 4 KiB of an image.
+func putHead(t *testing.T, path string, p []byte) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	must(t, err)
+	_, err = f.WriteAt(p, 0)
+	must(t, err)
+	must(t, f.Close())
+}
+
+// TestNewFilesystem: a disk that has got another filesystem while the cache was stopped was used without it, and is the same
+// disk. Of another size it is another one.
+func TestNewFilesystem(t *testing.T) {
+	for _, o := range []Options{{}, {Drop: []string{"disk0"}}, {Keep: []string{"disk0"}}} {
+		b := newOldBench(t, "writethrough")
+		disk := filepath.Join(b.dir, "disk0")
+		b.stop()
+		putHead(t, disk, extHead(1))
+		b.again()
+		d := b.open(api.Options{})
+		b.wantAt(d, 1<<20, 0, 8192)
+		closeDevice(t, d)
+		b.stop() // the filesystem is on record
+		if r, err := b.recordOf(1); err != nil || r.Identity.FSUUID == "" {
+			t.Fatalf("%+v, %v", r, err)
+		}
+		putHead(t, disk, extHead(2)) // mkfs, or tune2fs -U
+		must(t, os.Truncate(disk, directDiskBytes/2))
+		wantRefused(t, b.start(o), "is not the backing device disk0", "bytes instead of")
+		must(t, os.Truncate(disk, directDiskBytes))
+		must(t, b.start(o))
+		if n := b.Status().Devices[0].CachedBytes; (n > 0) != (o.Keep != nil) {
+			t.Errorf("start %+v: %d bytes are cached", o, n)
+		}
+		b.stop()
+		b.again() // it has that filesystem now
+	}
+}
+
+// TestNewFilesystemIsSeen: also where no fingerprint can be compared.
+func TestNewFilesystemIsSeen(t *testing.T) {
+	b := newOldBench(t, "writethrough")
+	d := diskImage(t, extHead(2))
+	r, err := b.recordOf(1)
+	must(t, err)
+	r.Identity.FSType, r.Identity.FSUUID = "ext2", "01010101-0101-0101-0101-010101010101"
+	for kind, want := range map[uint32]string{0: "", printKind + 1: "it holds an ext2 filesystem"} { // 0: used since that was recorded
+		r.Print.Kind = kind
+		if why := b.usedRaw(b.cache, r, "disk0", d, true, 0); want == "" && why != "" || !strings.HasPrefix(why, want) {
+			t.Errorf("a fingerprint of kind %d: used raw %q, expected %q", kind, why, want)
+		}
+	}
+}
+
+// TestNewFilesystemWithDirtyData: neither has everything, and the operator decides.
+func TestNewFilesystemWithDirtyData(t *testing.T) {
+	for _, keep := range []bool{false, true} {
+		b := newOldBench(t, "")
+		b.write(1)
+		b.stop()
+		disk := filepath.Join(b.dir, "disk0")
+		putHead(t, disk, extHead(2))
+		wantRefused(t, b.start(Options{}), "was changed without the cache", "--drop disk0", "--keep disk0")
+		if keep {
+			must(t, b.start(Options{Keep: []string{"disk0"}}))
+			b.want(1)
+			continue
+		}
+		must(t, b.start(Options{Drop: []string{"disk0"}}))
+		d := b.open(api.Options{})
+		b.wantAt(d, 4096, 0, 4096)
+		closeDevice(t, d)
+	}
+}

@@ -96,7 +96,7 @@ func recognise(dev *blockdev.Device, r *cache.BackingRecord, path string) string
 		switch i, want := dev.Info, &r.Identity; {
 		case want.Serial != "" && want.Serial == i.Serial: // it may have grown
 			return "serial number"
-		case checkIdentity(i, r, false) != nil:
+		case checkIdentity(i, r) != nil:
 			return ""
 		}
 	}
@@ -112,7 +112,7 @@ func recognise(dev *blockdev.Device, r *cache.BackingRecord, path string) string
 // recogniseData is recognise, by what a disk without a header holds, for one that is missing and of which the SSD has
 // dirty data.
 func (in *Instance) recogniseData(dev *blockdev.Device, r *cache.BackingRecord) string {
-	if r.DataOff != 0 || checkIdentity(dev.Info, r, false) != nil || in.cache.DirtyBlocks(r.ID) == 0 {
+	if r.DataOff != 0 || checkIdentity(dev.Info, r) != nil || in.cache.DirtyBlocks(r.ID) == 0 {
 		return ""
 	}
 	if r.Print.Kind == printKind {

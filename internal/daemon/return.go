@@ -26,7 +26,6 @@ func (g *guard) find(path string) (f finding) {
 	}
 	sb := in.cache.Super()
 	in.using.RUnlock()
-	sb.Clean = false // what is on the device may have changed through the cache since
 	var r *cache.BackingRecord
 	for i := range sb.Backings {
 		if sb.Backings[i].ID == g.id {
@@ -110,7 +109,7 @@ func (g *guard) sameDevice(dev *blockdev.Device, r *cache.BackingRecord, sb *cac
 		if !dev.Is(i) {
 			return fmt.Errorf("%s is another device by now", i.Path)
 		}
-		if err := checkIdentity(i, r, false); err != nil {
+		if err := checkIdentity(i, r); err != nil {
 			return err
 		}
 	}
@@ -158,7 +157,7 @@ func (in *Instance) openAt(ctx context.Context, path string, r *cache.BackingRec
 	if err != nil {
 		return nil, err
 	}
-	if err := checkIdentity(i, r, sb.Clean); err != nil {
+	if err := checkIdentity(i, r); err != nil {
 		return nil, err
 	}
 	return in.openChecked(ctx, i, r, sb)
@@ -327,7 +326,6 @@ func (in *Instance) reopenMissing(s *served, path string) error {
 		return report.Refuse("", s.name+" is not in the configuration", "correct "+in.opts.ConfigPath)
 	}
 	sb := in.cache.Super()
-	sb.Clean = false
 	ctx, cancel := context.WithTimeout(in.life, attachWait)
 	defer cancel()
 	var dev *blockdev.Device

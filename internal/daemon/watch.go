@@ -42,7 +42,6 @@ func (in *Instance) adopt(s *served) {
 	if err != nil {
 		return
 	}
-	sb.Clean = false // what is on the device may have changed through the cache since
 	ctx, cancel := context.WithTimeout(in.life, attachWait)
 	defer cancel()
 	dev, err := in.openBacking(ctx, in.conf.Backings[s.name], r, &sb, nil)

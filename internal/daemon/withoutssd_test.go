@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
 	"os"
 	"path/filepath"
@@ -243,4 +244,43 @@ func TestStaleSuperCopy(t *testing.T) {
 	}
 	must(t, os.Remove(path+".new"))
 	b.again()
+}
+
+// TestNewFilesystemWithoutSSD: a cached device that has got another filesystem while the cache was without its SSD is known to have
+// changed.
+func TestNewFilesystemWithoutSSD(t *testing.T) {
+	b := newOldBench(t, "writethrough")
+	mkfs := func(id byte) {
+		t.Helper()
+		d := b.open(api.Options{})
+		buf, err := d.Alloc(4096)
+		must(t, err)
+		copy(buf, extHead(id))
+		_, _, err = d.WriteAt(buf, 0, nil)
+		must(t, err)
+		b.flushed(d)
+		closeDevice(t, d)
+	}
+	mkfs(1)
+	b.stop()
+	b.hideSSD(true)
+	must(t, b.startNow(time.Second))
+	mkfs(2)
+	must(t, b.Stop(context.Background(), true))
+	must(t, b.startNow(time.Second))
+	must(t, b.Stop(context.Background(), true))
+	b.hideSSD(false)
+	must(t, b.start(Options{}))
+	if n := b.Status().Devices[0].CachedBytes; n != 0 {
+		t.Errorf("%d bytes are cached", n)
+	}
+	d := b.open(api.Options{})
+	defer closeDevice(t, d)
+	buf, err := d.Alloc(4096)
+	must(t, err)
+	_, _, err = d.ReadAt(buf, 0, nil)
+	must(t, err)
+	if !bytes.Equal(buf, extHead(2)) {
+		t.Error("the new filesystem is not there")
+	}
 }
