@@ -152,73 +152,94 @@ func CompareSamples(d io.ReaderAt, list []cache.Sample, shift int64) (same, diff
 	return same, differ, nil
 }
 
+// verdict is what becomes of what is cached of a backing device.
+type verdict struct {
+	r    *cache.BackingRecord
+	s    *served
+	drop bool
+	text string // for the log; empty if there is nothing to say
+	args []any
+}
+
 // confirmUnused is asked before what was loaded of a cache is used: it finds the backing devices that were
-// changed without it.
+// changed without it. A start that is refused changes none of them: first all is decided, then headers are written.
 func (in *Instance) confirmUnused(c *cache.Cache) (drop []cache.BackingID, err error) {
 	sb := c.Super()
+	var all []*verdict
 	for i := range sb.Backings {
-		r := &sb.Backings[i]
-		s := in.mu.served[r.ID]
-		if s == nil {
-			continue
+		v, err := in.judge(c, &sb, &sb.Backings[i])
+		if err != nil {
+			return nil, err
 		}
-		if slices.Contains(in.opts.Drop, s.name) {
-			in.log.Warn("what is cached of the backing device is dropped, as start --drop says",
-				"name", s.name, "dirty_blocks", c.DirtyBlocks(r.ID))
-			drop = append(drop, r.ID)
-			if err := errors.Join(c.SetPrint(r.ID, cache.Fingerprint{}), in.newHeader(c, &sb, r, s)); err != nil {
-				return nil, err
-			}
-			continue
+		if v != nil {
+			all = append(all, v)
 		}
-		if slices.Contains(in.doubted, r.UUID) {
-			n := c.DirtyBlocks(r.ID)
-			if n > 0 && in.newer != nil && in.nameOf(r) != "" {
-				return nil, report.Refuse("open cache on "+in.ssdInfo.Path, fmt.Sprintf("it is an older copy of the SSD, with %s "+
-					"of %s that was not written back when it was made", config.Size(n*cache.BlockSize).Human(), s.name),
-					fmt.Sprintf("ubcache salvage writes that to an image; start --drop %s goes on with what the disk has, start "+
-						"--keep %[1]s with what this copy has", s.name))
-			}
-			if n > 0 && in.newer == nil {
-				return nil, report.Refuse("open backing device "+s.name, fmt.Sprintf("%s was changed without the SSD, "+
-					"which has %s of it that was never written back", s.name, config.Size(n*cache.BlockSize).Human()),
-					"it is kept: ubcache salvage writes it to an image, ubcache start --drop "+s.name+" gives it up")
-			}
-			in.log.Warn("the SSD has missed changes of this device: its copies are dropped", "name", s.name)
-			in.drop, drop = append(in.drop, r.UUID), append(drop, r.ID)
-			if err := errors.Join(c.SetPrint(r.ID, cache.Fingerprint{}), in.newHeader(c, &sb, r, s)); err != nil {
-				return nil, err
-			}
-			continue
+	}
+	for _, v := range all {
+		if v.text != "" {
+			in.log.Warn(v.text, append([]any{"name", v.s.name}, v.args...)...)
 		}
-		if s.dev == nil { // the fingerprint stays for when it is back
-			continue
+		if v.drop {
+			drop = append(drop, v.r.ID)
 		}
-		why := ""
-		if !slices.Contains(in.drop, r.UUID) { // else it is known, and nothing of it is cached any more
-			why = in.usedRaw(c, r, s.name, s.dev, sb.Clean, in.nextEpoch(&sb))
-		}
-		dirty := c.DirtyBlocks(r.ID)
-		switch {
-		case why == "":
-		case slices.Contains(in.opts.Keep, s.name):
-			in.log.Warn("the backing device was changed without the cache; what is cached is kept, as start --keep "+
-				"says", "name", s.name, "found", why)
-		case dirty == 0:
-			in.log.Warn("the backing device was changed without the cache; what is cached of it is dropped",
-				"name", s.name, "found", why)
-			drop = append(drop, r.ID)
-		default:
-			return nil, report.Refuse("open backing device "+s.name, fmt.Sprintf("%s was changed without the cache (%s), "+
-				"which has %s of newer data for it", s.dev.Info.Path, why, config.Size(dirty*cache.BlockSize).Human()),
-				fmt.Sprintf("ubcache salvage saves that elsewhere; then start --drop %s forgets it, or start --keep %s "+
-					"puts it over the changes", s.name, s.name))
-		}
-		if err := errors.Join(c.SetPrint(r.ID, cache.Fingerprint{}), in.newHeader(c, &sb, r, s)); err != nil {
+		if err := errors.Join(c.SetPrint(v.r.ID, cache.Fingerprint{}), in.newHeader(c, &sb, v.r, v.s)); err != nil {
 			return nil, err
 		}
 	}
 	return drop, nil
+}
+
+// judge decides about one backing device; nil if that is left for when it is back.
+func (in *Instance) judge(c *cache.Cache, sb *cache.Superblock, r *cache.BackingRecord) (*verdict, error) {
+	s := in.mu.served[r.ID]
+	if s == nil {
+		return nil, nil
+	}
+	v := &verdict{r: r, s: s}
+	dirty := c.DirtyBlocks(r.ID)
+	if slices.Contains(in.opts.Drop, s.name) {
+		v.drop, v.text = true, "what is cached of the backing device is dropped, as start --drop says"
+		v.args = []any{"dirty_blocks", dirty}
+		return v, nil
+	}
+	if slices.Contains(in.doubted, r.UUID) {
+		if dirty > 0 && in.newer != nil && in.nameOf(r) != "" {
+			return nil, report.Refuse("open cache on "+in.ssdInfo.Path, fmt.Sprintf("it is an older copy of the SSD, with %s "+
+				"of %s that was not written back when it was made", config.Size(dirty*cache.BlockSize).Human(), s.name),
+				fmt.Sprintf("ubcache salvage writes that to an image; start --drop %s goes on with what the disk has, start "+
+					"--keep %[1]s with what this copy has", s.name))
+		}
+		if dirty > 0 && in.newer == nil {
+			return nil, report.Refuse("open backing device "+s.name, fmt.Sprintf("%s was changed without the SSD, "+
+				"which has %s of it that was never written back", s.name, config.Size(dirty*cache.BlockSize).Human()),
+				"it is kept: ubcache salvage writes it to an image, ubcache start --drop "+s.name+" gives it up")
+		}
+		in.drop = append(in.drop, r.UUID)
+		v.drop, v.text = true, "the SSD has missed changes of this device: its copies are dropped"
+		return v, nil
+	}
+	if s.dev == nil { // the fingerprint stays for when it is back
+		return nil, nil
+	}
+	why := ""
+	if !slices.Contains(in.drop, r.UUID) { // else it is known, and nothing of it is cached any more
+		why = in.usedRaw(c, r, s.name, s.dev, sb.Clean, in.nextEpoch(sb))
+	}
+	switch {
+	case why == "":
+		return v, nil
+	case slices.Contains(in.opts.Keep, s.name):
+		v.text = "the backing device was changed without the cache; what is cached is kept, as start --keep says"
+	case dirty == 0:
+		v.drop, v.text = true, "the backing device was changed without the cache; what is cached of it is dropped"
+	default:
+		return nil, report.Refuse("open backing device "+s.name, fmt.Sprintf("%s was changed without the cache (%s), "+
+			"which has %s of newer data for it", s.dev.Info.Path, why, config.Size(dirty*cache.BlockSize).Human()),
+			fmt.Sprintf("ubcache salvage saves that elsewhere; then start --drop %s forgets it, or start --keep %s "+
+				"puts it over the changes", s.name, s.name))
+	}
+	v.args = []any{"found", why}
+	return v, nil
 }
 
 // dropped are the backing devices that start --drop names.

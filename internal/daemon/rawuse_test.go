@@ -303,3 +303,37 @@ func TestNewFilesystemWithDirtyData(t *testing.T) {
 		closeDevice(t, d)
 	}
 }
+
+// TestRefusedStartChangesNoHeader: a start that is refused for one device does not write its number to the header of another, which
+// may be missing at the next starts.
+func TestRefusedStartChangesNoHeader(t *testing.T) {
+	b := newOldBench(t, "writeback")
+	first, last := filepath.Join(b.dir, "a"), filepath.Join(b.dir, "z")
+	for _, disk := range []string{first, last} {
+		name := filepath.Base(disk)
+		must(t, b.attachData(name, makeImage(t, disk, directDiskBytes), disk == first, false))
+		d := b.open(api.Options{Device: name})
+		must(t, b.writeAt(d, 0, 7, 8192))
+		b.flushed(d)
+		closeDevice(t, d)
+	}
+	b.stop()
+	copyImage(t, last, last+".good")
+	writeFile(t, last, 0, 9, 4096)
+	before := head(t, first)
+	wantRefused(t, b.start(Options{}), "z was changed without the cache")
+	if head(t, first) != before {
+		t.Error("the refused start has changed the header of a")
+	}
+	copyImage(t, last+".good", last)
+	must(t, os.Rename(first, first+".away"))
+	for range 2 {
+		b.again()
+		b.stop()
+	}
+	must(t, os.Rename(first+".away", first))
+	b.again()
+	d := b.open(api.Options{Device: "a"})
+	b.wantAt(d, 0, 7, 8192)
+	closeDevice(t, d)
+}
