@@ -146,3 +146,25 @@ func TestLateHeader(t *testing.T) {
 		}
 	}
 }
+
+// TestLateUnderAnotherName: reopen writes the name that it was given into the configuration, also of a device that was missing at the start.
+func TestLateUnderAnotherName(t *testing.T) {
+	b := newOldBench(t, "writethrough")
+	b.write(1)
+	b.stop()
+	disk := filepath.Join(b.dir, "disk0")
+	must(t, os.Rename(disk, disk+".else"))
+	b.again()
+	_, err := b.reopen(context.Background(), control.ReopenArgs{Name: "disk0", Device: disk + ".none"}, nil)
+	if err == nil || b.conf.Backings["disk0"].Device != disk {
+		t.Errorf("a device that is not there: %v, %+v", err, b.conf.Backings["disk0"])
+	}
+	_, err = b.reopen(context.Background(), control.ReopenArgs{Name: "disk0", Device: disk + ".else"}, nil)
+	must(t, err)
+	b.want(1)
+	b.stop()
+	b.again()
+	if s := b.Status().Devices[0]; s.Service == "missing" {
+		t.Errorf("reopen has not written the new name: %s", s.Problem)
+	}
+}

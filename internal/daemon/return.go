@@ -193,20 +193,18 @@ func (g *guard) bringBack() {
 	g.mu.Unlock()
 	g.volatile = f.dev.Volatile()
 	in.cache.SetPresence(g.id, cache.Present)
-	g.rename(f.dev)
+	if g.asked != nil && g.asked.path != "" {
+		in.rename(g.s, f.dev)
+	}
 	g.answer(nil)
 }
 
 // rename writes the name into the configuration that an operator has given for a device that is not
 // found by itself.
-func (g *guard) rename(dev *blockdev.Device) {
-	if g.asked == nil || g.asked.path == "" {
-		return
-	}
-	in := g.in
+func (in *Instance) rename(s *served, dev *blockdev.Device) {
 	err := config.Edit(in.opts.ConfigPath, func(f *config.File) error {
-		if c := f.Caches[in.opts.Name]; c != nil && c.Backings[g.s.name] != nil {
-			c.Backings[g.s.name].Device = dev.Info.StablePath
+		if c := f.Caches[in.opts.Name]; c != nil && c.Backings[s.name] != nil {
+			c.Backings[s.name].Device = dev.Info.StablePath
 			in.mu.Lock()
 			in.conf = c
 			in.mu.Unlock()
@@ -214,7 +212,7 @@ func (g *guard) rename(dev *blockdev.Device) {
 		return nil
 	})
 	if err != nil {
-		in.log.Warn("the device's new name is not in the configuration", "name", g.s.name, "error", err)
+		in.log.Warn("the device's new name is not in the configuration", "name", s.name, "error", err)
 	}
 }
 
@@ -337,5 +335,11 @@ func (in *Instance) reopenMissing(s *served, path string) error {
 	if err != nil {
 		return err
 	}
-	return in.join(s, dev)
+	if err := in.join(s, dev); err != nil {
+		return err
+	}
+	if path != "" {
+		in.rename(s, dev)
+	}
+	return nil
 }
