@@ -229,10 +229,15 @@ func (in *Instance) set(_ context.Context, a control.SetArgs, _ control.Progress
 		return nil, err
 	}
 	change := func(m cache.Mode, t cache.Tunables) error {
-		return errors.Join(in.cache.SetMode(s.b.ID(), m), in.cache.SetTunables(s.b.ID(), t))
+		err := in.cache.SetTunables(s.b.ID(), t) // can be refused; the mode is left alone then
+		if err == nil {
+			err = in.cache.SetMode(s.b.ID(), m)
+		}
+		return err
 	}
 	defer in.keepSuperNow() // not before the settings are what they will be
 	if err := change(mode, tun); err != nil {
+		_ = in.cache.SetTunables(s.b.ID(), r.Tunables) // else the SSD has failed, and the next start follows the configuration
 		return nil, report.Wrap("set "+a.Name, err, "")
 	}
 	err = config.Edit(in.opts.ConfigPath, func(f *config.File) error {
