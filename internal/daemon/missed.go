@@ -80,27 +80,36 @@ func editHeader(d *blockdev.Device, edit func(*header.Header)) error {
 	return header.Write(d, h)
 }
 
+// markerOf is the marker of a backing device, or what its header says, if dev is not nil; nil if the SSD has missed nothing of it.
+func (in *Instance) markerOf(name string, r *cache.BackingRecord, sb *cache.Superblock, dev *blockdev.Device) (
+	*missed.Marker, error,
+) {
+	m, err := missed.Read(in.stateDir, sb.UUID.String(), r.UUID.String())
+	if err != nil {
+		return nil, report.Wrap("", err, "if you know that the SSD has missed nothing, remove the file")
+	}
+	if dev == nil || r.DataOff == 0 {
+		return m, nil
+	}
+	h, err := header.Read(dev)
+	if err != nil {
+		return nil, err
+	}
+	if h.Missed && m == nil {
+		m = &missed.Marker{Name: name, DirtyBlocks: h.Dirty, Epoch: h.Epoch}
+	}
+	return m, nil
+}
+
 // checkMissed decides about a backing device that may have been changed while the cache was without
 // its SSD. What the SSD has of it is dropped, unless that includes dirty data: it is kept then, and the
 // operator decides. dev is nil if the device is missing.
 func (in *Instance) checkMissed(name string, r *cache.BackingRecord, sb *cache.Superblock,
 	dev *blockdev.Device,
 ) error {
-	m, err := missed.Read(in.stateDir, sb.UUID.String(), r.UUID.String())
-	if err != nil {
-		return report.Wrap("", err, "if you know that the SSD has missed nothing, remove the file")
-	}
-	if dev != nil && r.DataOff != 0 {
-		h, err := header.Read(dev)
-		if err != nil {
-			return err
-		}
-		if h.Missed && m == nil {
-			m = &missed.Marker{Name: name, DirtyBlocks: h.Dirty, Epoch: h.Epoch}
-		}
-	}
-	if m == nil {
-		return nil
+	m, err := in.markerOf(name, r, sb, dev)
+	if err != nil || m == nil {
+		return err
 	}
 	if m.DirtyBlocks < 0 && !slices.Contains(in.opts.Drop, name) {
 		in.doubted = append(in.doubted, r.UUID) // the SSD tells, see confirmUnused

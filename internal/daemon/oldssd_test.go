@@ -18,7 +18,8 @@ import (
 // oldBench has a cache of which older copies of the SSD are put in its place.
 type oldBench struct {
 	*directBench
-	ssd string
+	ssd  string
+	user *blockdev.Device // has a device for itself
 }
 
 func newOldBench(t *testing.T, mode string) *oldBench {

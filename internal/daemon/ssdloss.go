@@ -99,14 +99,20 @@ func (w *ssdWatch) look() {
 		return
 	}
 	w.seen = 0
-	loss.DirtyMissed = append(loss.DirtyMissed, in.givenUp()...)
-	if len(loss.DirtyMissed) > 0 {
+	dirty, err := in.refusesBack(sb)
+	dirty = append(append(dirty, loss.DirtyMissed...), in.givenUp()...)
+	if len(dirty) > 0 {
+		slices.Sort(dirty)
 		w.tell("these devices have changed without it, and it has dirty data of them; stop the cache, then "+
-			"ubcache salvage, or ubcache start --drop", "names", strings.Join(loss.DirtyMissed, ", "))
+			"ubcache salvage, or ubcache start --drop", "names", strings.Join(slices.Compact(dirty), ", "))
 		return
 	}
 	if now := in.cache.Super(); sb.Epoch < now.Epoch || sb.Seq < now.Seq {
 		w.tell("it is a copy from before", "its start", sb.Epoch, "the start that lost it", now.Epoch)
+		return
+	}
+	if err != nil {
+		w.tell("a start with it would be refused", "error", err)
 		return
 	}
 	if err := in.opts.rewrite(info, ssdUnused); err != nil {

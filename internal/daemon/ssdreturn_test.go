@@ -254,3 +254,91 @@ func TestEndWithoutSSD(t *testing.T) {
 		})
 	}
 }
+
+// TestReturnThatWouldBeRefused: disk1 is served without the SSD, and disk0 is not. The SSD is not taken back as long as a start
+// with it would be refused because of disk0, which would leave disk1 without a daemon.
+func TestReturnThatWouldBeRefused(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		// change makes the start be refused, and undo puts that right; nil: nothing does while the daemon runs.
+		change, undo func(b *oldBench, disk string)
+		says         string
+	}{
+		{"changed without the SSD", func(b *oldBench, _ string) {
+			must(b.t, b.Stop(context.Background(), true))
+			must(b.t, b.startNow(time.Second, "disk0"))
+			b.write(2)
+			must(b.t, b.Stop(context.Background(), true))
+			must(b.t, b.startNow(time.Second))
+		}, nil, "and it has dirty data of them"},
+		{"used without the cache", func(b *oldBench, disk string) {
+			writeFile(b.t, disk, 8192, 9, 4096)
+		}, func(b *oldBench, disk string) {
+			writeFile(b.t, disk, 8192, 0, 4096)
+		}, "was changed without the cache"},
+		{"another device in its place", func(b *oldBench, disk string) {
+			must(b.t, os.Truncate(disk, directDiskBytes/2))
+		}, func(b *oldBench, disk string) {
+			must(b.t, os.Truncate(disk, directDiskBytes))
+		}, "is not the backing device"},
+		{"in use", func(b *oldBench, disk string) {
+			i, err := blockdev.Inspect(disk)
+			must(b.t, err)
+			d, err := i.Open(context.Background())
+			must(b.t, err)
+			b.user = d
+		}, func(b *oldBench, _ string) {
+			must(b.t, b.user.Close())
+		}, "in use by"},
+		{"configuration damaged", func(b *oldBench, _ string) {
+			must(b.t, os.Rename(b.opts.ConfigPath, b.opts.ConfigPath+".good"))
+			must(b.t, os.WriteFile(b.opts.ConfigPath, []byte("[cache"), 0o600))
+		}, func(b *oldBench, _ string) {
+			must(b.t, os.Rename(b.opts.ConfigPath+".good", b.opts.ConfigPath))
+		}, "would be refused"},
+		{"missing", func(b *oldBench, disk string) { // keeps nothing from starting
+			must(b.t, os.Rename(disk, disk+".away"))
+		}, nil, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b := newOldBench(t, "")
+			b.write(1) // dirty, of disk0
+			b.stop()
+			b.hideSSD(true)
+			must(t, b.startNow(time.Second))
+			disk := filepath.Join(b.dir, "disk0")
+			tt.change(b, disk)
+			d := b.open(api.Options{Device: "disk1"})
+			must(t, b.writeAt(d, 0, 3, 4096))
+			b.flushed(d)
+			closeDevice(t, d)
+			var log logged
+			b.Instance.log = slog.New(slog.NewTextHandler(&log, nil))
+			anews := 0
+			b.opts.Anew = func(int) error { anews++; return nil }
+			w := ssdWatch{in: b.Instance}
+			look := func() {
+				for range 10 * ssdLookTimes {
+					w.look()
+				}
+			}
+			b.hideSSD(false)
+			look()
+			if tt.says != "" {
+				if anews != 0 || log.count("the SSD is back, but is not used") != 1 || log.count(tt.says) != 1 {
+					t.Fatalf("started anew %d times:\n%s", anews, &log.text)
+				}
+				if tt.undo == nil {
+					return
+				}
+				tt.undo(b, disk)
+				look()
+			}
+			if anews == 0 {
+				t.Fatalf("the SSD is not taken back:\n%s", &log.text)
+			}
+			b.crash() // which the execution is
+			must(t, b.startNow(time.Second))
+		})
+	}
+}
