@@ -79,6 +79,22 @@ func cacheOf(f *config.File, backing string) (string, error) {
 	return "", report.Fail("", fmt.Sprintf("no backing device %q in %s", backing, f.Path()), hint)
 }
 
+// cacheServing returns the running cache that has a backing device of which the configuration knows nothing; empty if none has.
+func cacheServing(ctx context.Context, f *config.File, backing string) string {
+	for _, name := range f.CacheNames() {
+		var st control.Status
+		if call(ctx, f, name, control.CmdStatus, nil, &st, nil) != nil {
+			continue
+		}
+		for i := range st.Devices {
+			if st.Devices[i].Name == backing {
+				return name
+			}
+		}
+	}
+	return ""
+}
+
 // call sends a command to the daemon of a cache.
 func call(ctx context.Context, f *config.File, cache, command string, args, result any,
 	progress func(control.Progress),

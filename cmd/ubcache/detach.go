@@ -26,7 +26,10 @@ If the device is there and takes nothing of what is left, ten times in a row, it
 
 After that, interrupted (Ctrl-C), or with --no-wait, the daemon goes on writing, also after a restart; detach
 again to see it through, or --cancel to put the device back in service. In the end the cached
-device must not be in use.`,
+device must not be in use.
+
+It also removes what a crash in the middle of an attach or detach has left: a device that only the
+configuration has, or only the cache. Where the cache has dirty data of it, --force loses that.`,
 		Args: args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, names []string) error {
 			file, err := g.load()
@@ -36,7 +39,9 @@ device must not be in use.`,
 			a.Name = names[0]
 			name, err := cacheOf(file, a.Name)
 			if err != nil {
-				return err
+				if name = cacheServing(cmd.Context(), file, a.Name); name == "" {
+					return err
+				}
 			}
 			var d control.Device
 			if cancel {
@@ -58,7 +63,7 @@ device must not be in use.`,
 				return err
 			}
 			verb := "detached"
-			if a.NoWait {
+			if a.NoWait && d.State != "detached" {
 				verb = "being detached; detach again to finish, or detach --cancel"
 			} else if d.DataOff != 0 {
 				verb += fmt.Sprintf("; its data begins at byte %d", d.DataOff)

@@ -62,6 +62,9 @@ func (in *Instance) planAttach(a *control.AttachArgs) (o cache.AttachOptions, er
 	if err != nil {
 		return o, err
 	}
+	if err := in.checkCut("attach "+a.Device, a.Name, file); err != nil {
+		return o, err
+	}
 	if other, ok := file.FindBacking(a.Name); ok {
 		return o, report.Refuse("attach "+a.Device,
 			fmt.Sprintf("cache %s already has a backing device named %s", other, a.Name),

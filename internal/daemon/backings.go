@@ -58,8 +58,8 @@ func (in *Instance) openBackings(ctx context.Context, sb *cache.Superblock) erro
 		b := in.conf.Backings[name]
 		r := records[b.UUID]
 		if r == nil { // for instance a detach that a crash cut short
-			in.log.Warn("the cache has no such backing device; it is not served", "name", name,
-				"uuid", b.UUID)
+			in.log.Warn("the cache has no such backing device; it is not served, and a detach takes it from the configuration",
+				"name", name, "uuid", b.UUID)
 			continue
 		}
 		delete(records, b.UUID)
@@ -81,7 +81,7 @@ func (in *Instance) openBackings(ctx context.Context, sb *cache.Superblock) erro
 		in.doubtOld(name, r.UUID)
 	}
 	for _, r := range records {
-		in.log.Warn("the cache has a backing device that the configuration does not name",
+		in.log.Warn("the cache has a backing device that the configuration does not name; a detach gives it up",
 			"name", r.Name, "uuid", r.UUID)
 		in.mu.served[r.ID] = &served{name: r.Name, problem: "not in the configuration"}
 		if err := in.checkMissed(r.Name, r, sb, nil); err != nil {

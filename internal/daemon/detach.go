@@ -19,6 +19,9 @@ func (in *Instance) detach(ctx context.Context, a control.DetachArgs, progress c
 	what := "detach " + a.Name
 	s, err := in.find(a.Name)
 	if err != nil {
+		if d, ok, e := in.detachConfigured(a); ok || e != nil {
+			return d, e
+		}
 		return nil, err
 	}
 	id := s.b.ID()
@@ -62,7 +65,7 @@ func (in *Instance) detach(ctx context.Context, a control.DetachArgs, progress c
 		return nil, report.Wrap(what, err, "all data is written back; close it and detach again")
 	}
 	if err := in.forget(ctx, s, a.Force); err != nil {
-		if s.dev != nil && !in.opts.NoUblk {
+		if _, gone := in.recordOf(id); gone == nil && s.dev != nil && !in.opts.NoUblk {
 			err = errors.Join(err, in.serve(ctx, s))
 		}
 		return nil, report.Wrap(what, err, "")
@@ -77,6 +80,8 @@ func (in *Instance) unreachable(s *served) string {
 	dev, g, problem := s.dev, s.guard, s.problem
 	in.mu.Unlock()
 	switch {
+	case dev == nil && s.b.Remaining() == 0 && in.onlyRecorded(s):
+		return "" // an attach that was cut short
 	case dev == nil:
 		return "its device is missing: " + problem
 	case g != nil && s.b.Remaining() > 0:
