@@ -224,15 +224,19 @@ func (in *Instance) lateWithout(s *served, dev *blockdev.Device) error {
 	return in.giveUp(s.name, p, dev)
 }
 
-// keepSuper copies the superblock to the state folder. Where that is impossible a start without the SSD is, too; but
-// an older copy must not stay, which may say that nothing is dirty.
+// keepSuper copies the superblock to the state folder. Where that is impossible, on a full filesystem for instance, a start
+// without the SSD is, too. An older copy may stay if it is not of a stop in order: it says of nothing that it is not dirty.
+// Any other is removed.
 func (in *Instance) keepSuper(sb *cache.Superblock) error {
 	err := missed.WriteSuper(in.stateDir, sb)
-	switch {
-	case err == nil:
+	if err == nil {
 		return nil
-	case missed.HasSuper(in.stateDir, sb.UUID.String()):
-		return report.Wrap("start cache "+in.opts.Name, err, "make state-dir writable: what it has is out of date")
+	}
+	id := sb.UUID.String()
+	if old, rerr := missed.ReadSuper(in.stateDir, id); rerr != nil || old != nil && old.Clean {
+		if rerr := missed.RemoveSuper(in.stateDir, id); rerr != nil {
+			return report.Wrap("start cache "+in.opts.Name, err, "make state-dir writable: what it has is out of date")
+		}
 	}
 	in.log.Warn("no copy of the superblock outside the SSD: without the SSD the cache will not start", "error", err)
 	return nil

@@ -232,18 +232,73 @@ func TestRefusedWithoutSSD(t *testing.T) {
 	b.Instance = in
 }
 
-// TestStaleSuperCopy: where the copy of the superblock cannot be replaced, a start is refused: it would say that nothing
-// is dirty.
+// TestStaleSuperCopy: a copy of the superblock that cannot be replaced and says that nothing is dirty is removed, or else the
+// start is refused. One that says nothing of the kind may stay.
 func TestStaleSuperCopy(t *testing.T) {
 	b := newDirectBench(t, directOptions{})
 	must(t, b.Stop(context.Background(), true))
 	path := filepath.Join(b.stateDir, "super", b.conf.UUID)
 	must(t, os.Mkdir(path+".new", 0o700)) // in the way
+	must(t, b.startNow(time.Second))
+	if _, err := os.Stat(path); !os.IsNotExist(err) {
+		t.Errorf("the copy of the last stop is there still: %v", err)
+	}
+	must(t, b.Stop(context.Background(), true))
+	must(t, os.MkdirAll(filepath.Join(path, "in the way"), 0o700))
 	if err := b.startNow(time.Second); err == nil || !strings.Contains(err.Error(), "state-dir") {
 		t.Errorf("start: %v", err)
 	}
+	must(t, os.RemoveAll(path))
 	must(t, os.Remove(path+".new"))
 	b.again()
+	must(t, os.Mkdir(path+".new", 0o700))
+	b.crash()
+	must(t, b.startNow(time.Second))
+	if sb, err := missed.ReadSuper(b.stateDir, b.conf.UUID); err != nil || sb == nil || sb.Clean {
+		t.Errorf("the copy of a start: %+v, %v", sb, err)
+	}
+}
+
+// TestFullStateDir: a state folder without room keeps no start with the SSD away, and lets none without it happen.
+func TestFullStateDir(t *testing.T) {
+	dir := smallDisk(t, "128K")
+	b := newDirectBench(t, directOptions{})
+	must(t, b.Stop(context.Background(), true))
+	t.Setenv(missed.EnvStateDir, filepath.Join(dir, "state"))
+	b.again()
+	must(t, b.Stop(context.Background(), true))
+	fill := func() {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, "full"), make([]byte, 1<<20), 0o600); err == nil {
+			t.Fatal("there is room")
+		}
+	}
+	fill()
+	for range 2 { // after a stop in order, and after a crash
+		must(t, b.startNow(time.Second))
+		if left, _ := filepath.Glob(b.stateDir + "/super/*"); len(left) != 0 {
+			t.Errorf("left behind: %v", left)
+		}
+		b.crash()
+		fill()
+	}
+	must(t, b.startNow(time.Second))
+	must(t, b.Stop(context.Background(), true))
+	fill()
+	b.hideSSD(true)
+	if err := b.startNow(time.Second); err == nil {
+		t.Error("started without the SSD, of which nothing is known")
+	}
+	b.hideSSD(false)
+	must(t, os.Remove(filepath.Join(dir, "full")))
+	b.again()
+	must(t, b.Stop(context.Background(), true))
+	b.hideSSD(true)
+	must(t, b.startNow(time.Second))
+	must(t, b.Stop(context.Background(), true))
+	b.hideSSD(false)
+	b.again()
+	must(t, b.Stop(context.Background(), true)) // before the unmount
 }
 
 // TestNewFilesystemWithoutSSD: a cached device that has got another filesystem while the cache was without its SSD is known to have

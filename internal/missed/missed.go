@@ -96,7 +96,10 @@ func writeSync(path string, text []byte) error {
 		return err
 	}
 	_, err = f.Write(text)
-	return errors.Join(err, f.Sync(), f.Close())
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		_ = os.Remove(path) // of a full filesystem, on which it would stay
+	}
+	return err
 }
 
 func syncDir(path string) error {
@@ -130,7 +133,13 @@ func Read(dir, cacheID, backing string) (*Marker, error) {
 
 // Remove takes a marker away, durably.
 func Remove(dir, cacheID, backing string) error {
-	path := Path(dir, cacheID, backing)
+	if err := removeDurably(Path(dir, cacheID, backing)); err != nil {
+		return fmt.Errorf("remove marker: %w", err)
+	}
+	return nil
+}
+
+func removeDurably(path string) error {
 	err := os.Remove(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -138,8 +147,5 @@ func Remove(dir, cacheID, backing string) error {
 	if err == nil {
 		err = syncDir(filepath.Dir(path))
 	}
-	if err != nil {
-		return fmt.Errorf("remove marker: %w", err)
-	}
-	return nil
+	return err
 }

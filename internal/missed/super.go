@@ -12,7 +12,7 @@ import (
 
 // A copy of the superblock of each cache is in DIR/super/CACHE. It says which backing devices the cache has, and,
 // if it is of a stop in order, how much dirty data of each the SSD has: what a start without the SSD has to know.
-// A start replaces it before anything can become dirty, so that an old one never says less than there is.
+// A start replaces it, or removes it, before anything can become dirty, so that an old one never says less than there is.
 
 func superPath(dir, cacheID string) string { return filepath.Join(dir, "super", cacheID) }
 
@@ -39,6 +39,14 @@ func ReadSuper(dir, cacheID string) (*cache.Superblock, error) {
 		return nil, fmt.Errorf("read copy of the superblock %s: %w", path, err)
 	}
 	return sb, nil
+}
+
+// RemoveSuper takes the copy of the superblock away, durably.
+func RemoveSuper(dir, cacheID string) error {
+	if err := removeDurably(superPath(dir, cacheID)); err != nil {
+		return fmt.Errorf("remove copy of the superblock: %w", err)
+	}
+	return nil
 }
 
 // HasSuper reports whether there may be a copy of the superblock.
