@@ -187,6 +187,19 @@ func firstDifference(have, want string) string {
 	return fmt.Sprintf("line %d, where one of them ends", min(len(h), len(w))+1)
 }
 
+// TestUnitInDocs compares the systemd unit in docs/operation.md with the one that is installed, but for its comments.
+func TestUnitInDocs(t *testing.T) {
+	m := regexp.MustCompile("(?ms)^```ini\n(\\[Unit\\].*?)^```$").FindStringSubmatch(read(t, "docs/operation.md"))
+	if m == nil {
+		t.Fatal("no unit found")
+	}
+	unit := regexp.MustCompile(`(?m)^#.*\n`).ReplaceAllString(read(t, "packaging/ubcache@.service"), "")
+	unit = strings.ReplaceAll(unit, "/usr/sbin/", "/usr/local/sbin/")
+	if m[1] != unit {
+		t.Errorf("the unit in docs/operation.md is another one, first at:\n%s", firstDifference(m[1], unit))
+	}
+}
+
 // TestGoInDocs builds the programs in the documents.
 func TestGoInDocs(t *testing.T) {
 	fence := regexp.MustCompile("(?ms)^```go\n(package main.*?)^```$")
