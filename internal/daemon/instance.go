@@ -80,7 +80,7 @@ type Instance struct {
 	// copied is the copy of the superblock of a start without the SSD, and without what can be served then.
 	copied  *cache.Superblock
 	without map[string]withoutSSD
-	lost    bool // it ends without its SSD
+	lost    bool // it ends without its SSD, or without having written to it
 	anew    int  // how often it was started anew with an SSD that was lost soon after
 	conf    *config.Cache
 	started time.Time

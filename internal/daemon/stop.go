@@ -59,7 +59,11 @@ func (in *Instance) Stop(ctx context.Context, force bool) error {
 		stopped = append(stopped, s)
 	}
 	if err := in.finish(ctx); err != nil {
-		return report.Wrap(what, err, "nothing is lost: the next start replays the journal")
+		hint := "nothing is lost: the next start replays the journal"
+		if in.isStopped() {
+			hint = "the daemon has ended; " + hint
+		}
+		return report.Wrap(what, err, hint)
 	}
 	return nil
 }
@@ -176,12 +180,12 @@ func (in *Instance) finish(ctx context.Context) error {
 	in.using.Lock()
 	defer in.using.Unlock()
 	if err := in.bg.stop(); err != nil {
-		return err
+		return in.endUnclean(err)
 	}
 	in.bg.lane.Close()
 	in.takePrints()
 	if err := in.cache.Close(); err != nil {
-		return fmt.Errorf("close cache: %w", err)
+		return in.endUnclean(fmt.Errorf("close cache: %w", err))
 	}
 	if sb, err := cache.ReadSuper(in.ssd); err == nil {
 		if err := in.keepSuper(sb); err != nil {
@@ -190,6 +194,14 @@ func (in *Instance) finish(ctx context.Context) error {
 	}
 	in.release()
 	return nil
+}
+
+// endUnclean ends the instance, of which nothing works any more, as if it had been killed: the next start recovers.
+func (in *Instance) endUnclean(err error) error {
+	in.log.Error("not stopped in order: the next start replays the journal", "error", err)
+	in.lost = true
+	in.release()
+	return err
 }
 
 // finishWithoutSSD ends a cache whose SSD is lost. Nothing can be written to it; what its journal lacks
@@ -202,7 +214,7 @@ func (in *Instance) finishWithoutSSD(loss cache.Loss) error {
 	defer in.using.Unlock()
 	if !loss.Busy { // else the end of the process is what ends its operations
 		if err := in.bg.stop(); err != nil {
-			return err
+			return in.endUnclean(err)
 		}
 		in.bg.lane.Close()
 		in.cache.Abandon()
