@@ -31,6 +31,8 @@ func (c *Cache) CancelDetach(id BackingID) error {
 // FinishDetach forgets a backing device, which takes no requests any more. Dirty data makes it
 // fail with ErrNotFinished unless force is set; that data is lost then. What is under way there ends first, for afterwards the
 // device is somebody else's, and so may its number be: it fails with ErrBusy if that takes longer than detachPatience.
+// If it fails with ErrGivenUp, because the SSD is lost for instance, the device has lost its dirty data for as long as this cache is
+// open, and may have it again at the next start; FinishDetach can be repeated.
 func (c *Cache) FinishDetach(ctx context.Context, id BackingID, force bool) error {
 	f, err := c.beginForget(id, force)
 	if err != nil {
@@ -57,6 +59,7 @@ func (l *Lane) StartDetach(id BackingID, force bool) (step func() (ended bool, e
 type forgetting struct {
 	dropping
 	want bool // the device is ordered
+	lose bool // there is data that the device lacks, or may lack
 }
 
 func (c *Cache) beginForget(id BackingID, force bool) (*forgetting, error) {
@@ -64,11 +67,12 @@ func (c *Cache) beginForget(id BackingID, force bool) (*forgetting, error) {
 	if err != nil {
 		return nil, err
 	}
-	if n := b.dirty.Load() + b.Remaining(); n > 0 && !force {
+	n := b.dirty.Load() + b.Remaining()
+	if n > 0 && !force {
 		return nil, fmt.Errorf("detach %s: %w (%d blocks; flush first, or force and lose them)",
 			b.name, ErrNotFinished, n)
 	}
-	f := &forgetting{dropping: dropping{c: c, b: b}}
+	f := &forgetting{dropping: dropping{c: c, b: b}, lose: n > 0}
 	f.want = b.order.want.Swap(false) // no queue begins again
 	b.forgetting.Store(true)
 	return f, nil
@@ -82,6 +86,9 @@ func (f *forgetting) end(err error) error {
 	if err != nil {
 		f.b.order.want.Store(f.want)
 		f.b.forgetting.Store(false)
+		if f.lose && f.lsn != 0 {
+			err = fmt.Errorf("%w; %w", err, ErrGivenUp)
+		}
 	}
 	return err
 }

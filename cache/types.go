@@ -106,6 +106,8 @@ var (
 	ErrBusy        = errors.New("busy")
 	ErrNotFinished = errors.New("dirty data remains")
 	ErrDirtyBad    = errors.New("dirty data on the SSD cannot be read")
+	// ErrGivenUp: a forced detach has failed when the dirty blocks were out of the index: the device must not be served any more.
+	ErrGivenUp = errors.New("its dirty data is given up")
 	// ErrDirtyDamage: metadata is lost, and with it perhaps dirty data; Salvage can save the rest.
 	ErrDirtyDamage = fmt.Errorf("%w, dirty data may be lost", ErrCorrupt)
 )

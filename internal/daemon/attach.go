@@ -260,7 +260,7 @@ func (in *Instance) configure(f *config.File, a *control.AttachArgs, o *cache.At
 }
 
 // forget takes a backing device that is not served any more out of cache and configuration. lose
-// gives up dirty data.
+// gives up dirty data; if that fails half-way, with cache.ErrGivenUp, the device is left to the cache alone.
 func (in *Instance) forget(ctx context.Context, s *served, lose bool) error {
 	id := s.b.ID()
 	in.renounce(s, true)
@@ -275,7 +275,8 @@ func (in *Instance) forget(ctx context.Context, s *served, lose bool) error {
 			return err
 		}
 	}
-	if err := in.cache.FinishDetach(ctx, id, lose); err != nil {
+	failed := in.cache.FinishDetach(ctx, id, lose)
+	if err := failed; err != nil && !errors.Is(err, cache.ErrGivenUp) {
 		if d != nil && s.dev != nil {
 			err = errors.Join(err, d.join(id, driverDevice(s.dev)))
 		}
@@ -284,20 +285,25 @@ func (in *Instance) forget(ctx context.Context, s *served, lose bool) error {
 	}
 	in.keepSuperNow()
 	in.mu.Lock()
-	delete(in.mu.served, id)
+	dev := s.dev
+	if failed == nil {
+		delete(in.mu.served, id)
+	} else { // the SSD may have it still, so it is only out of the configuration: nobody serves it, now or after a start
+		s.dev, s.problem = nil, "a forced detach of it has failed, which has given up its dirty data"
+	}
 	in.mu.Unlock()
 	in.rules.drop(&s.rules)
 	gone := s.b.Presence() != cache.Present
 	in.stopGuard(s)
 	err := in.bg.do(func() error { return in.bg.dropFile(id) })
 	switch {
-	case s.dev == nil:
+	case dev == nil:
 	case gone: // its header goes on naming this cache; --force takes it all the same
-		_ = s.dev.Close()
+		_ = dev.Close()
 	default: // nobody is left who would flush it for what was written past the cache
-		err = errors.Join(err, releaseHeader(s.dev), s.dev.Sync(), s.dev.Close())
+		err = errors.Join(err, releaseHeader(dev), dev.Sync(), dev.Close())
 	}
-	return errors.Join(err, config.Edit(in.opts.ConfigPath, func(f *config.File) error {
+	return errors.Join(failed, err, config.Edit(in.opts.ConfigPath, func(f *config.File) error {
 		if c := f.Caches[in.opts.Name]; c != nil {
 			delete(c.Backings, s.name)
 			in.mu.Lock()

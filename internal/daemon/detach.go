@@ -65,6 +65,9 @@ func (in *Instance) detach(ctx context.Context, a control.DetachArgs, progress c
 		return nil, report.Wrap(what, err, "all data is written back; close it and detach again")
 	}
 	if err := in.forget(ctx, s, a.Force); err != nil {
+		if errors.Is(err, cache.ErrGivenUp) {
+			return nil, report.Wrap(what, err, "it is not served any more; bring the SSD back and detach again")
+		}
 		if _, gone := in.recordOf(id); gone == nil && s.dev != nil && !in.opts.NoUblk {
 			err = errors.Join(err, in.serve(ctx, s))
 		}

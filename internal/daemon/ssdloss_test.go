@@ -316,3 +316,67 @@ func TestAgainArgs(t *testing.T) {
 		t.Error(s)
 	}
 }
+
+// TestForcedDetachLosesSSD: a forced detach that the loss of the SSD makes fail has taken the dirty blocks out of the index by then.
+// The device is not served any more, before and after a start, lest what is older than what was written be read without an error; a
+// detach sees it through.
+func TestForcedDetachLosesSSD(t *testing.T) {
+	b := newOldBench(t, "")
+	b.write(1)
+	for _, l := range []*loop{b.bg, b.directServer().loop} {
+		must(t, l.do(func() error {
+			l.spoil = func(userData uint64, res int32) int32 {
+				if userData&gatherData != 0 {
+					return res
+				}
+				if op := l.ops[int32(userData)].op; op != nil && op.Kind == cache.OpWrite {
+					return -int32(unix.EIO)
+				}
+				return res
+			}
+			return nil
+		}))
+	}
+	err := b.detachDisk("disk0", true)
+	if !errors.Is(err, cache.ErrSSDLost) || !strings.Contains(err.Error(), "it is not served any more") ||
+		strings.Contains(err.Error(), "\n") {
+		t.Fatalf("detach --force: %v", err)
+	}
+	unserved := func(when string) {
+		t.Helper()
+		if s := b.Status().Devices[0]; s.Name != "disk0" || s.Service != "missing" || s.Problem == "" {
+			t.Errorf("%s: %+v", when, s)
+		}
+		if err := b.reopenLate("disk0"); err == nil {
+			t.Errorf("%s it can be reopened", when)
+		}
+		c, err := api.Open("", api.Options{Device: "disk0", Socket: b.directPath()})
+		if err != nil {
+			return
+		}
+		buf, err := c.Alloc(4096)
+		must(t, err)
+		if _, _, err = c.ReadAt(buf, 0, nil); err == nil && buf[0] != 1 {
+			t.Errorf("%s a read returns %d without an error", when, buf[0])
+		}
+		closeDevice(t, c)
+	}
+	unserved("after the detach")
+	if err := b.detachDisk("disk0", true); !errors.Is(err, cache.ErrSSDLost) || b.isStopped() {
+		t.Errorf("detach --force again: %v", err)
+	}
+	b.crash()
+	b.again()
+	unserved("after a start")
+	d := b.open(api.Options{Device: "disk1"})
+	must(t, b.writeAt(d, 0, 2, 4096))
+	b.flushed(d)
+	closeDevice(t, d)
+	must(t, b.detachDisk("disk0", true))
+	must(t, b.attachDisk("disk0", false))
+	b.stop()
+	b.again()
+	if n := len(b.Status().Devices); n != 2 {
+		t.Errorf("%d devices", n)
+	}
+}
