@@ -347,7 +347,11 @@ func (l *Lane) mayChange(b *Backing, missed bool) (passage, error) {
 		return passWait, nil
 	}
 	// An ordered device is of use by itself as long as nothing is written there out of turn.
-	ordered := b.order.unsettled() || b.lacking() > 0
+	unsettled, lacking := b.order.unsettled(), b.lacking() > 0
+	if lacking && !unsettled && b.loose() <= 0 && b.Presence() == Present {
+		return passWait, nil // it only has to be flushed, see cleanLost
+	}
+	ordered := unsettled || lacking
 	if b.dirty.Load() > 0 || ordered {
 		switch holds := l.holds(b); {
 		case holds && (missed || ordered):

@@ -188,3 +188,38 @@ func TestOrderedChangeWithoutSSD(t *testing.T) {
 		t.Error("a later change is on the ordered device before what was promised is flushed there")
 	}
 }
+
+// TestOrderedOnlyToBeFlushed: the SSD is lost when an ordered device has all that it should have, but was not flushed for it
+// since the start. A change waits for that flush, and does not fail.
+func TestOrderedOnlyToBeFlushed(t *testing.T) {
+	h := newOrderHarness(t, func(t *Tunables) { t.Loss.Hold = 0 })
+	h.c.opts.Missed = func(_ Missed, done func(error)) { done(nil) }
+	h.settle()
+	h.stuck = func(op *Op) bool { return op.Dev != SSD && op.Kind == OpFlush }
+	h.reopen()
+	h.c.opts.Missed = func(_ Missed, done func(error)) { done(nil) }
+	if _, err := h.read(5*BlockSize, BlockSize); err != nil {
+		t.Fatal(err)
+	}
+	h.until("the fill", func() bool { return h.b.uncovered() > 0 })
+	h.fail = func(op *Op) error {
+		if op.Dev == SSD {
+			return syscall.ENODEV
+		}
+		return h.note(op)
+	}
+	h.c.ssdFailed(syscall.ENODEV)
+	h.until("the loss", h.c.ssdHealth.settled.Load)
+	h.done = false
+	r := &Request{Op: ReqWrite, Off: 900 * BlockSize, Len: BlockSize, Data: page(2), Backing: h.b.ID()}
+	h.l.Submit(r)
+	h.run(20)
+	if h.done {
+		t.Fatalf("the change does not wait for the flush: %v", r.Err)
+	}
+	h.stuck = nil
+	h.until("the change", func() bool { return h.done })
+	if r.Err != nil {
+		t.Error(r.Err)
+	}
+}
