@@ -71,7 +71,11 @@ func (in *Instance) detach(ctx context.Context, a control.DetachArgs, progress c
 		if _, gone := in.recordOf(id); gone == nil && s.dev != nil && !in.opts.NoUblk {
 			err = errors.Join(err, in.serve(ctx, s))
 		}
-		return nil, report.Wrap(what, err, "")
+		hint := ""
+		if errors.Is(err, cache.ErrBusy) {
+			hint = "detach again when it answers, or stop the cache"
+		}
+		return nil, report.Wrap(what, err, hint)
 	}
 	d.State, d.Service, d.DirtyBytes, d.Path = "detached", "offline", 0, ""
 	return d, nil
