@@ -284,6 +284,8 @@ func (in *Instance) forget(ctx context.Context, s *served, lose bool) error {
 		return err
 	}
 	in.keepSuperNow()
+	gone := s.b.Presence() != cache.Present
+	in.stopGuard(s) // it reads s.dev
 	in.mu.Lock()
 	dev := s.dev
 	if failed == nil {
@@ -293,8 +295,6 @@ func (in *Instance) forget(ctx context.Context, s *served, lose bool) error {
 	}
 	in.mu.Unlock()
 	in.rules.drop(&s.rules)
-	gone := s.b.Presence() != cache.Present
-	in.stopGuard(s)
 	err := in.bg.do(func() error { return in.bg.dropFile(id) })
 	switch {
 	case dev == nil:
