@@ -168,27 +168,36 @@ func (j *journal) reserveChange(b *Backing, n int, w *waiter) bool {
 		j.mu.Unlock()
 		return false
 	}
-	b.share.held += n
+	ok := j.reserveLocked(n)
+	if ok {
+		b.share.held += n
+	}
 	j.mu.Unlock()
-	if j.reserveOrWait(n, w) {
+	if ok {
 		return true
 	}
-	j.unshare(b, n)
-	return false
+	if !j.reserveOrWait(n, w) {
+		return false
+	}
+	j.mu.Lock()
+	b.share.held += n
+	j.mu.Unlock()
+	return true
 }
 
 // unreserveChange gives back what is left of what was promised.
 func (j *journal) unreserveChange(b *Backing, promised, left int) {
-	j.unreserve(left)
-	if promised > 0 {
-		j.unshare(b, promised)
+	if promised == 0 {
+		j.unreserve(left)
+		return
 	}
-}
-
-func (j *journal) unshare(b *Backing, n int) {
 	j.mu.Lock()
-	b.share.held -= n
+	b.share.held -= promised
 	wake := b.share.waiting.takeAll()
+	if left > 0 {
+		j.mu.reserved -= uint64(left)
+		wake.join(j.mu.credits.takeAll())
+	}
 	j.mu.Unlock()
 	wake.wakeAll(nil)
 }

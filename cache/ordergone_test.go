@@ -165,22 +165,12 @@ func TestOrderedChangeWithoutSSD(t *testing.T) {
 	h.settle()
 	before := bytes.Clone(h.back)
 	h.write(5*BlockSize, page(1)) // not flushed
-	h.c.SetPresence(h.b.ID(), Holding)
-	copy(h.back, before)
-	h.c.Lost(h.b.ID())
-	h.c.SetPresence(h.b.ID(), Present)
+	h.lose(before)
 	h.flush() // promises it: the SSD has it
 	h.stuck = func(op *Op) bool { return op.Dev != SSD && op.Kind == OpFlush }
 	h.log = nil
 	h.until("the block", func() bool { return slices.Contains(h.log, "write 5+1 1") && h.b.dirty.Load() == 0 })
-	h.fail = func(op *Op) error {
-		if op.Dev == SSD {
-			return syscall.ENODEV
-		}
-		return h.note(op)
-	}
-	h.c.ssdFailed(syscall.ENODEV)
-	h.until("the loss", h.c.ssdHealth.settled.Load)
+	h.vanish()
 	h.done = false
 	h.l.Submit(&Request{Op: ReqWrite, Off: 900 * BlockSize, Len: BlockSize, Data: page(2), Backing: h.b.ID()})
 	h.run(20)
@@ -202,14 +192,7 @@ func TestOrderedOnlyToBeFlushed(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.until("the fill", func() bool { return h.b.uncovered() > 0 })
-	h.fail = func(op *Op) error {
-		if op.Dev == SSD {
-			return syscall.ENODEV
-		}
-		return h.note(op)
-	}
-	h.c.ssdFailed(syscall.ENODEV)
-	h.until("the loss", h.c.ssdHealth.settled.Load)
+	h.vanish()
 	h.done = false
 	r := &Request{Op: ReqWrite, Off: 900 * BlockSize, Len: BlockSize, Data: page(2), Backing: h.b.ID()}
 	h.l.Submit(r)
@@ -222,4 +205,16 @@ func TestOrderedOnlyToBeFlushed(t *testing.T) {
 	if r.Err != nil {
 		t.Error(r.Err)
 	}
+}
+
+// vanish takes the SSD away.
+func (h *orderHarness) vanish() {
+	h.fail = func(op *Op) error {
+		if op.Dev == SSD {
+			return syscall.ENODEV
+		}
+		return h.note(op)
+	}
+	h.c.ssdFailed(syscall.ENODEV)
+	h.until("the loss", h.c.ssdHealth.settled.Load)
 }

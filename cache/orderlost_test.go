@@ -24,10 +24,7 @@ func TestOrderedWritesAgainFirst(t *testing.T) {
 		h.settle()
 		before := bytes.Clone(h.back)
 		h.write(5*BlockSize, page(2)) // not flushed
-		h.c.SetPresence(h.b.ID(), Holding)
-		copy(h.back, before)
-		h.c.Lost(h.b.ID())
-		h.c.SetPresence(h.b.ID(), Present)
+		h.lose(before)
 		h.log = nil
 		if n := h.status().UnsettledBytes; n != BlockSize {
 			t.Errorf("%d bytes are said to be lacking, a block is", n)
@@ -58,10 +55,7 @@ func TestOrderedOverwriteWaitsForTheFlush(t *testing.T) {
 	h.settle()
 	before := bytes.Clone(h.back)
 	h.write(5*BlockSize, page(1)) // not flushed
-	h.c.SetPresence(h.b.ID(), Holding)
-	copy(h.back, before)
-	h.c.Lost(h.b.ID())
-	h.c.SetPresence(h.b.ID(), Present)
+	h.lose(before)
 	h.flush() // promises it: the SSD has it
 	h.stuck = func(op *Op) bool { return op.Dev != SSD && op.Kind == OpFlush }
 	h.log = nil
@@ -102,10 +96,7 @@ func TestOrderedLocksLetGo(t *testing.T) {
 	h.done = false
 	h.l.Submit(r) // waits for block 9
 	h.run(20)
-	h.c.SetPresence(h.b.ID(), Holding)
-	copy(h.back, before)
-	h.c.Lost(h.b.ID())
-	h.c.SetPresence(h.b.ID(), Present)
+	h.lose(before)
 	h.stuck, h.log = nil, nil
 	h.until("the discard", func() bool { return h.done })
 	h.drain()
@@ -143,10 +134,7 @@ func TestOrderedCopyAfterALoss(t *testing.T) {
 	h.done = false
 	h.l.Submit(r)
 	h.until("the write", func() bool { return slices.Contains(h.log, "write 5+1 1") })
-	h.c.SetPresence(h.b.ID(), Holding)
-	copy(h.back, before)
-	h.c.Lost(h.b.ID())
-	h.c.SetPresence(h.b.ID(), Present)
+	h.lose(before)
 	h.run(20)
 	h.stuck = nil
 	broken := errors.New("broken")
@@ -213,10 +201,7 @@ func TestOrderedPinAfterARetreat(t *testing.T) {
 	h.done = false
 	h.l.Submit(r) // waits for block 9
 	h.run(20)
-	h.c.SetPresence(h.b.ID(), Holding)
-	copy(h.back, before)
-	h.c.Lost(h.b.ID())
-	h.c.SetPresence(h.b.ID(), Present)
+	h.lose(before)
 	h.stuck = nil
 	h.until("the write", func() bool { return h.done })
 	if n := h.b.pinned.Load(); r.Err != nil || n != 1 {
@@ -495,10 +480,7 @@ func TestOrderedFillAfterALoss(t *testing.T) {
 	h.done = false
 	h.l.Submit(r)
 	h.until("the fill", func() bool { return len(h.ops) == 1 && h.runnable() < 0 })
-	h.c.SetPresence(h.b.ID(), Holding)
-	copy(h.back, before)
-	h.c.Lost(h.b.ID())
-	h.c.SetPresence(h.b.ID(), Present)
+	h.lose(before)
 	h.stuck = nil
 	h.until("the read", func() bool { return h.done })
 	if r.Err != nil || r.Data[0] != 1 {
