@@ -5,7 +5,10 @@ package vmtest
 import (
 	"bytes"
 	"context"
+	"os"
 	"os/exec"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -71,6 +74,38 @@ func TestDetach(t *testing.T) {
 		Run(t, "rm", "-r", dir+"/more", dir+"/again", dir+"/third", dir+"/scattered")
 		first.Compare(t, "backing device alone", ListTree(t, dir))
 	})
+}
+
+// TestDetachFlushes writes without a flush past the cache and detaches: nobody is left then who could flush the
+// disk, so the detach has to.
+func TestDetachFlushes(t *testing.T) {
+	OnlyFull(t)
+	Limit(t, time.Minute)
+	backing := Slice(t, "slow", 0, 64)
+	c := NewCache(t, Slice(t, "ssd", 0, 128))
+	for _, mode := range []string{"writethrough", "writearound", "none"} {
+		dev := c.Attach(t, backing, "data", "--mode="+mode)
+		Run(t, "dd", "if=/dev/zero", "of="+dev, "bs=64k", "count=16", "oflag=direct")
+		before := flushes(t, RawDisk(t, "slow"))
+		Ubcache(t, "detach", "data")
+		if flushes(t, RawDisk(t, "slow")) == before {
+			t.Errorf("%s: the disk got no flush after the writes that the cache has acknowledged", mode)
+		}
+	}
+}
+
+// flushes is the number of flushes that a disk has done (Documentation/block/stat.rst).
+func flushes(t *testing.T, disk string) int {
+	t.Helper()
+	b, err := os.ReadFile("/sys/class/block/" + filepath.Base(disk) + "/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := strconv.Atoi(strings.Fields(string(b))[15])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 // scatter makes dirty blocks that are not neighbours.
