@@ -76,11 +76,12 @@ check: bin ## formatting, vet, staticcheck, go.mod
 	$(STAGE) "staticcheck, broken engines" $(TOOL) staticcheck -tags mutants ./cache/...
 	$(STAGE) "go.mod is tidy" go mod tidy -diff
 
+# The daemon's tests wait more than they compute: they begin first, beside the others.
 .PHONY: unit
 unit: bin ## unit and simulation tests, with the race detector; benchmarks once
 	$(STAGE) "C compiler" tools/need-gcc
-	$(STAGE) "unit tests, race detector" env CGO_ENABLED=1 \
-		go test -race -timeout 40m $$(go list ./... | grep -v '^ubcache/cmd/ubcache$$')
+	$(STAGE) "unit tests, race detector" env CGO_ENABLED=1 go test -race -timeout 40m -p 3 \
+		./internal/daemon $$(go list ./... | grep -v -e '^ubcache/cmd/ubcache$$' -e '^ubcache/internal/daemon$$')
 	$(STAGE) "unit tests without it" go test -timeout 10m ./cmd/ubcache ./attrs/client
 	$(STAGE) "unit tests, one CPU" env GOMAXPROCS=1 go test -timeout 10m ./ublk/... ./internal/uring
 	@mkdir -p $(FAULTS); rm -f $(FAULTS)/simulator.jsonl
