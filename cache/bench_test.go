@@ -256,6 +256,68 @@ func BenchmarkIndex(b *testing.B) {
 	}
 }
 
+// BenchmarkCrashStart starts the cache of [BenchmarkIndex] after a crash: half of the journal, which is where checkpoints begin,
+// is overwrites of blocks at random places. It reports how many records that is, and the time until the first request is answered.
+func BenchmarkCrashStart(b *testing.B) {
+	const blocks = 16 << 20
+	name := filepath.Join(b.TempDir(), "ssd")
+	makeFull(b, name, blocks)
+	records := overwrite(b, name, blocks)
+	for range b.N {
+		f, err := os.OpenFile(name, os.O_RDWR, 0)
+		if err != nil {
+			b.Fatal(err)
+		}
+		start := time.Now()
+		c, err := Open(sparseFile{f}, Options{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.ReportMetric(time.Since(start).Seconds(), "crash-start-s")
+		b.ReportMetric(float64(records)/1e6, "Mrecords")
+		if n := c.Status().Backings[0].DirtyBytes / BlockSize; n < int64(records)*9/10 {
+			b.Fatalf("%d blocks are dirty after %d records", n, records)
+		}
+		c.Abandon()
+		if err := f.Close(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// overwrite fills half of the journal: bucket after bucket is emptied and filled with dirty blocks.
+func overwrite(b *testing.B, name string, blocks int64) (records int) {
+	b.Helper()
+	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer f.Close()
+	c, err := Open(sparseFile{f}, Options{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer c.Abandon()
+	var recs []record
+	per := c.geo.slotsPerBucket()
+	most := int(c.geo.JournalPages/2) * pageRecords
+	for id := BucketID(0); len(recs)+int(per) < most; id++ {
+		recs = append(recs, record{kind: recFree, slot: uint32(id)})
+		for i := range per {
+			slot := int64(id)*per + i
+			s := uint64(slot) * 0x85ebca6b % uint64(blocks)
+			recs = append(recs, record{
+				kind: recMap, mask: fullMask, flags: recDirty, backing: 1, slot: uint32(slot),
+				block: Block(s * 0x9e3779b1 % uint64(2*blocks)),
+			})
+		}
+	}
+	if err := c.commitBlocking(&c.journal, c.journal.mu.next, recs); err != nil {
+		b.Fatal(err)
+	}
+	return len(recs)
+}
+
 // firstIO opens the cache and reads a block at once.
 func firstIO(b *testing.B, f sparseFile, blocks int64) {
 	b.Helper()
