@@ -49,6 +49,7 @@ func (r *recovery) replayPage(p journalPage, data []byte) error {
 		r.next, r.dmg.after = p.first, p.first
 	}
 	j.firstLSN[p.seq%j.pages], r.last = p.first, p
+	r.fetchPage(p, data)
 	if p.epoch != r.epoch {
 		r.endBatches() // a flush at the start had nothing to write
 		r.epoch = p.epoch
@@ -88,6 +89,32 @@ func (r *recovery) replayPage(p journalPage, data []byte) error {
 		r.endBatches()
 	}
 	return nil
+}
+
+// fetchPage brings what the records of a page need of the index into the CPU's caches.
+func (r *recovery) fetchPage(p journalPage, data []byte) {
+	keys := r.keys[:0]
+	for i := range p.count {
+		if rec := decodeRecord(data[journalHeader+i*recordBytes:]); rec.kind == recMap || rec.kind == recClean {
+			keys = append(keys, makeKey(rec.backing, rec.block))
+		}
+	}
+	r.fetched += r.c.index.fetch(keys)
+}
+
+// fetchBucket does so for what is in a bucket.
+func (r *recovery) fetchBucket(b BucketID) {
+	keys := r.keys[:0]
+	r.c.slotsOf(b, func(s Slot) {
+		if len(keys) == cap(keys) {
+			r.fetched += r.c.index.fetch(keys)
+			keys = keys[:0]
+		}
+		if k, _ := r.c.index.at(s); k != 0 {
+			keys = append(keys, k)
+		}
+	})
+	r.fetched += r.c.index.fetch(keys)
 }
 
 // touch notes that a bucket's summary is behind.
@@ -137,6 +164,7 @@ func (r *recovery) apply(l LSN, rec *record) {
 				p.whole = true
 			}
 		}
+		r.fetchBucket(BucketID(rec.slot))
 		c.locked(BucketID(rec.slot), func(_ *stripe, k key, e entry) { r.drop(k, e, l) })
 		if first := Slot(int64(rec.slot) * c.geo.slotsPerBucket()); l >= r.lsnOf(first) {
 			r.touch(first, l)
