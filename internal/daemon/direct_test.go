@@ -528,7 +528,7 @@ func TestDirectKilled(t *testing.T) {
 				t.Error("requests of dead clients are still in service")
 			}
 		}
-		if n := len(d.ring.bufs.small) + len(d.ring.bufs.large); n != directSmalls+directLarges {
+		if n := len(d.ring.bufs.small.free) + len(d.ring.bufs.large.free); n != directSmalls+directLarges {
 			t.Errorf("%d buffers of %d came back", n, directSmalls+directLarges)
 		}
 		return nil
