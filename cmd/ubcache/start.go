@@ -44,8 +44,10 @@ A backing device that was changed without the cache, mounted by itself for insta
 cache was without its SSD, is noticed, and so is an SSD that is an older copy of itself. If the
 cache has no newer data for it, what is cached of it is dropped. Otherwise start refuses: ubcache salvage
 saves the newer data elsewhere, --drop NAME gives it up, --keep NAME keeps it, so that it is written over
-the changes. Damaged metadata is repaired where that loses nothing; where dirty data may be lost, start
-refuses, too.
+the changes. After a crash or kill -9 it is noticed by some of the blocks that are clean in the cache, and by
+the header of a device that has one. Where there is neither, what is cached is dropped, or, if there is newer
+data, start warns and goes on: that will be written over whatever is there. Damaged metadata is
+repaired where that loses nothing; where dirty data may be lost, start refuses, too.
 
 If the SSD is not there, start waits for it for ten seconds, and then serves the backing devices of which it is
 known that the SSD has no newer data: after a stop in order with nothing dirty, or after the cache has gone on

@@ -31,7 +31,7 @@ func TestCorruption(t *testing.T) {
 		o    directOptions
 		run  func(*corruptor)
 	}{
-		{"own checksums", directOptions{}, func(c *corruptor) {
+		{"own checksums", directOptions{inMemory: true}, func(c *corruptor) {
 			c.writeChanged(2000)
 			c.writeChangedAfter(400)
 			c.writeRace(800)
@@ -44,7 +44,7 @@ func TestCorruption(t *testing.T) {
 			c.both(400)
 			c.metadata(1000)
 		}},
-		{"no checksums of its own", directOptions{noChecksums: true}, func(c *corruptor) {
+		{"no checksums of its own", directOptions{noChecksums: true, inMemory: true}, func(c *corruptor) {
 			c.writeChanged(600)
 			c.writeRace(300)
 			c.clean(cleanOptions{name: summed, cells: 600, sums: true})

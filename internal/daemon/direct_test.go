@@ -36,6 +36,7 @@ type directOptions struct {
 	direct      DirectOptions
 	alive       func(*blockdev.Device) error
 	ssdDir      string // of the SSD's file, if not the bench's
+	inMemory    bool   // see memoryDir
 }
 
 // directBench is a running cache with backing devices disk0 and disk1.
@@ -49,7 +50,12 @@ const directDiskBytes = 64 << 20
 
 func newDirectBench(t testing.TB, o directOptions) *directBench {
 	t.Helper()
-	dir := t.TempDir()
+	dir := ""
+	if o.inMemory {
+		dir = memoryDir(t)
+	} else {
+		dir = t.TempDir()
+	}
 	t.Setenv(control.EnvRuntimeDir, filepath.Join(dir, "run"))
 	t.Setenv(missed.EnvStateDir, filepath.Join(dir, "state"))
 	if o.ssdDir == "" {
@@ -522,7 +528,7 @@ func TestDirectKilled(t *testing.T) {
 				t.Error("requests of dead clients are still in service")
 			}
 		}
-		if n := len(d.ring.bufs.small) + len(d.ring.bufs.large); n != directSmalls+directLarges {
+		if n := len(d.ring.bufs.small.free) + len(d.ring.bufs.large.free); n != directSmalls+directLarges {
 			t.Errorf("%d buffers of %d came back", n, directSmalls+directLarges)
 		}
 		return nil

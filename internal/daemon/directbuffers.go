@@ -7,9 +7,14 @@ import "ubcache/internal/uring"
 // use on.
 type directBuffers struct {
 	mem   []*uring.Arena
-	small [][]byte
-	large [][]byte
-	made  bool
+	small directList
+	large directList
+}
+
+// directList are those of one size.
+type directList struct {
+	free [][]byte
+	made bool // else there are none, and perhaps no memory for them
 }
 
 const (
@@ -20,44 +25,48 @@ const (
 
 // get returns n bytes, page-aligned; nil if there is no buffer left. n is at most maxDirect.
 func (b *directBuffers) get(n int) []byte {
-	if !b.made {
-		b.made = true
-		b.small = b.slices(directSmalls, directSmall)
-		b.large = b.slices(directLarges, maxDirect)
-	}
+	b.make(&b.small, directSmalls, directSmall)
+	b.make(&b.large, directLarges, maxDirect)
 	list := &b.large
-	if n <= directSmall && len(b.small) > 0 {
+	if n <= directSmall && len(b.small.free) > 0 {
 		list = &b.small
 	}
-	last := len(*list) - 1
+	last := len(list.free) - 1
 	if last < 0 {
 		return nil
 	}
-	buf := (*list)[last]
-	*list = (*list)[:last]
+	buf := list.free[last]
+	list.free = list.free[:last]
 	return buf[:n]
+}
+
+// never reports that there is no buffer of n bytes to wait for, as there is no memory.
+func (b *directBuffers) never(n int) bool {
+	return !b.large.made && (n > directSmall || !b.small.made)
 }
 
 func (b *directBuffers) put(buf []byte) {
 	switch cap(buf) {
 	case directSmall:
-		b.small = append(b.small, buf[:directSmall])
+		b.small.free = append(b.small.free, buf[:directSmall])
 	case maxDirect:
-		b.large = append(b.large, buf[:maxDirect])
+		b.large.free = append(b.large.free, buf[:maxDirect])
 	}
 }
 
-// slices cuts new memory; none where there is none.
-func (b *directBuffers) slices(count, size int) (list [][]byte) {
+// make cuts new memory, if that has not been done, and if there is some.
+func (b *directBuffers) make(l *directList, count, size int) {
+	if l.made {
+		return
+	}
 	m, err := uring.NewArena(count * size)
 	if err != nil {
-		return nil
+		return
 	}
-	b.mem = append(b.mem, m)
+	b.mem, l.made = append(b.mem, m), true
 	for i := range count {
-		list = append(list, m.Slice(i*size, size))
+		l.free = append(l.free, m.Slice(i*size, size))
 	}
-	return list
 }
 
 func (b *directBuffers) close() {

@@ -332,6 +332,10 @@ func (d *directRing) start(q *directRequest) bool {
 	if e.Op <= shm.OpWrite {
 		n = int64(e.Bytes)
 		if q.buf = d.bufs.get(int(n)); q.buf == nil {
+			if d.bufs.never(int(n)) {
+				d.refuse(q, unix.ENOMEM)
+				return true
+			}
 			return false
 		}
 	}

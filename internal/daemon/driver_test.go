@@ -149,6 +149,7 @@ func TestDriver(t *testing.T) {
 	} {
 		for _, checksums := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s/checksums=%v", mode, checksums), func(t *testing.T) {
+				t.Parallel() // mostly they wait for the disk
 				seed := uint64(mode)*2 + 1
 				w := newBench(t, benchOptions{
 					ssdBytes: 64 << 20, diskBytes: 2 * half, mode: mode, noChecksums: !checksums,

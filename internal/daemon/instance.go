@@ -272,6 +272,9 @@ func (in *Instance) openDevices(ctx context.Context) error {
 	if err != nil {
 		err = CacheError("open cache on "+in.ssdInfo.Path, err)
 		if sb, _ = in.restoreSuper(); sb == nil {
+			if ok, werr := in.goWithoutSupers(ctx, err); ok || werr != nil {
+				return werr
+			}
 			return err
 		}
 	}

@@ -41,8 +41,7 @@ func (in *Instance) admitLate(ctx context.Context, s *served, dev *blockdev.Devi
 	switch {
 	case why == "":
 	case dirty == 0:
-		in.log.Warn("the backing device was changed without the cache; what is cached of it is dropped",
-			"name", s.name, "found", why)
+		in.log.Warn(dropText(why), "name", s.name, "found", why)
 		if err := in.cache.DropClean(ctx, id); err != nil {
 			return err
 		}

@@ -77,7 +77,7 @@ func (u usage) grown(before usage) bool {
 // the end the daemon has what it had after the first few.
 func TestThousandAttachments(t *testing.T) {
 	const warmUp = 50
-	b := newDirectBench(t, directOptions{})
+	b := newDirectBench(t, directOptions{inMemory: true})
 	b.log = slog.New(slog.DiscardHandler)
 	paths := [2]string{
 		makeImage(t, filepath.Join(b.dir, "headed"), 8<<20), makeImage(t, filepath.Join(b.dir, "adopted"), 8<<20),

@@ -11,8 +11,13 @@ import (
 )
 
 // An SSD that has lost both copies of its superblock is used again if nothing was dirty at the last stop, which was one in
-// order: the state folder has the superblock of that (cache.Restore). With dirty data it is for the operator, who
-// has ubcache salvage.
+// order: the state folder has the superblock of that (cache.Restore). If the cache has gone on without the SSD before, with
+// nothing dirty on it, the start goes on without it once more. Otherwise it is for the operator, who has ubcache salvage.
+//
+// After a crash the copy in the state folder, which is of the last start, attach, detach or change of a setting, proves nothing, even
+// if it has nothing dirty and no device in a mode that makes dirty data. A mode can have been another one in between; and
+// what was written through, and the backing device then failed to flush, or lost with its volatile cache, is nowhere but on the SSD as well, in
+// any mode. That is noted in the journal, of which the newest pages may be lost with the superblocks that tell where it ends.
 
 // openRestored opens the device in the SSD's place if that has only lost its superblocks; why is what is wrong with it.
 func (in *Instance) openRestored(ctx context.Context, why error) error {
@@ -25,6 +30,11 @@ func (in *Instance) openRestored(ctx context.Context, why error) error {
 	}
 	in.ssdInfo = i
 	sb, err := in.restoreSuper()
+	if sb == nil {
+		if ok, err := in.goWithoutSupers(ctx, why); ok || err != nil {
+			return err
+		}
+	}
 	if errors.Is(err, cache.ErrNotCache) {
 		return report.Refuse("open cache on "+i.Path, "there is nothing instead of cache "+in.conf.UUID,
 			"check the device, or correct the configuration; nothing was dirty, so ubcache format --force --name "+
@@ -37,6 +47,28 @@ func (in *Instance) openRestored(ctx context.Context, why error) error {
 		return err
 	}
 	return in.openWith(ctx, sb)
+}
+
+// goWithoutSupers starts without an SSD that has lost its superblocks, if nothing on it is to be used.
+func (in *Instance) goWithoutSupers(ctx context.Context, why error) (bool, error) {
+	if !in.missedAll() {
+		return false, nil
+	}
+	_ = in.ssd.Close()
+	in.ssd = nil
+	return in.goWithout(ctx, why)
+}
+
+// missedAll reports whether the SSD has missed changes of every device, and had nothing dirty of any: so whatever it
+// has is not to be used.
+func (in *Instance) missedAll() bool {
+	for _, name := range in.conf.BackingNames() {
+		m, err := missed.Read(in.stateDir, in.conf.UUID, in.conf.Backings[name].UUID)
+		if err != nil || m == nil || m.DirtyBlocks != 0 {
+			return false
+		}
+	}
+	return len(in.conf.Backings) > 0
 }
 
 // restoreSuper writes the superblock of the SSD anew, and returns it; nil if that may not be.

@@ -299,19 +299,7 @@ func TestSSDIsNotTakenForOlder(t *testing.T) {
 func TestBothSuperblocksLost(t *testing.T) {
 	for _, magic := range []bool{false, true} {
 		b := newOldBench(t, "writethrough")
-		lose := func() {
-			f, err := os.OpenFile(b.ssd, os.O_RDWR, 0)
-			must(t, err)
-			for off := int64(64 << 10); off < 1<<20; off += 64 << 10 {
-				p, at := make([]byte, 64<<10), off
-				if magic { // and all the rest is wrong
-					p, at = p[:4096], off+4096
-				}
-				_, err = f.WriteAt(p, at)
-				must(t, err)
-			}
-			must(t, f.Close())
-		}
+		lose := func() { b.loseSupers(magic) }
 		refused := func() {
 			t.Helper()
 			before := head(t, b.ssd)

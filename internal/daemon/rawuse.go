@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"time"
 
@@ -26,7 +25,8 @@ import (
 //     matter.
 //   - Samples: blocks that are clean in the cache, which the device must have, too, whatever happened.
 //     They are compared after every stop and crash. That cannot give a false alarm, since a clean copy is
-//     taken out of the cache, durably, before the device is changed under it.
+//     taken out of the cache, durably, before the device is changed under it; without data checksums an SSD
+//     that returns something else does.
 //   - The filesystem, or partition table, whose UUID goes to the superblock with the fingerprint if nothing is dirty.
 //   - The epoch in the backing header, where there is one: each start writes its own there, so that an
 //     older copy of the device, restored perhaps, is told from it.
@@ -34,6 +34,10 @@ import (
 // If nothing of the device is dirty in the cache, what is cached of it is dropped, and the cache goes on.
 // Otherwise the start is refused: neither has everything. The operator decides with start --drop or --keep,
 // perhaps after ubcache salvage.
+//
+// Where there is nothing to compare, after a crash, it is not known. What is cached is dropped then, too: it is of little use,
+// as there is not one whole clean block among it, and could be stale. With dirty data the start warns: writeback will go over
+// whatever is there.
 
 const (
 	// printKind is how the fingerprint is made; another way has another number.
@@ -134,24 +138,6 @@ func SamePrint(d *blockdev.Device, sb *cache.Superblock, r *cache.BackingRecord)
 	return true, err == nil && p.Sum == r.Print.Sum
 }
 
-// CompareSamples counts which of the samples a device has, shift bytes behind where they were taken.
-func CompareSamples(d io.ReaderAt, list []cache.Sample, shift int64) (same, differ int, err error) {
-	p := make([]byte, cache.BlockSize)
-	for i := range list {
-		s := &list[i]
-		n := len(s.Data)
-		if _, err := d.ReadAt(p[:n], s.Off+shift); err != nil {
-			return same, differ, err
-		}
-		if s.Differs(p[:n]) {
-			differ++
-		} else {
-			same++
-		}
-	}
-	return same, differ, nil
-}
-
 // verdict is what becomes of what is cached of a backing device.
 type verdict struct {
 	r    *cache.BackingRecord
@@ -231,7 +217,7 @@ func (in *Instance) judge(c *cache.Cache, sb *cache.Superblock, r *cache.Backing
 	case slices.Contains(in.opts.Keep, s.name):
 		v.text = "the backing device was changed without the cache; what is cached is kept, as start --keep says"
 	case dirty == 0:
-		v.drop, v.text = true, "the backing device was changed without the cache; what is cached of it is dropped"
+		v.drop, v.text = true, dropText(why)
 	default:
 		return nil, report.Refuse("open backing device "+s.name, fmt.Sprintf("%s was changed without the cache (%s), "+
 			"which has %s of newer data for it", s.dev.Info.Path, why, config.Size(dirty*cache.BlockSize).Human()),
@@ -252,9 +238,21 @@ func (in *Instance) dropped() (ids []cache.BackingID) {
 	return ids
 }
 
-// usedRaw says by what it is noticed that a backing device was changed without the cache; empty if it is not.
-// Nobody may use the device yet. next is the epoch of a start that did not come to its end. With dirty data, and nothing
-// to compare, it warns: writeback will go over whatever is there.
+// nothingShows is what usedRaw returns if there is nothing to compare.
+const nothingShows = "no header tells, and nothing clean is cached that could be compared"
+
+// dropText is for the log, when what is cached of a device is dropped.
+func dropText(why string) string {
+	if why == nothingShows {
+		return "nothing shows whether the backing device was used without the cache; what is cached of it is dropped " +
+			"(attach --header would show it)"
+	}
+	return "the backing device was changed without the cache; what is cached of it is dropped"
+}
+
+// usedRaw says by what it is noticed that a backing device was changed without the cache; empty if it is not. Nobody may use the
+// device yet. next is the epoch of a start that did not come to its end. With nothing to compare it warns if
+// there is dirty data, else it returns nothingShows if anything is cached.
 func (in *Instance) usedRaw(c *cache.Cache, r *cache.BackingRecord, name string, dev *blockdev.Device,
 	thorough bool, next uint64,
 ) string {
@@ -283,20 +281,27 @@ func (in *Instance) usedRaw(c *cache.Cache, r *cache.BackingRecord, name string,
 			compared = true
 		}
 	}
-	same, differ, err := CompareSamples(dev, c.Samples(r.ID, n), 0)
+	same, differ, err := CompareSamples(dev, in.samples(c, r, n), 0)
 	if err != nil {
 		in.log.Warn("backing device not compared with what is cached", "name", name, "error", err)
 	}
 	if differ > 0 {
 		return fmt.Sprintf("%d of %d blocks compared are not as they were", differ, same+differ)
 	}
-	if dirty := c.DirtyBlocks(r.ID); dirty > 0 && same == 0 && !compared && !slices.Contains(in.opts.Keep, name) {
+	if same > 0 || compared || slices.Contains(in.opts.Keep, name) {
+		return ""
+	}
+	if dirty := c.DirtyBlocks(r.ID); dirty > 0 {
 		text := fmt.Sprintf("%s: nothing shows whether it was used without the cache; if it was, %s of newer data in the "+
 			"cache will go over that (attach --header prevents such use)", name, config.Size(dirty*cache.BlockSize).Human())
 		in.log.Warn(text)
 		if in.bg == nil { // else it is long since anybody has listened
 			in.opts.Note(text)
 		}
+		return ""
+	}
+	if thorough || c.Loading().Running || hasClean(c, r.ID) { // not all of the index is loaded, perhaps
+		return nothingShows
 	}
 	return ""
 }

@@ -121,7 +121,7 @@ func (in *Instance) recogniseData(dev *blockdev.Device, r *cache.BackingRecord) 
 		}
 	}
 	var list []cache.Sample
-	for _, s := range in.cache.Samples(r.ID, ManySamples) {
+	for _, s := range in.samples(in.cache, r, ManySamples) {
 		if slices.ContainsFunc(s.Data, func(b byte) bool { return b != 0 }) { // every new disk has zeroes
 			list = append(list, s)
 		}

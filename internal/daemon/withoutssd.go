@@ -106,9 +106,9 @@ func (in *Instance) goWithout(ctx context.Context, why error) (bool, error) {
 	sb := in.copied
 	in.without = plan
 	in.ssdInfo = &blockdev.Info{Path: in.conf.Device, LogicalBytes: cache.SectorSize}
-	in.log.Error("the SSD is not there: the devices that lack nothing without it are served at the speed of the disks",
+	in.log.Error("the SSD is not there, or not to be used: the devices that lack nothing without it are served at the speed of the disks",
 		"error", why)
-	in.opts.Note("the SSD is not there: starting without it")
+	in.opts.Note("starting without the SSD: " + why.Error())
 	for i := range sb.Backings {
 		r := &sb.Backings[i]
 		name := in.nameOf(r)

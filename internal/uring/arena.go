@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -13,6 +14,9 @@ import (
 // code runs. It is zero at first. Free it only when no submission that names it is in flight.
 type Arena struct{ b []byte }
 
+// NoMemory makes NewArena fail; tests only.
+var NoMemory atomic.Bool
+
 // NewArena maps size bytes, rounded up to whole pages.
 func NewArena(size int) (*Arena, error) {
 	page := os.Getpagesize()
@@ -20,6 +24,9 @@ func NewArena(size int) (*Arena, error) {
 		return nil, fmt.Errorf("map arena: invalid size %d", size)
 	}
 	size = (size + page - 1) &^ (page - 1)
+	if NoMemory.Load() {
+		return nil, fmt.Errorf("map arena of %d bytes: %w", size, unix.ENOMEM)
+	}
 	b, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE,
 		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
 	if err != nil {
