@@ -155,4 +155,6 @@ type Result struct {
 	Scrubs                               int   // that have ended
 	Detached, Forced                     int   // devices; of them by force
 	Scrubbed                             int64 // blocks that they have looked at
+	// Clean blocks that had to be cached after a power cut, a kill, and when the SSD was back; see warm.go.
+	WarmCut, WarmKilled, WarmBack int64
 }

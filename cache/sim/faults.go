@@ -258,6 +258,7 @@ func (s *Sim) outcome(f *flyingOp) error {
 		err = errFull
 	default:
 		s.effect(f)
+		s.journalEnds(op)
 	}
 	if err != nil {
 		s.trace("    %v", err)

@@ -52,6 +52,7 @@ type Sim struct {
 	res      Result
 	wishes   wishes
 	van      vanishing
+	warm     warmth
 	scrubs   scrubbing
 	leaves   []leaving
 	// Of each device: what it is attached with, and its UUID; former are the devices that had a number before.
@@ -124,6 +125,7 @@ func New(cfg Config) (*Sim, error) {
 		van:    vanishing{markers: map[cache.UUID]cache.Missed{}},
 	}
 	s.rng = rand.New(s.pcg)
+	s.warm = warmth{durable: map[warmBlock]int64{}, pages: map[uint64][]byte{}}
 	sb, err := cache.Format(s.ssd, cache.FormatOptions{
 		BucketBytes: bucketBytes, NoChecksums: !cfg.Checksums, UUID: cache.UUID{1, byte(cfg.Seed)},
 		Now: time.Unix(1, 0),
@@ -235,6 +237,7 @@ func (s *Sim) open() error {
 	if err := s.attached(c); err != nil {
 		return err
 	}
+	s.warmStarts()
 	return s.setQuotas()
 }
 
@@ -247,6 +250,7 @@ func (l *lane) Submit(op *cache.Op) {
 	if op.Kind == cache.OpFlush {
 		f.mark = l.s.disk(op.Dev).mark0()
 	}
+	l.s.journalBegins(op)
 	l.s.ops = append(l.s.ops, f)
 }
 
