@@ -67,6 +67,8 @@ const (
 	mutSalvageRing
 	mutSalvageCertain
 	mutColdAfterCrash
+	mutLossFailsAll
+	mutLossFailsWrites
 	numMutants
 )
 

@@ -78,6 +78,8 @@ var mutants = [numMutants]struct{ name, what, in string }{
 	mutTailWhileLoading:   {"tail-moves-while-loading", "the journal's tail moves before everything is loaded", ""},
 	mutSalvageRing:        {"salvage-ring", "a salvage forgets the pending ring of a killed daemon", ""},
 	mutSalvageCertain:     {"salvage-certain", "a salvage takes what it finds for the newest though records are lost", ""},
+	mutLossFailsAll:       {"loss-fails-all", "without the SSD every read of a device with dirty data fails", inVanish},
+	mutLossFailsWrites:    {"loss-fails-writes", "without the SSD every change of a device with dirty data fails", inVanish},
 	mutColdAfterCrash:     {"cold-after-crash", "a start after a crash with nothing in the pending ring drops what is clean", ""},
 }
 

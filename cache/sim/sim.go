@@ -104,6 +104,7 @@ type request struct {
 	ends    bool   // it may end pins
 	excuse  excuse
 	hinted  bool // of a scenario, with attributes
+	needing bool // what only the SSD has, while it was lost
 	without bool // for some of its time the cache was without its SSD
 	hit     bool // all of it was on the SSD when it came
 	bad     bool // the SSD had lost a block of it when it came
@@ -536,6 +537,7 @@ func (s *Sim) submit(r *request) {
 	}
 	s.reqs[r.Tag] = r
 	r.without = s.away()
+	r.needing = s.van.health == cache.HealthLost && s.needs(r)
 	s.res.Requests++
 	if s.cfg.Attributes {
 		s.attributes(r)
@@ -560,6 +562,7 @@ func (s *Sim) finish(r *request) {
 	s.placed(r)
 	s.answered(r)
 	s.flushed(r)
+	s.replaced(r)
 	m := s.models[r.dev]
 	switch {
 	case r.Err != nil && s.excused(r):

@@ -29,6 +29,7 @@ type vanishing struct {
 	markers map[cache.UUID]cache.Missed
 	made    []func(error) // markers that are being made
 	dirty   []bool        // by device: something of it may have been on the SSD only
+	needed  neededBlocks  // see needed.go
 	bad     []map[int]bool
 	over    bool         // the operator decides
 	lost    bool         // it may lack what it was not flushed for, versions that ordered devices had to get included
@@ -137,7 +138,11 @@ func (s *Sim) healthTurned(e cache.HealthEvent) {
 	for _, r := range s.reqs {
 		r.without = r.without || e.Health == cache.HealthLost
 	}
-	if e.Health == cache.HealthLost && s.van.gone == nil {
+	if e.Health != cache.HealthLost {
+		return
+	}
+	s.noteNeeded()
+	if s.van.gone == nil {
 		s.res.GivenUp++
 		s.noteDirty()
 	}
@@ -274,7 +279,7 @@ func (s *Sim) mayBeBad(r *request) bool {
 // excused deals with a request that has failed for lack of an SSD, and reports whether it may.
 func (s *Sim) excused(r *request) bool {
 	switch {
-	case errors.Is(r.Err, cache.ErrSSDLost) && (s.away() || r.without) &&
+	case errors.Is(r.Err, cache.ErrSSDLost) && r.needing && (s.away() || r.without) &&
 		(s.van.dirty[r.dev] || s.lossy>>r.Backing&1 != 0): // what the backing device had not lost until then
 		s.res.FailedLost++
 	case errors.Is(r.Err, cache.ErrDirtyBad) && s.mayBeBad(r):
