@@ -69,6 +69,9 @@ const (
 	mutColdAfterCrash
 	mutLossFailsAll
 	mutLossFailsWrites
+	mutStallIgnored
+	mutStallAdmits
+	mutStuckKept
 	numMutants
 )
 

@@ -80,6 +80,9 @@ var mutants = [numMutants]struct{ name, what, in string }{
 	mutSalvageCertain:     {"salvage-certain", "a salvage takes what it finds for the newest though records are lost", ""},
 	mutLossFailsAll:       {"loss-fails-all", "without the SSD every read of a device with dirty data fails", inVanish},
 	mutLossFailsWrites:    {"loss-fails-writes", "without the SSD every change of a device with dirty data fails", inVanish},
+	mutStallIgnored:       {"stall-ignored", "reads of what the backing device has wait for a slow SSD", inVanish},
+	mutStallAdmits:        {"stall-admits", "what is read while the SSD is slow is admitted", inVanish},
+	mutStuckKept:          {"stuck-kept", "reads that a slow SSD has begun are not let go of", inVanish},
 	mutColdAfterCrash:     {"cold-after-crash", "a start after a crash with nothing in the pending ring drops what is clean", ""},
 }
 

@@ -47,6 +47,7 @@ type Sim struct {
 	crashHow Crash
 	reqs     map[uint32]*request
 	buffers  buffers
+	swapped  [][]byte // memory of reads that was replaced, until nothing is under way on it any more
 	tag      uint32
 	now      int64
 	res      Result
@@ -337,6 +338,9 @@ func (s *Sim) step(requests bool) {
 			return
 		case x < s.cfg.Crashes+s.cfg.FaultRate+s.cfg.Vanish+s.cfg.Gone+s.cfg.Restarts+s.cfg.Detaches:
 			s.detachStep()
+			return
+		case x < s.cfg.Crashes+s.cfg.FaultRate+s.cfg.Vanish+s.cfg.Gone+s.cfg.Restarts+s.cfg.Detaches+s.cfg.StallReads:
+			s.stallStep()
 			return
 		}
 	}

@@ -62,6 +62,7 @@ func (c *Config) vanish(rng *rand.Rand) {
 	}
 	c.StallLimit = time.Duration(50+rng.IntN(200)) * time.Millisecond
 	c.LossLimit = c.StallLimit + time.Duration(100+rng.IntN(500))*time.Millisecond
+	c.stalls()
 }
 
 func (s *Sim) loss() cache.LossPolicy {
