@@ -7,7 +7,8 @@ import (
 )
 
 // While the SSD is lost a request may fail for lack of it only if it needs what is there only, block by block:
-//   - a read, if a block of it was dirty when the SSD was lost, and has not been overwritten or discarded since;
+//   - a read, if a block of it was dirty when the SSD was lost, or was pending and is dirty again, and has not been
+//     overwritten or discarded since;
 //   - a FLUSH, if its device had dirty data, which may lack a record;
 //   - a change, if its device had dirty data and the policy says so, or is ordered: the disk is an image that what is queued
 //     has to reach first;
@@ -28,7 +29,7 @@ func (s *Sim) noteNeeded() {
 
 // noteDirtyBlocks notes the dirty blocks of a part of a device, those that are pending or the others.
 func (s *Sim) noteDirtyBlocks(i int, off, n int64, pending bool) {
-	for b := off / cache.BlockSize; b*cache.BlockSize < off+n && s.ids[i] != noID; b++ {
+	for b := off / cache.BlockSize; s.van.needed != nil && b*cache.BlockSize < off+n && s.ids[i] != noID; b++ {
 		if p, ok := s.c.Locate(s.ids[i], b*cache.BlockSize); ok && p.Dirty && p.Pending == pending {
 			s.van.needed[i][int(b)] = true
 		}
@@ -79,9 +80,17 @@ func (s *Sim) unsettled(id cache.BackingID) bool {
 	})
 }
 
-// replaced is for a change that was acknowledged: whole blocks of it are no longer needed from the SSD.
+// replaced is for a change that has ended. If it was acknowledged, whole blocks of it are no longer needed from the SSD; if not, the
+// backing device may have anything, so what is pending is dirty again.
 func (s *Sim) replaced(r *request) {
-	if s.van.health != cache.HealthLost || !r.written || r.Err != nil || s.overlapped(r) {
+	switch {
+	case s.van.health != cache.HealthLost || !r.written:
+		return
+	case r.Err != nil:
+		s.noteDirtyBlocks(r.dev, r.Off, r.Len, false)
+		s.noteNeeding()
+		return
+	case !r.bare || s.overlapped(r):
 		return
 	}
 	end := r.first + r.n

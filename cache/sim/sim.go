@@ -106,6 +106,7 @@ type request struct {
 	excuse  excuse
 	hinted  bool // of a scenario, with attributes
 	needing bool // what only the SSD has, while it was lost
+	bare    bool // it came while the SSD was lost
 	without bool // for some of its time the cache was without its SSD
 	hit     bool // all of it was on the SSD when it came
 	bad     bool // the SSD had lost a block of it when it came
@@ -541,7 +542,8 @@ func (s *Sim) submit(r *request) {
 	}
 	s.reqs[r.Tag] = r
 	r.without = s.away()
-	r.needing = s.van.health == cache.HealthLost && s.needs(r)
+	r.bare = s.van.health == cache.HealthLost
+	r.needing = r.bare && s.needs(r)
 	s.res.Requests++
 	if s.cfg.Attributes {
 		s.attributes(r)
