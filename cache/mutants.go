@@ -72,6 +72,8 @@ const (
 	mutStallIgnored
 	mutStallAdmits
 	mutStuckKept
+	mutBucketNotRetired
+	mutReadNotRetired
 	numMutants
 )
 

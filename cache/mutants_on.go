@@ -83,6 +83,8 @@ var mutants = [numMutants]struct{ name, what, in string }{
 	mutStallIgnored:       {"stall-ignored", "reads of what the backing device has wait for a slow SSD", inVanish},
 	mutStallAdmits:        {"stall-admits", "what is read while the SSD is slow is admitted", inVanish},
 	mutStuckKept:          {"stuck-kept", "reads that a slow SSD has begun are not let go of", inVanish},
+	mutBucketNotRetired:   {"bucket-not-retired", "a bucket that the SSD has failed is used again", ""},
+	mutReadNotRetired:     {"read-not-retired", "a bucket with a block that cannot be read by itself is used again", ""},
 	mutColdAfterCrash:     {"cold-after-crash", "a start after a crash with nothing in the pending ring drops what is clean", ""},
 }
 

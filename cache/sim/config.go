@@ -159,6 +159,8 @@ type Result struct {
 	Scrubbed                             int64 // blocks that they have looked at
 	// Reads that went round an SSD that did not answer, blocks of them that were not admitted, and memory that was replaced.
 	Around, Unadmitted, Swapped int
+	// Buckets that the SSD has failed, and those of them that were empty then, so that they could have been used.
+	Retired, Emptied int
 	// Clean blocks that had to be cached after a power cut, a kill, and when the SSD was back; see warm.go.
 	WarmCut, WarmKilled, WarmBack int64
 }

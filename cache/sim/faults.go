@@ -262,6 +262,7 @@ func (s *Sim) outcome(f *flyingOp) error {
 	}
 	if err != nil {
 		s.trace("    %v", err)
+		s.retires(op)
 	}
 	s.excuse(op, err)
 	s.noteForgot(op, err)

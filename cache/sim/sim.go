@@ -54,6 +54,7 @@ type Sim struct {
 	wishes   wishes
 	van      vanishing
 	warm     warmth
+	retired  retirement
 	scrubs   scrubbing
 	leaves   []leaving
 	// Of each device: what it is attached with, and its UUID; former are the devices that had a number before.
@@ -241,6 +242,7 @@ func (s *Sim) open() error {
 		return err
 	}
 	s.warmStarts()
+	s.retired = retirement{}
 	return s.setQuotas()
 }
 
@@ -254,6 +256,7 @@ func (l *lane) Submit(op *cache.Op) {
 		f.mark = l.s.disk(op.Dev).mark0()
 	}
 	l.s.journalBegins(op)
+	l.s.usesRetired(op)
 	l.s.ops = append(l.s.ops, f)
 }
 

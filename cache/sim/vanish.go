@@ -143,6 +143,7 @@ func (s *Sim) healthTurned(e cache.HealthEvent) {
 		return
 	}
 	s.noteNeeded()
+	s.retired = retirement{}
 	if s.van.gone == nil {
 		s.res.GivenUp++
 		s.noteDirty()
@@ -169,6 +170,7 @@ func (s *Sim) vanished(f *flyingOp) bool {
 		return false
 	}
 	s.trace("  op %s dev=%d off=%d len=%d: %v", f.op.Kind, f.op.Dev, f.op.Off, f.op.Len, s.van.gone)
+	s.retired = retirement{}
 	s.noteForgot(f.op, s.van.gone)
 	f.l.l.Complete(f.op, s.van.gone)
 	return true

@@ -93,6 +93,9 @@ func (s *Sim) warmPage(p []byte) {
 		case jrUnmap: // dirty ones may stay, and then they are not counted
 			maps.DeleteFunc(all, func(o warmBlock, _ int64) bool { return o.id == k.id && o.block-k.block < count })
 		case jrFree:
+			if s.retired.buckets[slot] {
+				s.res.Emptied++
+			}
 			from := s.geo.DataOff + slot*s.geo.BucketBytes
 			maps.DeleteFunc(all, func(_ warmBlock, off int64) bool { return off >= from && off < from+s.geo.BucketBytes })
 		case jrDrop:
