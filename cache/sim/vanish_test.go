@@ -34,6 +34,7 @@ func TestVanishing(t *testing.T) {
 			t.Error(problem)
 		}
 	}
+	noteFaults(t, &r)
 }
 
 // missingOfVanishing says what a large number of histories in which the SSD vanishes should have met, and has not.
