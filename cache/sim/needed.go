@@ -90,7 +90,7 @@ func (s *Sim) replaced(r *request) {
 		s.noteDirtyBlocks(r.dev, r.Off, r.Len, false)
 		s.noteNeeding()
 		return
-	case !r.bare || s.overlapped(r):
+	case !r.bare || s.overlapped(r) || r.Op == cache.ReqDiscard && !s.cfg.Discards: // which does nothing
 		return
 	}
 	end := r.first + r.n
