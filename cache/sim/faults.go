@@ -115,6 +115,9 @@ const silent = faultSet(1<<FaultCorrupt | 1<<FaultLost | 1<<FaultMisdirected)
 const ofBackings = faultSet(1<<FaultBackingSector | 1<<FaultBackingRead | 1<<FaultBackingWrite | 1<<FaultBackingFlush |
 	1<<FaultBackingFull | 1<<FaultBackingDead | 1<<FaultBackingStall)
 
+// harmless are those of the SSD that lose nothing, if they are not of metadata.
+const harmless = faultSet(1<<FaultSSDWrite | 1<<FaultSSDFull)
+
 var (
 	errMedium = fmt.Errorf("sim: medium error: %w", syscall.EIO)
 	errFull   = fmt.Errorf("sim: thinly provisioned device: %w", syscall.ENOSPC)
@@ -135,6 +138,7 @@ func (s *Sim) arm() {
 		return
 	}
 	a := armed{kind: kind, meta: s.rng.IntN(4) == 0, dev: s.ids[s.rng.IntN(len(s.ids))]}
+	a.meta = a.meta && !s.cfg.Ordered // see NewOrderedConfig
 	switch kind {
 	case FaultSSDSector, FaultCorrupt:
 		s.hurtSSD(kind)
