@@ -58,6 +58,10 @@
 // block); a change, if the backing device failed one of its sectors, or a flush, or the journal
 // could not be written; a flush, if a flush or the journal failed. Nothing else may, and no
 // request may ever return wrong data.
+//
+// Besides: a start after a crash is warm (warm.go), an SSD that is lost fails only what needs it (needed.go), one that does not
+// answer holds up no read of what is clean, and admits nothing (stall.go), and a bucket that it has failed is used no more
+// (retired.go).
 package sim
 
 import (
