@@ -157,6 +157,8 @@ type Result struct {
 	Scrubs                               int   // that have ended
 	Detached, Forced                     int   // devices; of them by force
 	Scrubbed                             int64 // blocks that they have looked at
+	// Reads without the SSD that did not need what it had of their device.
+	Spared int
 	// Reads that went round an SSD that did not answer, blocks of them that were not admitted, and memory that was replaced.
 	Around, Unadmitted, Swapped int
 	// Buckets that the SSD has failed, and those of them that were empty then, so that they could have been used.

@@ -21,16 +21,6 @@ var kinds = [...]kind{
 
 const ownKinds = 2 // those with tests of their own
 
-// kindOf is the kind of that name.
-func kindOf(name string) *kind {
-	for i := range kinds {
-		if kinds[i].name == name {
-			return &kinds[i]
-		}
-	}
-	panic("no histories of that kind: " + name)
-}
-
 // NewGoneConfig draws a configuration of a history in which backing devices go away again and again.
 func NewGoneConfig(seed uint64) Config {
 	c := NewConfig(seed)

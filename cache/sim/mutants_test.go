@@ -124,6 +124,16 @@ func (h *hunt) attempt(i uint64) (string, error, bool) {
 	return by, err, true
 }
 
+// kindOf is the kind of that name.
+func kindOf(name string) *kind {
+	for i := range kinds {
+		if kinds[i].name == name {
+			return &kinds[i]
+		}
+	}
+	panic("no histories of that kind: " + name)
+}
+
 func (h *hunt) play(c Config) (string, error) {
 	h.played.Add(1)
 	one := history{cfg: c}

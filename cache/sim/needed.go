@@ -80,11 +80,14 @@ func (s *Sim) unsettled(id cache.BackingID) bool {
 	})
 }
 
-// replaced is for a change that has ended. If it was acknowledged, whole blocks of it are no longer needed from the SSD; if not, the
+// replaced is for a request that has ended. If it is a change and was acknowledged, whole blocks of it are no longer needed from the SSD; if not, the
 // backing device may have anything, so what is pending is dirty again.
 func (s *Sim) replaced(r *request) {
 	switch {
 	case s.van.health != cache.HealthLost || !r.written:
+		if r.read != nil && r.Err == nil && r.bare && !r.needing && s.van.dirty[r.dev] {
+			s.res.Spared++
+		}
 		return
 	case r.Err != nil:
 		s.noteDirtyBlocks(r.dev, r.Off, r.Len, false)
