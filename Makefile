@@ -15,9 +15,11 @@ VM_FLAGS_NEWEST ?= --timeout 3h --env UBCACHE_VM_SCOPE=full
 # A package whose tests reset the machine; it has a run of its own.
 VM_RESET_PKG ?= ./internal/vmtest/powercut
 
-# Histories that the simulator plays in make unit, of all kinds and of SSDs that vanish, and how long make soak goes on.
+# Histories that the simulator plays in make unit: of all kinds, of SSDs that vanish, of ordered devices. Broken engines are
+# hunted in as many (cache/sim/kinds.go). And how long make soak goes on.
 SIM_SEEDS ?= 10500
 SIM_VANISHING ?= 3000
+SIM_ORDERED ?= 400
 SOAK ?= 4h
 SOAK_ROUNDS ?= 5
 
@@ -88,9 +90,11 @@ unit: bin ## unit and simulation tests, with the race detector; benchmarks once
 	$(STAGE) "simulator, $(SIM_SEEDS) histories" \
 		$(SIM_FAULTS) go test ./cache/sim -run 'TestHistories$$' -timeout 30m -v -seeds $(SIM_SEEDS)
 	$(STAGE) "simulator, ordered devices" \
-		go test ./cache/sim -run OrderedHistories -timeout 30m -v -seeds 400
+		go test ./cache/sim -run OrderedHistories -timeout 30m -v -seeds $(SIM_ORDERED)
+	$(STAGE) "simulator, much of one thing" \
+		$(SIM_FAULTS) go test ./cache/sim -run 'Kinds$$' -timeout 30m -v -kinds 1
 	$(STAGE) "simulator, SSDs that vanish" \
-		go test ./cache/sim -run 'Vanishing$$' -timeout 30m -v -seeds $(SIM_VANISHING)
+		$(SIM_FAULTS) go test ./cache/sim -run 'Vanishing$$' -timeout 30m -v -seeds $(SIM_VANISHING)
 	$(STAGE) "simulator, a fault at every third step" \
 		go test ./cache/sim -run Sweeps -timeout 30m -v -every 3
 	$(STAGE) "simulator, broken engines" \
@@ -137,7 +141,7 @@ soak: stages bin/ubvm ## new histories for SOAK=4h, every fault at length, then 
 		-for $(SOAK) -from $$(date +%s)000000
 	$(STAGE) "simulator, ordered devices" \
 		go test ./cache/sim -run OrderedHistories -timeout 0 -v -seeds 20000
-	$(STAGE) "simulator, SSDs that vanish" go test ./cache/sim -run 'Vanishing$$' -timeout 0 -v \
+	$(STAGE) "simulator, SSDs that vanish" $(SIM_FAULTS) go test ./cache/sim -run 'Vanishing$$' -timeout 0 -v \
 		-for $(SOAK) -part 4 -from $$(date +%s)000000
 	$(STAGE) "simulator, a fault at every step" go test ./cache/sim -run Sweeps -timeout 0 -v -every 1
 	$(STAGE) "faults in the VM, at length" $(UBVM) test --kernel $(KERNEL) --timeout 24h \

@@ -3,7 +3,8 @@ package cache
 // maybeFill writes the misses to the SSD, if they are still wanted there.
 func (p *readPiece) maybeFill(l *Lane) {
 	n := p.miss.to - p.miss.from
-	if !p.held || p.err != nil || l.c.health() != HealthOK || (p.r.Data == nil && p.buf == nil) || !l.c.journal.reserve(n) {
+	if !p.held || p.err != nil || l.c.health() != HealthOK && !mutated(mutStallAdmits) ||
+		(p.r.Data == nil && p.buf == nil) || !l.c.journal.reserve(n) {
 		if p.held {
 			p.r.notCached()
 		}

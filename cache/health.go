@@ -98,7 +98,7 @@ func (c *Cache) lost() bool     { return c.health() == HealthLost }
 func (c *Cache) around(b *Backing) bool {
 	switch c.health() {
 	case HealthSlow:
-		return b.Presence() == Present
+		return b.Presence() == Present && !mutated(mutStallIgnored)
 	case HealthLost:
 		return true
 	}

@@ -356,7 +356,7 @@ func (l *Lane) mayChange(b *Backing, missed bool) (passage, error) {
 		switch holds := l.holds(b); {
 		case holds && (missed || ordered):
 			return passWait, nil
-		case !holds && (ordered || LossKind(b.lossKind.Load()) != LossError):
+		case !holds && (ordered || LossKind(b.lossKind.Load()) != LossError || mutated(mutLossFailsWrites)):
 			return passFail, ErrSSDLost
 		}
 	}
@@ -419,7 +419,8 @@ func (l *Lane) holds(b *Backing) bool {
 
 // stopped reports whether a backing device serves nothing any more.
 func (l *Lane) stopped(b *Backing) bool {
-	return l.c.lost() && LossKind(b.lossKind.Load()) == LossStop && b.dirty.Load() > 0 && !l.holds(b)
+	stop := LossKind(b.lossKind.Load()) == LossStop || mutated(mutLossFailsAll)
+	return l.c.lost() && stop && b.dirty.Load() > 0 && !l.holds(b)
 }
 
 // comeBack takes the SSD back after a stall: all that it was given has ended well, and it has missed

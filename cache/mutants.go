@@ -66,6 +66,14 @@ const (
 	mutTailWhileLoading
 	mutSalvageRing
 	mutSalvageCertain
+	mutColdAfterCrash
+	mutLossFailsAll
+	mutLossFailsWrites
+	mutStallIgnored
+	mutStallAdmits
+	mutStuckKept
+	mutBucketNotRetired
+	mutReadNotRetired
 	numMutants
 )
 
@@ -73,3 +81,16 @@ const (
 type ignored struct{}
 
 func (ignored) opDone(*Lane, *Op, error) {}
+
+// dropClean is the start of a mutant that begins cold.
+func (r *recovery) dropClean() error {
+	var all []record
+	for _, b := range r.c.backings.Load() {
+		if b != nil {
+			all = append(all, record{
+				kind: recUnmap, flags: recCleanOnly, backing: b.id, sum: uint32((b.size + BlockSize - 1) / BlockSize),
+			})
+		}
+	}
+	return r.appendRecords(all)
+}

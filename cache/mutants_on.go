@@ -78,6 +78,14 @@ var mutants = [numMutants]struct{ name, what, in string }{
 	mutTailWhileLoading:   {"tail-moves-while-loading", "the journal's tail moves before everything is loaded", ""},
 	mutSalvageRing:        {"salvage-ring", "a salvage forgets the pending ring of a killed daemon", ""},
 	mutSalvageCertain:     {"salvage-certain", "a salvage takes what it finds for the newest though records are lost", ""},
+	mutLossFailsAll:       {"loss-fails-all", "without the SSD every read of a device with dirty data fails", inVanish},
+	mutLossFailsWrites:    {"loss-fails-writes", "without the SSD every change of a device with dirty data fails", inVanish},
+	mutStallIgnored:       {"stall-ignored", "reads of what the backing device has wait for a slow SSD", inVanish},
+	mutStallAdmits:        {"stall-admits", "what is read while the SSD is slow is admitted", inVanish},
+	mutStuckKept:          {"stuck-kept", "reads that a slow SSD has begun are not let go of", inVanish},
+	mutBucketNotRetired:   {"bucket-not-retired", "a bucket that the SSD has failed is used again", ""},
+	mutReadNotRetired:     {"read-not-retired", "a bucket with a block that cannot be read by itself is used again", ""},
+	mutColdAfterCrash:     {"cold-after-crash", "a start after a crash with nothing in the pending ring drops what is clean", ""},
 }
 
 // broken is how all caches of the process are broken.

@@ -106,7 +106,7 @@ func (p *readPiece) lookUp(l *Lane) {
 	health := c.health()
 	lost, around := health == HealthLost, c.around(b)
 	avoid := around
-	if health != HealthOK && p.fill && !p.held {
+	if health != HealthOK && p.fill && !p.held && !mutated(mutStallAdmits) {
 		p.fill = false
 		p.r.notCached()
 	}

@@ -159,6 +159,11 @@ func (r *recovery) run() error {
 			return err
 		}
 	}
+	if mutated(mutColdAfterCrash) && !c.sb.Clean && r.ringRecs == nil {
+		if err := r.dropClean(); err != nil {
+			return err
+		}
+	}
 	return r.dropMissed()
 }
 

@@ -11,6 +11,9 @@ import (
 
 // retire marks a bucket as failed, on probation.
 func (c *Cache) retire(id BucketID) {
+	if mutated(mutBucketNotRetired) {
+		return
+	}
 	if c.buckets[id].failed.Swap(true) {
 		return
 	}
@@ -89,7 +92,7 @@ func (l *Lane) ssdReadFailed(b *Backing, s Slot, n int, err error) {
 	if !errors.Is(err, errStuck) {
 		l.io[b.id].SSDErrors.Add(1)
 	}
-	if n == 1 && !l.c.lost() && ofBucket(err) {
+	if n == 1 && !l.c.lost() && ofBucket(err) && !mutated(mutReadNotRetired) {
 		l.c.retire(l.c.bucketOf(s))
 	}
 }

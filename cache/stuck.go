@@ -63,6 +63,9 @@ func (o *orphan) opDone(l *Lane, _ *Op, _ error) {
 // replace, wait: their pages belong to the operation until it ends.
 func (l *Lane) abandonStuck() {
 	now, lost := l.d.Now(), l.c.lost()
+	if mutated(mutStuckKept) && !lost {
+		return
+	}
 	for op, next := l.ssdOps.head, (*Op)(nil); op != nil; op = next {
 		next = op.next
 		if !lost && now-op.at < l.c.stallLimit {

@@ -47,6 +47,9 @@ var Catalogue = []Scenario{
 	{Name: "eviction", Script: `begin read 0 512; begin read 512 512; begin read 2048 512; wait; read 4096 512
 		pass 200; read 1024 512; read 5120 512; pass 200; read 3072 512; read 3584 512; pass 200
 		write 8 8; read 0 512; flush`, Config: func(c *Config) { c.DeviceBytes = 3 << 20 }},
+	{Name: "bucket with a bad sector", Alone: 4, Script: `write 0 128; drain on; drained; drain off; hurt 8; read 8 8
+		10 times {write 960 480; write 480 480; write 0 480; drain on; drained; drain off}
+		read 0 512; flush`, Config: func(c *Config) { c.DeviceBytes = 768 << 10 }},
 	{Name: "eviction with discard", Script: `8 times {write 0 512; write 512 512; drain on; drained; drain off}
 		flush`, Config: func(c *Config) { c.Trim = true; c.DeviceBytes = 512 << 10 }},
 	{Name: "slots used again", Alone: 4, Script: `write 0 128; hold on; drain on; pass 500; drain off; again 0 128

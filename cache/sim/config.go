@@ -41,6 +41,8 @@ type Config struct {
 	SlowLoad    bool
 	Scrubs      bool // now and then what is cached is verified
 	Detaches    int  // of devices, which are attached again, per 10,000 steps
+	StallReads  int  // how often reads are looked at while the SSD stalls, per 10,000 steps; see stall.go
+	Swaps       bool // a driver that can give a read other memory
 	LoadRegions int  // how much is remembered of changes meanwhile
 	// LyingFlush makes every flush of the SSD a lie, for tests of the checker.
 	LyingFlush bool
@@ -155,4 +157,12 @@ type Result struct {
 	Scrubs                               int   // that have ended
 	Detached, Forced                     int   // devices; of them by force
 	Scrubbed                             int64 // blocks that they have looked at
+	// Reads without the SSD that did not need what it had of their device.
+	Spared int
+	// Reads that went round an SSD that did not answer, blocks of them that were not admitted, and memory that was replaced.
+	Around, Unadmitted, Swapped int
+	// Buckets that the SSD has failed, and those of them that were empty then, so that they could have been used.
+	Retired, Emptied int
+	// Clean blocks that had to be cached after a power cut, a kill, and when the SSD was back; see warm.go.
+	WarmCut, WarmKilled, WarmBack int64
 }

@@ -104,7 +104,7 @@ func (s *Sim) brokenStart(lives bool, fails func(kind cache.OpKind) bool) {
 	switch {
 	case !forgot:
 	case lives:
-		s.van.forgot = true
+		s.van.forgot, s.warm.was = true, nil
 		s.giveUp()
 	default: // that was no flush that failed
 		binary.LittleEndian.PutUint64(s.ring[ringLost:], lost)
@@ -132,12 +132,14 @@ func (s *Sim) restartAfter(how Crash) {
 	if s.cfg.Faults.has(FaultMetadata) && s.rng.IntN(2) == 0 {
 		d = s.damageMetadata()
 	}
-	s.salvage(d != nil && d.mayRefuse)
+	s.warm.empty = d != nil && d.mayRefuse // if nothing is dirty
+	s.salvage(s.warm.empty)
 	err := s.open()
 	if d != nil && d.mayRefuse && errors.Is(err, cache.ErrCorrupt) {
 		s.trace("refused: %v", err)
 		s.res.RefusedStarts++
 		d.undo(s)
+		s.warm.empty = false
 		err = s.open()
 	}
 	if err != nil {
@@ -155,6 +157,7 @@ func (s *Sim) restartAfter(how Crash) {
 // die decides what of the operations in flight happened, and what of the requests.
 func (s *Sim) die(how Crash) {
 	how = s.worst(how)
+	s.warmDies(how)
 	s.noteBroken()
 	clear(s.orders.broken)
 	s.trace("%v", how)

@@ -167,6 +167,7 @@ func (s *Sim) stop() (cached int64, err error) {
 		return 0, fmt.Errorf("at the end: %s", p[0])
 	}
 	cached = s.c.Status().CachedBytes
+	s.warmStops()
 	s.countStats()
 	for _, l := range s.lanes {
 		l.l.Close()

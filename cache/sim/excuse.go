@@ -91,6 +91,7 @@ func (s *Sim) unkept(op *cache.Op) {
 // redirty notes which requests may fail now that pending blocks of [off, off+n) are about to be dirty again: those
 // that need one of which a read of the SSD has failed already. When they are answered it may have been overwritten.
 func (s *Sim) redirty(id cache.BackingID, off, n int64) {
+	s.noteRedirty(id, off, n)
 	for _, r := range s.reqs {
 		from, to := max(r.Off, off), min(r.Off+r.Len, off+n)
 		if r.Backing != id || r.Op > cache.ReqWrite {

@@ -58,6 +58,10 @@
 // block); a change, if the backing device failed one of its sectors, or a flush, or the journal
 // could not be written; a flush, if a flush or the journal failed. Nothing else may, and no
 // request may ever return wrong data.
+//
+// Besides: a start after a crash is warm (warm.go), an SSD that is lost fails only what needs it (needed.go), one that does not
+// answer holds up no read of what is clean, and admits nothing (stall.go), and a bucket that it has failed is used no more
+// (retired.go).
 package sim
 
 import (
@@ -115,6 +119,9 @@ const silent = faultSet(1<<FaultCorrupt | 1<<FaultLost | 1<<FaultMisdirected)
 const ofBackings = faultSet(1<<FaultBackingSector | 1<<FaultBackingRead | 1<<FaultBackingWrite | 1<<FaultBackingFlush |
 	1<<FaultBackingFull | 1<<FaultBackingDead | 1<<FaultBackingStall)
 
+// harmless are those of the SSD that lose nothing, if they are not of metadata.
+const harmless = faultSet(1<<FaultSSDWrite | 1<<FaultSSDFull)
+
 var (
 	errMedium = fmt.Errorf("sim: medium error: %w", syscall.EIO)
 	errFull   = fmt.Errorf("sim: thinly provisioned device: %w", syscall.ENOSPC)
@@ -135,6 +142,7 @@ func (s *Sim) arm() {
 		return
 	}
 	a := armed{kind: kind, meta: s.rng.IntN(4) == 0, dev: s.ids[s.rng.IntN(len(s.ids))]}
+	a.meta = a.meta && !s.cfg.Ordered // see NewOrderedConfig
 	switch kind {
 	case FaultSSDSector, FaultCorrupt:
 		s.hurtSSD(kind)
@@ -258,9 +266,11 @@ func (s *Sim) outcome(f *flyingOp) error {
 		err = errFull
 	default:
 		s.effect(f)
+		s.journalEnds(op)
 	}
 	if err != nil {
 		s.trace("    %v", err)
+		s.retires(op)
 	}
 	s.excuse(op, err)
 	s.noteForgot(op, err)

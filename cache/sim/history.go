@@ -272,6 +272,8 @@ func (r *Result) String() string {
 		r.Hits, r.Evicted, r.WrittenBack, r.Moved, r.Healed, r.Checkpoints)
 	p("  salvaged: %d dirty blocks after %d crashes; scrubbed: %d blocks by %d scrubs\n", r.SalvagedBlocks, r.Salvaged,
 		r.Scrubbed, r.Scrubs)
+	p("  warm: %d clean blocks after power cuts, %d after kills, %d with the SSD back\n", r.WarmCut, r.WarmKilled, r.WarmBack)
+	p("  retired: %d buckets, %d of them empty afterwards\n", r.Retired, r.Emptied)
 	p("  detached: %d devices, %d of them by force\n", r.Detached, r.Forced)
 	p("  attributes: %d pins, %d evictions; %d refused, %d mismatched, %d late\n",
 		r.Pins, r.Evictions, r.Refused, r.Mismatched, r.Late)
@@ -305,6 +307,8 @@ func (r *Result) missing() (all []string) {
 		"forgetful backing devices": int64(r.Forgotten), "reported losses": int64(r.Reported),
 		"salvaged blocks": int64(r.SalvagedBlocks), "scrubs": int64(r.Scrubs), "detaches": int64(r.Detached), "forced detaches": int64(r.Forced), "orderly restarts": int64(r.Restarts), "late loads": int64(r.Loaded),
 		"copies that were obsolete when they were loaded": r.LateDropped,
+		"clean blocks that a power cut leaves":            r.WarmCut, "clean blocks that a kill leaves": r.WarmKilled,
+		"clean blocks of an SSD that is back": r.WarmBack, "retired buckets that are empty": int64(r.Emptied),
 	} {
 		miss(n, what)
 	}

@@ -19,7 +19,7 @@ import (
 var (
 	mutantFlag = flag.String("mutant", "", "break the engine in this way, in all tests")
 	onlyFlag   = flag.String("mutants", "", "hunt only these mutants: name,…")
-	huntFlag   = flag.Uint64("hunt", 10500, "histories that are played to catch a mutant, before the sweeps: no more than make test plays")
+	huntFlag   = flag.Uint64("hunt", 10500, "histories that are played to catch a mutant, before the sweeps; make test plays as many of the engine as it is, and of each kind what kinds.go says")
 )
 
 func TestMain(m *testing.M) {
@@ -100,10 +100,11 @@ func (h *hunt) run() {
 // attempt makes attempt i and reports whether there are more.
 func (h *hunt) attempt(i uint64) (string, error, bool) {
 	if h.in != "" {
-		if i > h.histories {
+		k := kindOf(h.in)
+		if i > min(h.histories, k.played) {
 			return "", nil, false
 		}
-		by, err := h.special(i)
+		by, err := h.play(k.draw(i))
 		return by, err, true
 	}
 	if i <= uint64(len(Catalogue)) {
@@ -123,27 +124,14 @@ func (h *hunt) attempt(i uint64) (string, error, bool) {
 	return by, err, true
 }
 
-// special plays a history of the kind in which the mutant shows.
-func (h *hunt) special(seed uint64) (string, error) {
-	c := NewConfig(seed)
-	switch h.in {
-	case "ordered":
-		c = NewOrderedConfig(seed)
-	case "vanish":
-		c = NewVanishConfig(seed)
-	case "gone":
-		c.Vanish, c.Gone, c.Through, c.Faults, c.FaultRate = 0, 200, seed%2 == 0, 0, 0
-	case "both fail":
-		c.Vanish, c.Gone, c.Ordered, c.Through = 0, 0, false, true
-		c.ModeChanges, c.Attributes, c.Pinning = false, false, false
-		c.Faults, c.FaultRate = 1<<FaultSSDFlush|1<<FaultBackingWrite, 600
-	case "pins":
-		c.Vanish, c.Gone, c.Ordered = 0, 0, false
-		c.pin()
-	default:
-		panic("no histories of that kind: " + h.in)
+// kindOf is the kind of that name.
+func kindOf(name string) *kind {
+	for i := range kinds {
+		if kinds[i].name == name {
+			return &kinds[i]
+		}
 	}
-	return h.play(c)
+	panic("no histories of that kind: " + name)
 }
 
 func (h *hunt) play(c Config) (string, error) {

@@ -236,8 +236,8 @@ func (o *orderModel) check(image []byte) (behind int64, err error) {
 	return behind, nil
 }
 
-// NewOrderedConfig draws a configuration of a history in which devices are ordered, and no operation of the SSD fails
-// alone: it could lose what the order needs. In a third of them the backing devices go away often, with what they were
+// NewOrderedConfig draws a configuration of a history in which devices are ordered, and the SSD fails nothing that could lose
+// what the order needs; in a third of them it fails writes of data, which then go past it, or is full. In another third the backing devices go away often, with what they were
 // not flushed for, while data reaches them in every way there is, and the SSD stays.
 func NewOrderedConfig(seed uint64) Config {
 	c := NewConfig(seed)
@@ -248,6 +248,10 @@ func NewOrderedConfig(seed uint64) Config {
 	}
 	if faults := rand.New(rand.NewPCG(seed, 7)); faults.IntN(2) == 0 {
 		c.fail(faults, ofBackings)
+	}
+	if seed%3 == 2 {
+		c.Faults |= harmless
+		c.FaultRate = max(c.FaultRate, 100)
 	}
 	return c
 }

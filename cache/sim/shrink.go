@@ -64,6 +64,8 @@ func (s *shrinker) simplify() (better bool) {
 		func(c *Config) { c.Faults, c.FaultRate = 0, 0 },
 		func(c *Config) { c.Gone = 0 },
 		func(c *Config) { c.Vanish = 0 },
+		func(c *Config) { c.StallReads = 0 },
+		func(c *Config) { c.Swaps = false },
 		func(c *Config) { c.Scrubs = false },
 		func(c *Config) { c.Ordered = false },
 		func(c *Config) { c.DeviceBytes = 1 << 20 },

@@ -47,11 +47,14 @@ type Sim struct {
 	crashHow Crash
 	reqs     map[uint32]*request
 	buffers  buffers
+	swapped  [][]byte // memory of reads that was replaced, until nothing is under way on it any more
 	tag      uint32
 	now      int64
 	res      Result
 	wishes   wishes
 	van      vanishing
+	warm     warmth
+	retired  retirement
 	scrubs   scrubbing
 	leaves   []leaving
 	// Of each device: what it is attached with, and its UUID; former are the devices that had a number before.
@@ -103,6 +106,8 @@ type request struct {
 	ends    bool   // it may end pins
 	excuse  excuse
 	hinted  bool // of a scenario, with attributes
+	needing bool // what only the SSD has, while it was lost
+	bare    bool // it came while the SSD was lost
 	without bool // for some of its time the cache was without its SSD
 	hit     bool // all of it was on the SSD when it came
 	bad     bool // the SSD had lost a block of it when it came
@@ -124,6 +129,7 @@ func New(cfg Config) (*Sim, error) {
 		van:    vanishing{markers: map[cache.UUID]cache.Missed{}},
 	}
 	s.rng = rand.New(s.pcg)
+	s.warm = warmth{durable: map[warmBlock]int64{}, pages: map[uint64][]byte{}}
 	sb, err := cache.Format(s.ssd, cache.FormatOptions{
 		BucketBytes: bucketBytes, NoChecksums: !cfg.Checksums, UUID: cache.UUID{1, byte(cfg.Seed)},
 		Now: time.Unix(1, 0),
@@ -235,6 +241,8 @@ func (s *Sim) open() error {
 	if err := s.attached(c); err != nil {
 		return err
 	}
+	s.warmStarts()
+	s.retired = retirement{}
 	return s.setQuotas()
 }
 
@@ -247,6 +255,8 @@ func (l *lane) Submit(op *cache.Op) {
 	if op.Kind == cache.OpFlush {
 		f.mark = l.s.disk(op.Dev).mark0()
 	}
+	l.s.journalBegins(op)
+	l.s.usesRetired(op)
 	l.s.ops = append(l.s.ops, f)
 }
 
@@ -332,6 +342,9 @@ func (s *Sim) step(requests bool) {
 			return
 		case x < s.cfg.Crashes+s.cfg.FaultRate+s.cfg.Vanish+s.cfg.Gone+s.cfg.Restarts+s.cfg.Detaches:
 			s.detachStep()
+			return
+		case x < s.cfg.Crashes+s.cfg.FaultRate+s.cfg.Vanish+s.cfg.Gone+s.cfg.Restarts+s.cfg.Detaches+s.cfg.StallReads:
+			s.stallStep()
 			return
 		}
 	}
@@ -532,6 +545,8 @@ func (s *Sim) submit(r *request) {
 	}
 	s.reqs[r.Tag] = r
 	r.without = s.away()
+	r.bare = s.van.health == cache.HealthLost
+	r.needing = r.bare && s.needs(r)
 	s.res.Requests++
 	if s.cfg.Attributes {
 		s.attributes(r)
@@ -556,6 +571,8 @@ func (s *Sim) finish(r *request) {
 	s.placed(r)
 	s.answered(r)
 	s.flushed(r)
+	s.replaced(r)
+	s.unretires(r)
 	m := s.models[r.dev]
 	switch {
 	case r.Err != nil && s.excused(r):

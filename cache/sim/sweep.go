@@ -124,7 +124,7 @@ func (w *sweep) fault(s *Sim, op *cache.Op) (Fault, bool) {
 		return FaultLost, data && w.checksums
 	case w.what == sweepMisdirected:
 		return FaultMisdirected, data && w.checksums
-	case w.what != sweepError, ssd && s.cfg.Ordered: // see NewOrderedConfig
+	case w.what != sweepError, ssd && s.cfg.Ordered && !data: // see NewOrderedConfig
 		return 0, false
 	}
 	kinds := [...]Fault{FaultBackingRead, FaultBackingWrite, FaultBackingFlush}

@@ -63,7 +63,7 @@ func (w *sweep) skips() bool {
 	switch w.what {
 	case sweepLost, sweepMisdirected:
 		return !w.checksums || c.Ordered
-	case sweepStart, sweepFull:
+	case sweepStart:
 		return c.Ordered
 	}
 	return false

@@ -29,6 +29,7 @@ type vanishing struct {
 	markers map[cache.UUID]cache.Missed
 	made    []func(error) // markers that are being made
 	dirty   []bool        // by device: something of it may have been on the SSD only
+	needed  neededBlocks  // see needed.go
 	bad     []map[int]bool
 	over    bool         // the operator decides
 	lost    bool         // it may lack what it was not flushed for, versions that ordered devices had to get included
@@ -61,6 +62,7 @@ func (c *Config) vanish(rng *rand.Rand) {
 	}
 	c.StallLimit = time.Duration(50+rng.IntN(200)) * time.Millisecond
 	c.LossLimit = c.StallLimit + time.Duration(100+rng.IntN(500))*time.Millisecond
+	c.stalls()
 }
 
 func (s *Sim) loss() cache.LossPolicy {
@@ -137,7 +139,12 @@ func (s *Sim) healthTurned(e cache.HealthEvent) {
 	for _, r := range s.reqs {
 		r.without = r.without || e.Health == cache.HealthLost
 	}
-	if e.Health == cache.HealthLost && s.van.gone == nil {
+	if e.Health != cache.HealthLost {
+		return
+	}
+	s.noteNeeded()
+	s.retired = retirement{}
+	if s.van.gone == nil {
 		s.res.GivenUp++
 		s.noteDirty()
 	}
@@ -163,6 +170,7 @@ func (s *Sim) vanished(f *flyingOp) bool {
 		return false
 	}
 	s.trace("  op %s dev=%d off=%d len=%d: %v", f.op.Kind, f.op.Dev, f.op.Off, f.op.Len, s.van.gone)
+	s.retired = retirement{}
 	s.noteForgot(f.op, s.van.gone)
 	f.l.l.Complete(f.op, s.van.gone)
 	return true
@@ -274,7 +282,7 @@ func (s *Sim) mayBeBad(r *request) bool {
 // excused deals with a request that has failed for lack of an SSD, and reports whether it may.
 func (s *Sim) excused(r *request) bool {
 	switch {
-	case errors.Is(r.Err, cache.ErrSSDLost) && (s.away() || r.without) &&
+	case errors.Is(r.Err, cache.ErrSSDLost) && r.needing && (s.away() || r.without) &&
 		(s.van.dirty[r.dev] || s.lossy>>r.Backing&1 != 0): // what the backing device had not lost until then
 		s.res.FailedLost++
 	case errors.Is(r.Err, cache.ErrDirtyBad) && s.mayBeBad(r):

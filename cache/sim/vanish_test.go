@@ -25,14 +25,15 @@ func TestVanishing(t *testing.T) {
 		t.Error(err)
 	}
 	t.Logf("the SSD vanished %d times and came back %d times, %d times warm; %d requests failed for lack "+
-		"of it, %d for what it had lost; it stalled %d times and was taken back in place %d times; the power went %d "+
-		"times while it was away\n%v", r.Vanished, r.Returned, r.ReturnedWarm, r.FailedLost,
-		r.FailedBad, r.Stalls, r.InPlace, r.CutsAway, &r)
+		"of it, %d reads did not need it, %d for what it had lost; it stalled %d times and was taken back in place %d times; the power went %d "+
+		"times while it was away; %d reads went round it, %d blocks were not admitted, %d had other memory\n%v", r.Vanished, r.Returned,
+		r.ReturnedWarm, r.FailedLost, r.Spared, r.FailedBad, r.Stalls, r.InPlace, r.CutsAway, r.Around, r.Unadmitted, r.Swapped, &r)
 	if r.Histories >= 300 && !t.Failed() {
 		for _, problem := range r.missingOfVanishing() {
 			t.Error(problem)
 		}
 	}
+	noteFaults(t, &r)
 }
 
 // missingOfVanishing says what a large number of histories in which the SSD vanishes should have met, and has not.
@@ -40,9 +41,10 @@ func (r *Result) missingOfVanishing() (all []string) {
 	for what, n := range map[string]int{
 		"the SSD vanishes": r.Vanished, "it comes back": r.Returned, "having missed nothing": r.ReturnedWarm,
 		"having missed something": r.Returned - r.ReturnedWarm, "it is the operator's": r.Over,
-		"requests fail for lack of it": r.FailedLost, "and for what it has lost": r.FailedBad,
+		"requests fail for lack of it": r.FailedLost, "and others do not": r.Spared, "and for what it has lost": r.FailedBad,
 		"it stalls": r.Stalls, "it is taken back in place": r.InPlace,
-		"the power goes while it is away": r.CutsAway,
+		"the power goes while it is away": r.CutsAway, "reads go round it": r.Around, "and are not admitted": r.Unadmitted,
+		"with other memory": r.Swapped,
 	} {
 		if n == 0 {
 			all = append(all, "the histories miss: "+what)
@@ -55,12 +57,14 @@ func (r *Result) missingOfVanishing() (all []string) {
 func TestMissingOfVanishing(t *testing.T) {
 	met := Result{
 		Vanished: 1, Returned: 2, ReturnedWarm: 1, Over: 1, FailedLost: 1, FailedBad: 1, Stalls: 1, InPlace: 1, CutsAway: 1,
+		Spared: 1, Around: 1, Unadmitted: 1, Swapped: 1,
 	}
 	if all := met.missingOfVanishing(); len(all) != 0 {
 		t.Error(all)
 	}
 	for _, name := range []string{
 		"Vanished", "Returned", "ReturnedWarm", "Over", "FailedLost", "FailedBad", "Stalls", "InPlace", "CutsAway",
+		"Spared", "Around", "Unadmitted", "Swapped",
 	} {
 		r := met
 		reflect.ValueOf(&r).Elem().FieldByName(name).SetInt(0)
