@@ -35,6 +35,8 @@ var Required = []string{
 	"SSD: vanishes, dirty data, returns after changes",
 	"SSD: vanishes, the daemon is killed, SSD returns",
 	"SSD: writes are dropped, clean data",
+	"SSD: writes fail, clean data",
+	"SSD: writes fail, dirty data",
 	"SSD: wrong bytes are written, clean data",
 	"SSD lost: clean data, fio goes on",
 	"SSD lost: dirty data, I/O waits",
