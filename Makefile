@@ -145,7 +145,7 @@ soak: stages bin/ubvm ## new histories for SOAK=4h, every fault at length, then 
 		-for $(SOAK) -part 4 -from $$(date +%s)000000
 	$(STAGE) "simulator, a fault at every step" go test ./cache/sim -run Sweeps -timeout 0 -v -every 1
 	$(STAGE) "faults in the VM, at length" $(UBVM) test --kernel $(KERNEL) --timeout 24h \
-		--env UBCACHE_VM_SCOPE=soak --pkg ./internal/vmtest/faults --out $(FAULTS)/soak $(VM_FLAGS)
+		--env UBCACHE_VM_SCOPE=soak $(addprefix --pkg ,$(VM_PKGS)) --out $(FAULTS)/soak $(VM_FLAGS)
 	$(STAGE) "VM power cuts, at length" $(UBVM) test --kernel $(KERNEL) --timeout 12h \
 		--env UBCACHE_VM_SCOPE=soak --pkg $(VM_RESET_PKG) --on-reset reboot --out $(FAULTS)/soak-powercut \
 		$(VM_FLAGS)

@@ -70,6 +70,9 @@ func OnlyFull(t testing.TB) {
 // matter of what else the host does.
 const emulatedFactor = 3
 
+// soakFactor is how much more time the long versions of tests have: most do ten times as much.
+const soakFactor = 10
+
 // Limit ends the whole run if the test takes longer; with emulated CPUs, several times as long. A task
 // that waits for direct I/O cannot be killed and the kernel does not report it, so nothing else would
 // end such a test.
@@ -77,6 +80,9 @@ func Limit(t testing.TB, limit time.Duration) {
 	t.Helper()
 	if Emulated() {
 		limit *= emulatedFactor
+	}
+	if Soak(t) {
+		limit *= soakFactor
 	}
 	name := t.Name()
 	timer := time.AfterFunc(limit, func() {

@@ -32,16 +32,16 @@ const (
 // replayRow is one recording.
 type replayRow struct {
 	mode, fs string // without fs the device is written raw
-	short    bool   // also on the short list
+	list     func(testing.TB)
 }
 
 var replayRows = []replayRow{
-	{"writeback", "ext4", true},
-	{"writeback", "raw", false},
-	{"writethrough", "raw", false},
-	{"writethrough", "xfs", false},
-	{"writeonly", "xfs", false},
-	{"writearound", "raw", false},
+	{"writeback", "ext4", func(testing.TB) {}}, // also on the short list
+	{"writeback", "raw", vmtest.OnlyLong},
+	{"writethrough", "raw", vmtest.OnlyFull},
+	{"writethrough", "xfs", vmtest.OnlyLong},
+	{"writeonly", "xfs", vmtest.OnlyFull},
+	{"writearound", "raw", vmtest.OnlyLong},
 }
 
 // TestReplay records, with dm-log-writes, what the cache does to SSD and backing device while a
@@ -51,9 +51,7 @@ var replayRows = []replayRow{
 func TestReplay(t *testing.T) {
 	for _, r := range replayRows {
 		t.Run(r.fs+"-"+r.mode, func(t *testing.T) {
-			if !r.short {
-				vmtest.OnlyLong(t)
-			}
+			r.list(t)
 			if !vmtest.Soak(t) {
 				vmtest.Limit(t, 5*time.Minute)
 			}
@@ -70,7 +68,7 @@ func (r replayRow) perKind(t *testing.T) int {
 	switch {
 	case vmtest.Soak(t):
 		return 0
-	case vmtest.Full(t):
+	case vmtest.Long(t) || r.mode == "writeback" && vmtest.Full(t):
 		return 2
 	}
 	return 1

@@ -39,8 +39,10 @@ func TestVanishingSSD(t *testing.T) {
 		"SSD: vanishes and returns, dirty data, I/O waits":         vanishHeld,
 		"SSD: vanishes, dirty data, returns after changes":         vanishDirty,
 		"SSD: stalls until it is lost, clean data, goes on":        stallLost,
+		"SSD: stalls until it is lost, dirty data, I/O waits":      stallHeld,
 		"SSD: vanishes, the daemon is killed, SSD returns":         vanishKill,
 		"SSD: unplugged and plugged back, clean data":              unplugSSD,
+		"SSD: unplugged and plugged back, dirty data, I/O waits":   unplugHeld,
 		"SSD: not there at the start, devices served, SSD returns": startWithout,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -106,28 +108,6 @@ func vanishWarm(t *testing.T, fault string) {
 	s.end()
 }
 
-// vanishHeld: what needs the SSD waits for it, and all of it is there again.
-func vanishHeld(t *testing.T, fault string) {
-	s := newLossStage(t, fault, append([]string{"--ssd-loss-hold=3m"}, keepsDirty...)...)
-	s.load(150, s.oracles, nil)
-	dirty := s.c.Device(t, "data").DirtyBytes
-	for range rounds(t, 1) {
-		s.y.Tried(1)
-		s.vanish()
-		var wg sync.WaitGroup
-		wg.Go(func() { s.load(60, s.oracles, nil) })
-		vmtest.WaitSSD(t, "lost")
-		s.ssd.heal(t)
-		vmtest.WaitSSD(t, "ok")
-		wg.Wait()
-		s.readAll("with the SSD again")
-	}
-	if now := s.c.Device(t, "data").DirtyBytes; now < dirty {
-		t.Errorf("%d bytes are dirty, %d were before", now, dirty)
-	}
-	s.end()
-}
-
 // vanishDirty: after the hold dirty sectors fail and no others, until they are overwritten. The SSD is refused when it
 // is back, and its dirty data is kept for salvage.
 func vanishDirty(t *testing.T, fault string) {
@@ -189,13 +169,7 @@ func vanishDirty(t *testing.T, fault string) {
 // stallLost: an SSD that hangs for longer than it may is lost, and taken back when it goes on.
 func stallLost(t *testing.T, fault string) {
 	s := newLossStage(t, fault, "--mode=writethrough")
-	for _, o := range s.oracles {
-		o.Close()
-	}
-	s.c.SetSSDLimits(t, "500ms", "2s")
-	for _, o := range s.oracles {
-		o.Reopen(t, s.c.Device(t, "data").Path)
-	}
+	s.shortLimits(t)
 	s.load(150, s.oracles, nil)
 	s.readAll("before the fault")
 	for range rounds(t, 1) {
@@ -246,10 +220,7 @@ func vanishKill(t *testing.T, fault string) {
 
 // unplugSSD: the SSD's disk is unplugged, and comes back, perhaps under another name.
 func unplugSSD(t *testing.T, fault string) {
-	disk := vmtest.OpenPlug(t, "plug0")
-	s := &stage{t: t, y: vmtest.Fault(t, fault)}
-	s.ssd = &faulty{dev: disk.Dev(t)}
-	s.begin(t, vmtest.Slice(t, "ssd", 512, faultBacking), []string{"--mode=writethrough"})
+	s, disk := newPlugStage(t, fault, "--mode=writethrough")
 	s.load(150, s.oracles, nil)
 	s.readAll("before the fault")
 	for range rounds(t, 1) {

@@ -68,7 +68,7 @@ func plan(t *testing.T) []round {
 	case vmtest.Long(t):
 		return full
 	case vmtest.Full(t):
-		return full[:5]
+		return full[:6]
 	}
 	return short
 }
@@ -157,6 +157,9 @@ func (d *disks) cut(t *testing.T, r round) {
 	}
 	dir := t.TempDir()
 	vmtest.Run(t, "mount", dev, dir)
+	if r.fs != "" {
+		makeWarm(t, c, dir)
+	}
 	writers := startWriters(t, dir, from)
 	vmtest.Wait(t, 3*time.Minute, "durable writes", func() bool {
 		if err := writers.Err(); err != nil {
@@ -211,6 +214,7 @@ func (d *disks) verify(t *testing.T, s state) {
 	dev := c.Device(t, "data").Path
 	dir := vmtest.Mount(t, dev, "noatime")
 	vmtest.CheckWriters(y, "through the cache", dir, acked)
+	checkWarm(t, y, c, dir)
 	vmtest.Run(t, "umount", dir)
 	vmtest.FileSystem(s.fs).Verify(t, dev)
 }
