@@ -134,6 +134,11 @@ func (c *Cache) SetTunables(id BackingID, t Tunables) error {
 		if err := c.lostError(); err != nil {
 			return fmt.Errorf("the order is a matter of the SSD: %w", err)
 		}
+		if t.Ordered {
+			if err := b.order.reserve(c, &t); err != nil {
+				return fmt.Errorf("keep an order: %w", err)
+			}
+		}
 	}
 	return c.setting(id, func(r *BackingRecord) {
 		// Switched off and on before the background has seen it, the queue goes on.

@@ -307,7 +307,7 @@ func (g *edge) finish(l *Lane, err error) {
 		return
 	}
 	if err != nil && !stored {
-		w.lost = err // not for lack of an SSD: the old data is gone
+		w.lost, err = err, nil // not for lack of an SSD: the old data is gone
 	}
 	w.opsDone(l, err)
 }

@@ -18,6 +18,9 @@ func Open(dev Storage, o Options) (*Cache, error) {
 	}
 	c, err := newCache(dev, sb, o)
 	if err != nil {
+		if c != nil {
+			c.release()
+		}
 		return nil, err
 	}
 	if err := c.load(); err != nil {
@@ -61,7 +64,7 @@ func newCache(dev Storage, sb *Superblock, o Options) (*Cache, error) {
 	}
 	var err error
 	if c.index, err = newIndex(c.geo.slots()); err != nil {
-		return nil, err
+		return c, err
 	}
 	return c, c.newJournal()
 }
@@ -123,7 +126,7 @@ func (c *Cache) applyTunables(b *Backing, t Tunables) {
 	b.pinMax.Store(c.geo.slots() * int64(t.PinQuota) / 100)
 	b.lossKind.Store(uint32(t.Loss.Kind))
 	b.lossHold.Store(int64(t.Loss.Hold))
-	b.order.setLimits(c, b, t)
+	b.order.setLimits(c, t)
 	b.hold.Store(int64(t.BackingHold))
 }
 

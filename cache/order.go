@@ -271,10 +271,22 @@ func (c *Cache) oldestQueued(none LSN) LSN {
 	return oldest
 }
 
+// orderLimit is how many versions the queue of a device may have: below dirty-max, at which writes go past the cache, each of
+// them behind the whole queue.
+func (c *Cache) orderLimit(t *Tunables) int64 {
+	return max(1, min(t.OrderedMax/BlockSize, c.geo.slots()*int64(t.DirtyMax)/100*3/4))
+}
+
+// reserve gets the memory that setLimits needs, before the order is on record.
+func (o *order) reserve(c *Cache, t *Tunables) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.mu.ring.reserve(uint64(c.orderLimit(t)))
+}
+
 // setLimits takes over the tunables.
-func (o *order) setLimits(c *Cache, b *Backing, t Tunables) {
-	// Below dirty-max, at which writes go past the cache, each of them behind the whole queue.
-	limit := max(1, min(t.OrderedMax/BlockSize, b.dirtyMax.Load()*3/4))
+func (o *order) setLimits(c *Cache, t Tunables) {
+	limit := c.orderLimit(&t)
 	o.max.Store(limit)
 	o.age.Store(int64(t.OrderedAge))
 	o.mu.Lock()

@@ -68,16 +68,23 @@ func (q *orderRing) endAt(i uint64) { q.place(i)[0] |= queuedEnd }
 
 // grow makes room for at least n versions.
 func (q *orderRing) grow(n uint64) {
+	if err := q.reserve(n); err != nil {
+		panic(err) // out of address space: the daemon restarts through recovery
+	}
+}
+
+// reserve is grow where there may be no memory.
+func (q *orderRing) reserve(n uint64) error {
 	size := max(q.size, 1)
 	for size < n {
 		size *= 2
 	}
 	if size == q.size {
-		return
+		return nil
 	}
 	mem, err := offHeap(int64(size) * queuedBytes)
 	if err != nil {
-		panic(err) // out of address space: the daemon restarts through recovery
+		return err
 	}
 	bigger := orderRing{mem: mem, words: wordsOf(mem), size: size, head: q.head, tail: q.tail}
 	for i := q.head; i != q.tail; i++ {
@@ -85,6 +92,7 @@ func (q *orderRing) grow(n uint64) {
 	}
 	freeOffHeap(q.mem)
 	*q = bigger
+	return nil
 }
 
 // free gives the memory back; the ring is empty then.

@@ -209,13 +209,16 @@ func (p *writePiece) opsDone(l *Lane, err error) {
 		p.err = ErrSSDLost
 	}
 	early := p.err == nil && p.lost == nil && p.overLacking(l)
-	if !early && p.err == nil && (!mutated(mutRecordBeforeData) || l.c.checksums || p.partial()) {
+	if !early && p.err == nil && p.lost == nil && (!mutated(mutRecordBeforeData) || l.c.checksums || p.partial()) {
 		p.insert(l, s)
 	}
 	s.release(&p.lock)
 	s.mu.Unlock()
 	switch {
 	case p.lost != nil:
+		if p.err != nil { // the SSD has failed what was to go beside it, too
+			l.ssdWriteFailed(p.r.b, p.runs, p.err)
+		}
 		l.c.journal.unreserve(p.n)
 		l.dropRuns(p.runs)
 		p.finish(l, p.lost)
