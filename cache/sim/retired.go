@@ -1,7 +1,6 @@
 package sim
 
 import (
-	"errors"
 	"fmt"
 	"unsafe"
 
@@ -67,14 +66,6 @@ func (s *Sim) retire(op *cache.Op) {
 		if s.bucketAt(p.Off) == b {
 			t.slots[p.Off] = true
 		}
-	}
-}
-
-// unretires is for a request that has ended. If a write has found the rest of a block to be lost, the engine does not look at what
-// else the SSD has failed of it.
-func (s *Sim) unretires(r *request) {
-	if r.Op == cache.ReqWrite && errors.Is(r.Err, cache.ErrDirtyBad) {
-		s.retired = retirement{}
 	}
 }
 

@@ -572,7 +572,6 @@ func (s *Sim) finish(r *request) {
 	s.answered(r)
 	s.flushed(r)
 	s.replaced(r)
-	s.unretires(r)
 	m := s.models[r.dev]
 	switch {
 	case r.Err != nil && s.excused(r):
