@@ -27,6 +27,7 @@ var nativeRows = []nativeRow{
 	{"load of that index", "BenchmarkIndex", "load-s", -1},
 	{"first I/O with that index, after a stop", "BenchmarkIndex", "first-io-ms", 100},
 	{"load of that index beside I/O", "BenchmarkIndex", "late-load-s", -1},
+	{"start after a crash with that index, half of the journal to replay", "BenchmarkCrashStart", "crash-start-s", -1},
 }
 
 // ringCost is what attributes cost over the direct ring, where no emulated CPU has a part in it.
