@@ -60,14 +60,20 @@ func (c *Cache) Attach(o AttachOptions) (*Backing, error) {
 		OrderedFrom: c.journal.nextLSN(),
 		Head:        o.Head,
 	}
+	b, err := c.newBacking(&r)
+	if err != nil {
+		return nil, err
+	}
 	old, oldNext := c.sb.Backings, c.sb.NextID
 	c.sb.Backings = append(slices.Clone(old), r)
 	c.sb.NextID = id%MaxBackings + 1
 	if err := c.saveSuper(); err != nil {
 		c.sb.Backings, c.sb.NextID = old, oldNext
+		b.order.mu.ring.free()
 		return nil, err
 	}
-	return c.addBacking(&r), nil
+	c.addBacking(b)
+	return b, nil
 }
 
 // Backing returns an attached backing device.

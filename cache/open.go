@@ -18,9 +18,6 @@ func Open(dev Storage, o Options) (*Cache, error) {
 	}
 	c, err := newCache(dev, sb, o)
 	if err != nil {
-		if c != nil {
-			c.release()
-		}
 		return nil, err
 	}
 	if err := c.load(); err != nil {
@@ -45,28 +42,41 @@ func newCache(dev Storage, sb *Superblock, o Options) (*Cache, error) {
 	c.alloc.c = c
 	c.tenants.init()
 	c.alloc.mu.fifoHead, c.alloc.mu.fifoTail = noBucket, noBucket
-	for _, r := range sb.Backings {
+	if err := c.prepare(); err != nil {
+		c.release()
+		return nil, err
+	}
+	return c, nil
+}
+
+// prepare adds the backing devices, and gets what else needs memory.
+func (c *Cache) prepare() error {
+	for _, r := range c.sb.Backings {
 		if r.ID == 0 || r.ID > MaxBackings || r.Size <= 0 || r.LBS < SectorSize {
-			return nil, fmt.Errorf("%w: impossible record of backing device %d", ErrCorrupt, r.ID)
+			return fmt.Errorf("%w: impossible record of backing device %d", ErrCorrupt, r.ID)
 		}
-		b := c.addBacking(&r)
+		b, err := c.newBacking(&r)
+		if err != nil {
+			return err
+		}
+		c.addBacking(b)
 		b.unreported.Store(r.LostWrites)
 		b.bare.Store(earlierLife) // what an earlier process wrote past the cache may not be flushed
 	}
-	if o.Pending == nil {
+	if p := c.opts.Pending; p == nil {
 		mem, err := offHeap(PendingBytes)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		c.opts.Pending, c.ringMem = mem, mem
-	} else if len(o.Pending) < PendingBytes {
-		return nil, fmt.Errorf("pending ring has %d bytes, %d needed", len(o.Pending), PendingBytes)
+	} else if len(p) < PendingBytes {
+		return fmt.Errorf("pending ring has %d bytes, %d needed", len(p), PendingBytes)
 	}
 	var err error
 	if c.index, err = newIndex(c.geo.slots()); err != nil {
-		return c, err
+		return err
 	}
-	return c, c.newJournal()
+	return c.newJournal()
 }
 
 // limitOf is a limit in nanoseconds, 0 if there is none.
@@ -97,7 +107,8 @@ func (c *Cache) newJournal() error {
 	return err
 }
 
-func (c *Cache) addBacking(r *BackingRecord) *Backing {
+// newBacking makes what a backing device needs in memory.
+func (c *Cache) newBacking(r *BackingRecord) (*Backing, error) {
 	b := &Backing{
 		id: r.ID, name: r.Name, uuid: r.UUID, size: r.Size, dataOff: r.DataOff, lbs: int64(r.LBS),
 	}
@@ -109,13 +120,21 @@ func (c *Cache) addBacking(r *BackingRecord) *Backing {
 		b.draining.Store(true)
 		b.detaching.Store(true)
 	}
+	if r.Tunables.Ordered {
+		if err := b.order.reserve(c, &r.Tunables); err != nil {
+			return nil, fmt.Errorf("keep an order of %s: %w", r.Name, err)
+		}
+	}
 	c.applyTunables(b, r.Tunables)
 	b.order.from = r.OrderedFrom
 	b.order.on.Store(r.Tunables.Ordered)
+	return b, nil
+}
+
+func (c *Cache) addBacking(b *Backing) {
 	all := *c.backings.Load()
-	all[r.ID] = b
+	all[b.id] = b
 	c.backings.Store(&all)
-	return b
 }
 
 func (c *Cache) applyTunables(b *Backing, t Tunables) {
