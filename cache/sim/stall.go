@@ -71,7 +71,7 @@ func (s *Sim) stallStep() {
 	s.ssd.stalled = s.now + int64(time.Hour)
 	s.res.Stalls++
 	s.trace("the SSD stalls, and reads are looked at")
-	if s.playAround(i, s.now+int64(s.cfg.StallLimit+stallSlack), begun) {
+	if len(begun) == 0 || s.playAround(i, s.now+int64(s.cfg.StallLimit+stallSlack), begun) {
 		s.res.Around += len(begun)
 		s.readSlow(i)
 	}
@@ -80,8 +80,9 @@ func (s *Sim) stallStep() {
 
 // readSlow looks at reads that come while the SSD is slow.
 func (s *Sim) readSlow(i int) {
-	for s.van.health == cache.HealthOK { // it may have nothing to do yet
-		if r := s.readClean(i, true); r == nil || !s.playAround(i, s.now+int64(s.cfg.StallLimit+stallSlack), nil) {
+	if s.van.health == cache.HealthOK {
+		s.readClean(i, true) // it may have nothing to do yet
+		if !s.playAround(i, s.now+int64(s.cfg.StallLimit+stallSlack), nil) {
 			return
 		}
 	}
