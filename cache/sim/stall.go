@@ -71,7 +71,7 @@ func (s *Sim) stallStep() {
 	s.ssd.stalled = s.now + int64(time.Hour)
 	s.res.Stalls++
 	s.trace("the SSD stalls, and reads are looked at")
-	if s.playAround(i, s.now+int64(s.cfg.StallLimit+stallSlack), begun) {
+	if len(begun) == 0 || s.playAround(i, s.now+int64(s.cfg.StallLimit+stallSlack), begun) {
 		s.res.Around += len(begun)
 		s.readSlow(i)
 	}
@@ -80,8 +80,9 @@ func (s *Sim) stallStep() {
 
 // readSlow looks at reads that come while the SSD is slow.
 func (s *Sim) readSlow(i int) {
-	for s.van.health == cache.HealthOK { // it may have nothing to do yet
-		if r := s.readClean(i, true); r == nil || !s.playAround(i, s.now+int64(s.cfg.StallLimit+stallSlack), nil) {
+	if s.van.health == cache.HealthOK {
+		s.readClean(i, true) // it may have nothing to do yet
+		if !s.playAround(i, s.now+int64(s.cfg.StallLimit+stallSlack), nil) {
 			return
 		}
 	}
@@ -184,10 +185,14 @@ func (s *Sim) playAround(i int, by int64, reads []*request) bool {
 	}
 }
 
+// settleMost is how many operations end between two ticks at most. A device that is to be detached is flushed again and again
+// while a change that waits for the SSD has a pending block of it.
+const settleMost = 256
+
 // settleAround lets everything go on that does not wait for the SSD or for time to pass. While the SSD is slow each tick wakes
 // all lanes.
 func (s *Sim) settleAround() {
-	for rounds := 0; rounds < 8 && s.err == nil; rounds++ {
+	for rounds, ended := 0, 0; rounds < 8 && ended < settleMost && s.err == nil; rounds++ {
 		for _, l := range s.lanes {
 			if l.woken {
 				s.run(l)
@@ -197,6 +202,7 @@ func (s *Sim) settleAround() {
 		if i := slices.IndexFunc(s.ops, func(f *flyingOp) bool { return s.disk(f.op.Dev).stalled <= s.now }); i >= 0 {
 			s.complete(i)
 			rounds = 0
+			ended++
 		}
 	}
 }
