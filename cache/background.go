@@ -143,6 +143,10 @@ func (f *backingFlush) opDone(l *Lane, op *Op, err error) {
 	l.bg.cleanBacking(f.b)
 }
 
+// flushPause is between two flushes of a device, however urgent: a pending block that is being changed waits for one flush after the
+// other, as long as the change waits for the SSD.
+const flushPause = int64(10 * time.Millisecond)
+
 // clean makes clean what the flushes of backing devices have covered, and flushes those that have
 // pending slots for long or many. It reports whether somebody waits for the rest.
 func (bg *background) clean(now int64) (hurry bool) {
@@ -160,7 +164,8 @@ func (bg *background) clean(now int64) (hurry bool) {
 		b.mu.Unlock()
 		urgent := b.draining.Load() || bg.l.c.closing.Load()
 		hurry = hurry || urgent && n > 0
-		if n == 0 || f.running || now-f.last < pendingAge && (f.failed || n < pendingMany && !urgent) {
+		early := now-f.last < pendingAge && (f.failed || n < pendingMany && !urgent)
+		if n == 0 || f.running || early || now-f.last < flushPause {
 			continue
 		}
 		f.running, f.last, f.covers = true, now, b.wrote.Load()
