@@ -153,3 +153,21 @@ func TestRecogniseSerial(t *testing.T) {
 		}
 	}
 }
+
+// TestAnotherSerial: a disk of the same size with another serial number is another disk. One that has none now, or had none
+// then, may be the same.
+func TestAnotherSerial(t *testing.T) {
+	i := *diskImage(t, nil).Info
+	for _, tt := range []struct {
+		was, is string
+		refused bool
+	}{{"abc", "abc", false}, {"abc", "xyz", true}, {"abc", "", false}, {"", "xyz", false}} {
+		i.Serial = tt.is
+		err := checkIdentity(&i, &cache.BackingRecord{Identity: cache.Identity{Size: i.SizeBytes, Serial: tt.was}})
+		if !tt.refused {
+			must(t, err)
+			continue
+		}
+		wantRefused(t, err, "serial number is "+tt.is+" instead of "+tt.was, "correct the device in the configuration")
+	}
+}

@@ -35,7 +35,6 @@ var Required = []string{
 	"SSD: unplugged and plugged back, dirty data, I/O waits",
 	"SSD: vanishes and returns, clean data",
 	"SSD: vanishes and returns, clean data, nothing missed",
-	"SSD: vanishes and returns, dirty data, I/O waits",
 	"SSD: vanishes, dirty data, returns after changes",
 	"SSD: vanishes, the daemon is killed, SSD returns",
 	"SSD: writes are dropped, clean data",

@@ -3,6 +3,7 @@
 package vmtest
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -61,19 +62,28 @@ func (h held) more(before held, cycles int) bool {
 func TestAttachments(t *testing.T) {
 	OnlyFull(t)
 	Limit(t, 4*time.Minute)
-	cycles := 30
+	cycles := 15
 	if Soak(t) {
 		cycles = 300
 	}
 	c := NewCache(t, Slice(t, "ssd", 0, 64))
 	backing := Slice(t, "ssd", 512, 32)
 	c.Attach(t, Slice(t, "ssd", 1024, 32), "stays")
+	data := make([]byte, 64<<10)
+	Fill(data, 1)
 	cycle := func() {
-		dev := c.Attach(t, backing, "comes", writeback...)
-		Run(t, "dd", "if=/dev/zero", "of="+dev, "bs=64k", "count=4", "oflag=direct", "status=none")
+		Ubcache(t, append([]string{"attach", backing, "--name=comes"}, writeback...)...)
+		dev, err := os.OpenFile("/dev/ubcache/comes", os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = dev.Write(data)
+		if err := errors.Join(err, dev.Sync(), dev.Close()); err != nil {
+			t.Fatal(err)
+		}
 		Ubcache(t, "detach", "comes")
 	}
-	for range 5 {
+	for range 3 {
 		cycle()
 	}
 	before := c.held(t)

@@ -79,12 +79,12 @@ func TestOutOfMemory(t *testing.T) {
 	u := startUnderLoad(t)
 	y := Fault(t, "daemon killed by the kernel for lack of memory")
 	// Beside what fio and the probe verify: a range that is read as a whole after each kill.
-	o := NewOracle(t, u.c.Device(t, "data").Path, 140<<20, 8<<20)
+	o := NewOracle(t, u.c.Device(t, "data").Path, 140<<20, 3<<20)
 	rnd := rand.New(rand.NewPCG(4, 2))
 	u.c.terminate(t)
 	g.start(t)
 	var beyond []time.Duration
-	for range repeats(t, 3) {
+	for range repeats(t, 2) {
 		u.busy(t)
 		y.Tried(1)
 		s := u.c.Status(t)

@@ -68,7 +68,7 @@ func (r replayRow) perKind(t *testing.T) int {
 	switch {
 	case vmtest.Soak(t):
 		return 0
-	case vmtest.Long(t) || r.mode == "writeback" && vmtest.Full(t):
+	case vmtest.Long(t):
 		return 2
 	}
 	return 1

@@ -15,6 +15,7 @@ var holdsDirty = append([]string{"--ssd-loss-hold=3m"}, keepsDirty...)
 
 // vanishHeld: all I/O of the SSD fails for a while.
 func vanishHeld(t *testing.T, fault string) {
+	vmtest.OnlyLong(t) // TestSSDLoss is much the same
 	s := newLossStage(t, fault, holdsDirty...)
 	s.held(t, s.vanish, func() { s.ssd.heal(t) })
 }
